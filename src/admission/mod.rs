@@ -1,0 +1,1 @@
+//! From an AdmissionReview to a patch.

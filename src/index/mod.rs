@@ -1,0 +1,1 @@
+//! Watches in, an immutable snapshot out: what should this container run?

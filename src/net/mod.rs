@@ -1,0 +1,1 @@
+//! TLS with reload, the bounded HTTPS server, probes, drain.

@@ -1,0 +1,1 @@
+//! Lists tags and resolves digests, with credentials and rate limits.

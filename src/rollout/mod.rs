@@ -1,0 +1,1 @@
+//! Which workloads change, how they are changed, and whether they settled.

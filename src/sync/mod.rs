@@ -1,0 +1,1 @@
+//! Reconciles one Image: observe, decide (pure), act, report.
