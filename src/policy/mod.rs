@@ -1,1 +1,19 @@
 //! Tags in, a decision with reasons out; image references. No I/O, no clock, no async.
+//!
+//! [`reference`] reads image texts, [`rule`] what a user wrote as a rule and a filter, [`select`](mod@select) chooses.
+//! Everything here is total: no input panics, and the same input in any order gives the same answer.
+
+mod digits;
+mod order;
+mod pattern;
+mod range;
+pub mod reference;
+pub mod rule;
+pub mod select;
+mod version;
+
+pub use pattern::{Filter, Pattern};
+pub use range::Range;
+pub use reference::{Reference, ReferenceError, Repository, is_legal_tag};
+pub use rule::{Rule, RuleError};
+pub use select::{Decision, Rejection, compare, select};

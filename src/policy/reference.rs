@@ -1,0 +1,340 @@
+//! Image references: the grammar of the OCI distribution reference implementation, as the kubelet reads it, with
+//! its normalisation (`alpine` is `docker.io/library/alpine`). The spelling of the manifest is kept beside it, because
+//! that is what a patch must preserve.
+
+use std::fmt;
+use std::net::Ipv6Addr;
+
+/// Longest name (host and path, normalised) in bytes; the limit of the distribution implementation.
+pub const MAX_NAME_LENGTH: usize = 255;
+/// Longest tag in bytes (OCI distribution spec, "Pulling manifests").
+pub const MAX_TAG_LENGTH: usize = 128;
+/// Longest digest in bytes that is read; a sha512 digest has 135.
+const MAX_DIGEST_LENGTH: usize = 255;
+
+const DOCKER_HUB: &str = "docker.io";
+
+/// A repository, normalised: two texts that pull from the same place compare equal.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Repository {
+    host: String,
+    path: String,
+}
+
+impl Repository {
+    /// Reads a repository without tag or digest, as in `spec.image`: `alpine`, `ghcr.io/org/app`, `registry:5000/app`.
+    pub fn parse(text: &str) -> Result<Self, ReferenceError> {
+        let error = |problem| ReferenceError::new(text, problem);
+        if text.contains('@') {
+            return Err(error(Problem::UnexpectedDigest));
+        }
+        let (name, tag) = split_tag(text);
+        // `registry:5000` is a tag by the grammar, but whoever writes it may mean a host: both readings are refused.
+        if tag.is_some() {
+            return Err(error(Problem::UnexpectedTag));
+        }
+        Self::from_name(name).map_err(error)
+    }
+
+    /// The registry: `docker.io`, `registry:5000`, `[::1]:5000`; lower case.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// The path below the host, for example `library/alpine`.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    fn from_name(name: &str) -> Result<Self, Problem> {
+        if name.is_empty() {
+            return Err(Problem::Empty);
+        }
+        // Checked before anything is copied; checked again below, as normalising may lengthen the name.
+        if name.len() > MAX_NAME_LENGTH {
+            return Err(Problem::NameTooLong);
+        }
+        let (host, path) = match name.split_once('/') {
+            Some((first, rest)) if is_host(first) => (normalise_host(first)?, rest.to_owned()),
+            _ => (DOCKER_HUB.to_owned(), name.to_owned()),
+        };
+        check_path(&path)?;
+        let bare_id = path.len() == 64 && path.bytes().all(is_lower_hex);
+        if bare_id && path.len() == name.len() {
+            return Err(Problem::ImageId);
+        }
+        let path = if host == DOCKER_HUB && !path.contains('/') {
+            format!("library/{path}")
+        } else {
+            path
+        };
+        if host.len() + 1 + path.len() > MAX_NAME_LENGTH {
+            return Err(Problem::NameTooLong);
+        }
+        Ok(Self { host, path })
+    }
+}
+
+impl fmt::Display for Repository {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.host, self.path)
+    }
+}
+
+/// The image text of a container, with its spelling kept: `name[:tag][@digest]`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Reference {
+    name: String,
+    repository: Repository,
+    tag: Option<String>,
+    digest: Option<String>,
+}
+
+impl Reference {
+    /// Reads an image text. A missing tag stays missing: the caller decides that it means `latest`.
+    pub fn parse(text: &str) -> Result<Self, ReferenceError> {
+        let error = |problem| ReferenceError::new(text, problem);
+        let (rest, digest) = match text.split_once('@') {
+            Some((rest, digest)) => (rest, Some(digest)),
+            None => (text, None),
+        };
+        let (name, tag) = split_tag(rest);
+        if tag.is_some_and(|tag| !is_legal_tag(tag)) {
+            return Err(error(Problem::Tag));
+        }
+        if digest.is_some_and(|digest| !is_digest(digest)) {
+            return Err(error(Problem::Digest));
+        }
+        Ok(Self {
+            name: name.to_owned(),
+            repository: Repository::from_name(name).map_err(error)?,
+            tag: tag.map(str::to_owned),
+            digest: digest.map(str::to_owned),
+        })
+    }
+
+    /// The name as written, without tag and digest.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The normalised repository.
+    pub fn repository(&self) -> &Repository {
+        &self.repository
+    }
+
+    /// The tag as written, if there is one.
+    pub fn tag(&self) -> Option<&str> {
+        self.tag.as_deref()
+    }
+
+    /// The digest with its algorithm (`sha256:…`), if there is one.
+    pub fn digest(&self) -> Option<&str> {
+        self.digest.as_deref()
+    }
+
+    /// The text that names `tag` of the same repository in the same spelling; a digest is left out.
+    pub fn with_tag(&self, tag: &str) -> String {
+        format!("{}:{tag}", self.name)
+    }
+}
+
+impl fmt::Display for Reference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)?;
+        if let Some(tag) = &self.tag {
+            write!(f, ":{tag}")?;
+        }
+        if let Some(digest) = &self.digest {
+            write!(f, "@{digest}")?;
+        }
+        Ok(())
+    }
+}
+
+/// A text that is no image reference. `Display` names the text, what is wrong and what is right.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("invalid image {text:?}: {problem}")]
+pub struct ReferenceError {
+    text: String,
+    problem: Problem,
+}
+
+impl ReferenceError {
+    fn new(text: &str, problem: Problem) -> Self {
+        Self {
+            text: super::pattern::shorten(text),
+            problem,
+        }
+    }
+
+    /// What is wrong, for callers that branch.
+    pub fn problem(&self) -> Problem {
+        self.problem
+    }
+}
+
+/// What is wrong with an image text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Problem {
+    #[error("it has no name")]
+    Empty,
+    #[error("the name is longer than {MAX_NAME_LENGTH} characters")]
+    NameTooLong,
+    #[error("the registry host is not a host name, an IPv4 address or an IPv6 address in brackets")]
+    Host,
+    #[error("the port is not a number from 1 to 65535")]
+    Port,
+    #[error(
+        "the path has an illegal part: lower-case letters and digits, separated by one '.', one or two '_' or several \
+         '-'"
+    )]
+    Path,
+    #[error("the path must be lower case")]
+    UpperCase,
+    #[error("64 hexadecimal digits are an image ID, not a name")]
+    ImageId,
+    #[error(
+        "the tag is not 1 to {MAX_TAG_LENGTH} letters, digits, '_', '.' or '-', beginning with none of '.' and '-'"
+    )]
+    Tag,
+    #[error("the digest is not of the form sha256:<64 lower-case hexadecimal digits>")]
+    Digest,
+    #[error(
+        "a repository is named without a tag; if this was meant as host and port, the path is missing"
+    )]
+    UnexpectedTag,
+    #[error("a repository is named without a digest")]
+    UnexpectedDigest,
+}
+
+/// Whether `tag` is a tag by the OCI distribution spec: `[A-Za-z0-9_][A-Za-z0-9._-]{0,127}`.
+pub fn is_legal_tag(tag: &str) -> bool {
+    let word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    tag.len() <= MAX_TAG_LENGTH
+        && tag.bytes().next().is_some_and(word)
+        && tag
+            .bytes()
+            .all(|byte| word(byte) || matches!(byte, b'.' | b'-'))
+}
+
+/// Splits at the last colon of the last path component: an earlier one belongs to a port.
+fn split_tag(text: &str) -> (&str, Option<&str>) {
+    let last_component = text.rfind('/').map_or(0, |slash| slash + 1);
+    match text[last_component..].find(':') {
+        Some(colon) => (
+            &text[..last_component + colon],
+            Some(&text[last_component + colon + 1..]),
+        ),
+        None => (text, None),
+    }
+}
+
+/// Whether the first component of a name with several is a host, as the distribution implementation tells it.
+fn is_host(component: &str) -> bool {
+    component.contains(['.', ':'])
+        || component == "localhost"
+        || component.bytes().any(|byte| byte.is_ascii_uppercase())
+}
+
+fn normalise_host(text: &str) -> Result<String, Problem> {
+    let (host, port) = split_port(text)?;
+    let address = host
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'));
+    let legal = match address {
+        Some(address) => !address.contains('.') && address.parse::<Ipv6Addr>().is_ok(),
+        None => host.split('.').all(is_host_label),
+    };
+    if !legal {
+        return Err(Problem::Host);
+    }
+    let host = host.to_ascii_lowercase();
+    Ok(match port {
+        Some(port) => format!("{host}:{port}"),
+        None if matches!(&*host, "index.docker.io" | "registry-1.docker.io") => {
+            DOCKER_HUB.to_owned()
+        }
+        None => host,
+    })
+}
+
+/// Splits `host[:port]`; the colons inside brackets belong to an IPv6 address.
+fn split_port(text: &str) -> Result<(&str, Option<u16>), Problem> {
+    let after_address = text.rfind(']').map_or(0, |bracket| bracket + 1);
+    let Some(colon) = text[after_address..].find(':') else {
+        return Ok((text, None));
+    };
+    let (host, port) = (
+        &text[..after_address + colon],
+        &text[after_address + colon + 1..],
+    );
+    // `u16::from_str` accepts a sign.
+    if !port.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(Problem::Port);
+    }
+    match port.parse::<u16>() {
+        Ok(port) if port > 0 => Ok((host, Some(port))),
+        _ => Err(Problem::Port),
+    }
+}
+
+fn is_host_label(label: &str) -> bool {
+    !label.is_empty()
+        && !label.starts_with('-')
+        && !label.ends_with('-')
+        && label
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+}
+
+fn check_path(path: &str) -> Result<(), Problem> {
+    if path.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        return Err(Problem::UpperCase);
+    }
+    if path.split('/').all(is_path_component) {
+        Ok(())
+    } else {
+        Err(Problem::Path)
+    }
+}
+
+/// `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*`
+fn is_path_component(component: &str) -> bool {
+    let alphanumeric = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let bytes = component.as_bytes();
+    let ends_well = |end: Option<&u8>| end.is_some_and(|&byte| alphanumeric(byte));
+    ends_well(bytes.first())
+        && ends_well(bytes.last())
+        && bytes.split(|&byte| alphanumeric(byte)).all(|separator| {
+            matches!(separator, b"" | b"." | b"_" | b"__")
+                || separator.iter().all(|&byte| byte == b'-')
+        })
+}
+
+/// A digest by the OCI image spec, with the lengths of the registered algorithms.
+fn is_digest(digest: &str) -> bool {
+    let Some((algorithm, encoded)) = digest.split_once(':') else {
+        return false;
+    };
+    let right_length = match algorithm {
+        "sha256" => encoded.len() == 64,
+        "sha384" => encoded.len() == 96,
+        "sha512" => encoded.len() == 128,
+        _ => encoded.len() >= 32,
+    };
+    right_length
+        && digest.len() <= MAX_DIGEST_LENGTH
+        && encoded.bytes().all(is_lower_hex)
+        && algorithm.split(['+', '.', '-', '_']).all(|part| {
+            part.starts_with(|c: char| c.is_ascii_alphabetic())
+                && part.bytes().all(|byte| byte.is_ascii_alphanumeric())
+        })
+}
+
+fn is_lower_hex(byte: u8) -> bool {
+    matches!(byte, b'0'..=b'9' | b'a'..=b'f')
+}
+
+#[cfg(test)]
+mod tests;
