@@ -254,12 +254,12 @@ fn explain(
         (Some(best), None, Some(current)) => {
             let current = super::pattern::shorten(current);
             format!(
-                "{} is {among} that {rule} allows; current {current:?} cannot be compared",
+                "{} is {among} that {rule} allows: current {current:?} cannot be compared",
                 best.tag
             )
         }
         (Some(best), None, None) => format!(
-            "{} is {among} that {rule} allows; there is no current tag",
+            "{} is {among} that {rule} allows: there is no current tag",
             best.tag
         ),
         (None, Some(kept), _) if tags.contains(kept) || tags.is_empty() => {
