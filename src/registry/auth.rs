@@ -18,8 +18,8 @@ use super::{error::RegistryError, origin::Origin};
 /// All `WWW-Authenticate` headers of one answer together, in bytes.
 const MAX_CHALLENGES: usize = 16 * 1024;
 /// How long a token holds that does not say so (docker token specification).
-const DEFAULT_LIFE: Duration = Duration::from_mins(1);
-const MAX_LIFE: Duration = Duration::from_hours(1);
+const DEFAULT_LIFE: Duration = Duration::from_secs(60);
+const MAX_LIFE: Duration = Duration::from_secs(60 * 60);
 /// Tokens that are kept.
 const MAX_TOKENS: usize = 10_000;
 
@@ -90,7 +90,7 @@ pub(super) fn token_url(realm: &Url, service: Option<&str>, scope: &str) -> Url 
     url
 }
 
-/// The body of the OAuth2 request that turns an identity token into an access token.
+/// The body of the OAuth 2 request that turns an identity token into an access token.
 pub(super) fn token_form(service: Option<&str>, scope: &str, refresh_token: &str) -> String {
     url::form_urlencoded::Serializer::new(String::new())
         .append_pair("grant_type", "refresh_token")

@@ -1,20 +1,18 @@
 //! Sends requests: where they may go, how often, how long, how much comes back, and what is tried again.
 
-use std::{error::Error as StdError, io, sync::OnceLock, time::Duration};
+use std::time::Duration;
 
 use http::{
     HeaderMap, HeaderValue, StatusCode,
     header::{AUTHORIZATION, CONTENT_TYPE, LOCATION, RETRY_AFTER},
 };
-use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use tokio::time::Instant;
 use url::Url;
 
 use super::{
-    Config, Limits,
     error::{Cap, Refusal, RegistryError, Step},
-    limiter::Limiter,
     origin::{self, Origin, host_text},
+    transport::{Transport, transport_error},
 };
 
 /// Requests that one page may cost: tokens, redirects and retries included.
@@ -23,126 +21,11 @@ const MAX_REQUESTS_PER_PAGE: usize = 12;
 const MAX_TRIES: u32 = 4;
 const MAX_REDIRECTS: usize = 5;
 /// Longest pause of a host that is honoured, and the longest that an error reports.
-const MAX_PAUSE: Duration = Duration::from_mins(5);
-const MAX_REPORTED_PAUSE: Duration = Duration::from_hours(1);
+const MAX_PAUSE: Duration = Duration::from_secs(5 * 60);
+const MAX_REPORTED_PAUSE: Duration = Duration::from_secs(60 * 60);
 /// An error's body is read only so that the connection can be used again: in bytes, and for how long.
 const MAX_ERROR_BODY: usize = 64 * 1024;
 const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(1);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// The connections and budgets that all listings share.
-pub(super) struct Transport {
-    verifying: reqwest::Client,
-    /// Apart from the other: a connection whose certificate nobody checked is never used by those who want it checked.
-    skipping: OnceLock<reqwest::Client>,
-    extra_ca: Vec<reqwest::Certificate>,
-    limiter: Limiter,
-    limits: Limits,
-    tuning: Tuning,
-}
-
-/// What only tests change.
-#[derive(Clone, Copy)]
-pub(super) struct Tuning {
-    /// The wait before the first retry; doubles with each.
-    pub(super) first_backoff: Duration,
-    /// Whether the environment's proxies are used.
-    pub(super) proxies: bool,
-}
-
-impl Default for Tuning {
-    fn default() -> Self {
-        Self {
-            first_backoff: Duration::from_millis(500),
-            proxies: true,
-        }
-    }
-}
-
-impl Transport {
-    /// Loads the system's trust roots (tens of milliseconds).
-    pub(super) fn new(config: &Config, tuning: Tuning) -> Result<Self, RegistryError> {
-        let extra_ca = match &config.extra_ca_pem {
-            None => Vec::new(),
-            Some(pem) => reqwest::Certificate::from_pem_bundle(pem)
-                .ok()
-                .filter(|found| !found.is_empty())
-                .ok_or_else(|| RegistryError::Config {
-                    cause: "the extra CA is no PEM certificate".to_owned(),
-                })?,
-        };
-        Ok(Self {
-            verifying: build_client(&extra_ca, false, tuning)?,
-            skipping: OnceLock::new(),
-            extra_ca,
-            limiter: Limiter::new(config.limits.rate),
-            limits: config.limits.clone(),
-            tuning,
-        })
-    }
-
-    fn client(&self, skip_verify: bool) -> Result<&reqwest::Client, RegistryError> {
-        if !skip_verify {
-            return Ok(&self.verifying);
-        }
-        if let Some(client) = self.skipping.get() {
-            return Ok(client);
-        }
-        let client = build_client(&self.extra_ca, true, self.tuning)?;
-        Ok(self.skipping.get_or_init(|| client))
-    }
-}
-
-/// Proxies come from the environment (`HTTP_PROXY`, `HTTPS_PROXY`, `NO_PROXY`): reqwest's default.
-fn build_client(
-    extra_ca: &[reqwest::Certificate],
-    skip_verify: bool,
-    tuning: Tuning,
-) -> Result<reqwest::Client, RegistryError> {
-    let builder = reqwest::Client::builder();
-    let builder = if tuning.proxies {
-        builder
-    } else {
-        builder.no_proxy()
-    };
-    builder
-        .user_agent(concat!("kimup/", env!("CARGO_PKG_VERSION")))
-        .redirect(reqwest::redirect::Policy::none())
-        .retry(reqwest::retry::never())
-        .referer(false)
-        .connect_timeout(CONNECT_TIMEOUT)
-        .pool_idle_timeout(Duration::from_secs(60))
-        .pool_max_idle_per_host(4)
-        .dns_resolver(Resolver)
-        .tls_certs_merge(extra_ca.iter().cloned())
-        .tls_danger_accept_invalid_certs(skip_verify)
-        .build()
-        .map_err(|error| RegistryError::Config {
-            cause: innermost(&error),
-        })
-}
-
-/// The system's resolver, but for names that lead to the node's own services.
-struct Resolver;
-
-#[derive(thiserror::Error, Debug)]
-#[error("it resolves to a link-local or metadata address")]
-struct ForbiddenName;
-
-impl Resolve for Resolver {
-    fn resolve(&self, name: Name) -> Resolving {
-        Box::pin(async move {
-            let found: Vec<_> = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
-            if found
-                .iter()
-                .any(|address| origin::is_forbidden(address.ip()))
-            {
-                return Err(ForbiddenName.into());
-            }
-            Ok(Box::new(found.into_iter()) as Addrs)
-        })
-    }
-}
 
 /// One request; a form makes it a POST.
 pub(super) struct Outgoing<'a> {
@@ -466,6 +349,10 @@ fn budget_key(url: &Url) -> String {
     )
 }
 
+/// An HTTP date is an RFC 2822 date; a wrong day of the week does not make the moment unclear.
+const HTTP_DATE: jiff::fmt::rfc2822::DateTimeParser =
+    jiff::fmt::rfc2822::DateTimeParser::new().relaxed_weekday(true);
+
 /// `Retry-After` in seconds or as a date (RFC 9110, 10.2.3); a date that has passed is no wait.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
@@ -476,78 +363,13 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
                 .min(u64::from(u32::MAX)),
         ));
     }
-    let at = jiff::fmt::rfc2822::parse(text).ok()?.timestamp();
+    let at = HTTP_DATE.parse_timestamp(text).ok()?;
     let wait = at
         .as_second()
         .saturating_sub(jiff::Timestamp::now().as_second());
     Some(Duration::from_secs(
         u64::try_from(wait).unwrap_or(0).min(u64::from(u32::MAX)),
     ))
-}
-
-/// Every error in the chain, with those that an I/O error wraps.
-fn chain<'a>(
-    error: &'a (dyn StdError + 'static),
-) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
-    let mut next = Some(error);
-    std::iter::from_fn(move || {
-        let error = next?;
-        let wrapped: Option<&'a (dyn StdError + 'static)> = match error
-            .downcast_ref::<io::Error>()
-            .and_then(io::Error::get_ref)
-        {
-            Some(inner) => Some(inner),
-            None => error.source(),
-        };
-        next = wrapped;
-        Some(error)
-    })
-}
-
-/// The cause itself: the outer errors repeat the address, which is a header's content for a token realm.
-fn innermost(error: &(dyn StdError + 'static)) -> String {
-    chain(error)
-        .last()
-        .map_or_else(String::new, ToString::to_string)
-}
-
-fn transport_error(error: &reqwest::Error, host: &str) -> RegistryError {
-    let host = host.to_owned();
-    let has = |test: fn(&(dyn StdError + 'static)) -> bool| chain(error).any(test);
-    if has(|error| error.is::<ForbiddenName>()) {
-        return RegistryError::Refused {
-            why: Refusal::Address(format!("{host} {ForbiddenName}")),
-            host,
-        };
-    }
-    let corrupt = |error: &(dyn StdError + 'static)| {
-        let kind = error.downcast_ref::<io::Error>().map(io::Error::kind);
-        matches!(
-            kind,
-            Some(io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData)
-        )
-    };
-    if error.is_decode() && has(corrupt) {
-        return RegistryError::Malformed {
-            host,
-            cause: "its compression is broken".to_owned(),
-        };
-    }
-    let step = if error.is_dns() {
-        Step::Dns
-    } else if has(|error| error.is::<rustls::Error>()) {
-        Step::Tls
-    } else if error.is_connect() {
-        Step::Connect
-    } else {
-        Step::Read
-    };
-    let cause = if error.is_timeout() {
-        "timed out".to_owned()
-    } else {
-        innermost(error)
-    };
-    RegistryError::Unreachable { step, host, cause }
 }
 
 #[cfg(test)]

@@ -68,7 +68,7 @@ impl Credentials {
         (!password.is_empty()).then_some((username, password))
     }
 
-    /// The refresh token of the docker token service's OAuth2 flow.
+    /// The refresh token of the docker token service's OAuth 2 flow.
     pub(super) fn identity_token(&self) -> Option<&str> {
         self.identity_token
             .as_ref()
@@ -107,13 +107,12 @@ impl Keyring {
         for secret in secrets {
             for (index, (registry, entry)) in secret.entries()?.into_iter().enumerate() {
                 let credentials = secret.credentials(index, entry)?;
-                match (Pattern::parse(&registry), credentials) {
-                    (Some(pattern), Some(credentials)) => entries.push((pattern, credentials)),
-                    _ => tracing::debug!(
-                        secret = secret.name,
-                        entry = index + 1,
-                        "skipped an entry of a pull secret"
-                    ),
+                if let (Some(pattern), Some(credentials)) = (Pattern::parse(&registry), credentials)
+                {
+                    entries.push((pattern, credentials));
+                } else {
+                    let entry = index + 1;
+                    tracing::debug!(secret = secret.name, entry, "skipped a pull secret's entry");
                 }
             }
         }

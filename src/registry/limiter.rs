@@ -59,7 +59,7 @@ impl Limiter {
     pub(super) fn pause(&self, host: &str, pause: Duration) {
         let now = Instant::now();
         self.with(host, now, |budget| {
-            budget.paused_until = budget.paused_until.max(now + pause)
+            budget.paused_until = budget.paused_until.max(now + pause);
         });
     }
 

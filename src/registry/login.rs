@@ -106,10 +106,12 @@ impl<'a> Login<'a> {
         &mut self,
         session: &mut Session<'_>,
     ) -> Result<Option<HeaderValue>, RegistryError> {
+        // A token that is stale on arrival is used once all the same.
         let expired = |grant: &Grant| {
-            grant
-                .expires
-                .is_some_and(|expires| expires <= Instant::now())
+            grant.proven
+                && grant
+                    .expires
+                    .is_some_and(|expires| expires <= Instant::now())
         };
         if self.grant.as_ref().is_some_and(expired) {
             self.grant = None;
@@ -236,7 +238,7 @@ impl<'a> Login<'a> {
                 self.tokens.insert(self.key_of(self.at), token.clone());
                 Ok(Some(Grant::from_token(token, false)))
             }
-            // 400 is how OAuth2 says that a refresh token does not hold (RFC 6749, 5.2).
+            // 400 is how OAuth 2 says that a refresh token does not hold (RFC 6749, 5.2).
             400 if identity_token.is_some() => Ok(None),
             401 | 403 => Ok(None),
             300..=399 => {

@@ -7,7 +7,8 @@
 //! | `keyring` | pull secrets, matched as the kubelet does (pure) |
 //! | `auth` | challenges, tokens and their cache |
 //! | `login` | which credentials to try next in one listing |
-//! | `http` | sending: rate, retries, redirects, caps, TLS |
+//! | `http` | sending: rate, retries, redirects, caps |
+//! | `transport` | connections, TLS, resolver, what a broken connection means |
 //! | `link`, `page` | the next page's address; a page's tags (pure) |
 //! | `limiter` | the budget of each host |
 
@@ -22,6 +23,7 @@ mod origin;
 mod page;
 #[cfg(test)]
 mod tests;
+mod transport;
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
@@ -30,10 +32,11 @@ use url::Url;
 
 use self::{
     auth::{TokenCache, TokenKey},
-    http::{Answer, Session, Transport, Tuning},
+    http::{Answer, Session},
     login::Login,
     origin::{Origin, PlainHttp, host_text},
     page::{Collector, PageError},
+    transport::{Transport, Tuning},
 };
 pub use self::{
     error::{Cap, PullSecretError, Refusal, RegistryError, Step},
@@ -76,7 +79,7 @@ impl Default for Limits {
             max_pages: 1000,
             max_tags: 500_000,
             page_timeout: Duration::from_secs(30),
-            deadline: Duration::from_mins(5),
+            deadline: Duration::from_secs(5 * 60),
             rate: 5.0,
         }
     }
@@ -119,10 +122,10 @@ impl Client {
     /// Loads the system's trust roots (tens of milliseconds; fails where there are none). The process must have installed
     /// a rustls crypto provider.
     pub fn new(config: Config) -> Result<Self, RegistryError> {
-        Self::tuned(&config, Tuning::default())
+        Self::tuned(config, Tuning::default())
     }
 
-    fn tuned(config: &Config, tuning: Tuning) -> Result<Self, RegistryError> {
+    fn tuned(config: Config, tuning: Tuning) -> Result<Self, RegistryError> {
         if !(0.001..=1e6).contains(&config.limits.rate) {
             let cause = format!(
                 "a rate of {} requests per second is not in 0.001 to 1000000",
@@ -132,9 +135,9 @@ impl Client {
         }
         Ok(Self(Arc::new(Inner {
             plain_http: PlainHttp::parse(&config.plain_http)?,
-            transport: Transport::new(config, tuning)?,
             tokens: TokenCache::default(),
             limits: config.limits.clone(),
+            transport: Transport::new(config, tuning)?,
         })))
     }
 
@@ -158,7 +161,7 @@ impl Client {
                 repository = %request.repository, tags = found.tags.len(), requests = found.requests, "listed tags"
             ),
             Err(error) => {
-                tracing::debug!(repository = %request.repository, %error, "listing tags failed")
+                tracing::debug!(repository = %request.repository, %error, "listing tags failed");
             }
         }
         listing

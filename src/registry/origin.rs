@@ -193,110 +193,48 @@ mod tests {
 
     #[test]
     fn realms() {
-        let check = |registry: &str, realm: &str, allowed: bool| {
+        for line in REALMS.lines() {
+            let [registry, realm, expected] = line.split(' ').collect::<Vec<_>>()[..] else {
+                panic!("{line}")
+            };
             let result = check_realm(&origin(registry), &Url::parse(realm).unwrap());
-            assert_eq!(result.is_ok(), allowed, "{registry} -> {realm}: {result:?}");
-        };
-        check(
-            "https://registry-1.docker.io",
-            "https://auth.docker.io/token",
-            true,
-        );
-        check(
-            "https://registry-1.docker.io",
-            "http://auth.docker.io/token",
-            false,
-        );
-        check("https://ghcr.io", "https://ghcr.io/token", true);
-        check("https://ghcr.io", "https://ghcr.io:444/token", true);
-        check("https://ghcr.io", "https://ghcr.io.evil.com/token", false);
-        check("https://ghcr.io", "https://evilghcr.io/token", false);
-        check(
-            "https://registry.example.com",
-            "https://auth.example.com/token",
-            true,
-        );
-        check(
-            "https://registry.example.com:5000",
-            "https://auth.example.com/token",
-            true,
-        );
-        check(
-            "https://registry.example.com",
-            "http://auth.example.com/token",
-            false,
-        );
-        check(
-            "https://registry.example.com",
-            "http://registry.example.com/token",
-            false,
-        );
-        check(
-            "https://registry.example.com",
-            "ftp://registry.example.com/token",
-            false,
-        );
-        check(
-            "https://registry.example.com",
-            "https://u:p@registry.example.com/token",
-            false,
-        );
-        check("https://a.co.uk", "https://b.co.uk/token", false);
-        check("https://r.a.co.uk", "https://t.a.co.uk/token", true);
-        check("https://co.uk", "https://co.uk:444/token", false);
-        check(
-            "https://alice.github.io",
-            "https://mallory.github.io/token",
-            false,
-        );
-        check(
-            "https://1.dkr.ecr.us-east-1.amazonaws.com",
-            "https://evil.s3.amazonaws.com/token",
-            false,
-        );
-        check(
-            "https://localhost:5000",
-            "https://localhost:5000/token",
-            true,
-        );
-        check(
-            "https://localhost:5000",
-            "https://localhost:5001/token",
-            false,
-        );
-        check(
-            "https://registry.corp.internal",
-            "https://auth.corp.internal/token",
-            true,
-        );
-        check(
-            "http://registry.corp.internal:5000",
-            "http://registry.corp.internal:5000/token",
-            true,
-        );
-        check(
-            "http://registry.corp.internal:5000",
-            "http://registry.corp.internal:5001/token",
-            false,
-        );
-        check(
-            "http://registry.corp.internal:5000",
-            "http://auth.corp.internal:5000/token",
-            false,
-        );
-        check("https://10.0.0.1", "https://10.0.0.1/token", true);
-        check("https://10.0.0.1", "https://10.0.0.1:444/token", false);
-        check("https://10.0.0.1", "https://11.0.0.1/token", false);
-        check("https://ghcr.io", "https://127.0.0.1/token", false);
-        check("https://ghcr.io", "https://169.254.169.254/token", false);
-        check(
-            "http://169.254.169.254",
-            "http://169.254.169.254/token",
-            false,
-        );
-        check("https://[::1]:5000", "https://[::1]:5000/token", true);
-        check("https://[fe80::1]", "https://[fe80::1]/token", false);
+            assert_eq!(result.is_ok(), expected == "allowed", "{line}: {result:?}");
+        }
     }
+
+    /// Registry, realm, outcome.
+    const REALMS: &str = "\
+https://registry-1.docker.io https://auth.docker.io/token allowed
+https://registry-1.docker.io http://auth.docker.io/token refused
+https://ghcr.io https://ghcr.io/token allowed
+https://ghcr.io https://ghcr.io:444/token allowed
+https://ghcr.io https://ghcr.io.evil.com/token refused
+https://ghcr.io https://evilghcr.io/token refused
+https://registry.example.com https://auth.example.com/token allowed
+https://registry.example.com:5000 https://auth.example.com/token allowed
+https://registry.example.com http://auth.example.com/token refused
+https://registry.example.com http://registry.example.com/token refused
+https://registry.example.com ftp://registry.example.com/token refused
+https://registry.example.com https://u:p@registry.example.com/token refused
+https://a.co.uk https://b.co.uk/token refused
+https://r.a.co.uk https://t.a.co.uk/token allowed
+https://co.uk https://co.uk:444/token refused
+https://alice.github.io https://mallory.github.io/token refused
+https://1.dkr.ecr.us-east-1.amazonaws.com https://evil.s3.amazonaws.com/token refused
+https://localhost:5000 https://localhost:5000/token allowed
+https://localhost:5000 https://localhost:5001/token refused
+https://registry.corp.internal https://auth.corp.internal/token allowed
+http://registry.corp.internal:5000 http://registry.corp.internal:5000/token allowed
+http://registry.corp.internal:5000 http://registry.corp.internal:5001/token refused
+http://registry.corp.internal:5000 http://auth.corp.internal:5000/token refused
+https://10.0.0.1 https://10.0.0.1/token allowed
+https://10.0.0.1 https://10.0.0.1:444/token refused
+https://10.0.0.1 https://11.0.0.1/token refused
+https://ghcr.io https://127.0.0.1/token refused
+https://ghcr.io https://169.254.169.254/token refused
+http://169.254.169.254 http://169.254.169.254/token refused
+https://[::1]:5000 https://[::1]:5000/token allowed
+https://[fe80::1] https://[fe80::1]/token refused";
 
     #[test]
     fn addresses() {

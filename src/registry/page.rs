@@ -269,7 +269,7 @@ mod tests {
     fn no_tag_list() {
         let check = |body: &[u8], expected: &str| match read(100, &[body]) {
             Err(PageError::Malformed(cause)) => {
-                assert!(cause.contains(expected), "{cause} has no {expected:?}")
+                assert!(cause.contains(expected), "{cause} has no {expected:?}");
             }
             other => panic!("{:?}: {other:?}", String::from_utf8_lossy(body)),
         };

@@ -163,7 +163,7 @@ pub(super) fn client(config: Config) -> Client {
         first_backoff: Duration::from_millis(1),
         proxies: false,
     };
-    Client::tuned(&config, tuning).unwrap()
+    Client::tuned(config, tuning).unwrap()
 }
 
 /// The defaults, but for a rate that no test waits for.
