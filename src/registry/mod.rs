@@ -1,1 +1,271 @@
-//! Lists tags and resolves digests, with credentials and rate limits.
+//! Lists the tags of a repository on an OCI registry: complete or an error, with the credentials of one Image, and bounded
+//! in size, count and time whatever the registry does.
+//!
+//! | file | job |
+//! |---|---|
+//! | `origin` | where requests and tokens may go (pure) |
+//! | `keyring` | pull secrets, matched as the kubelet does (pure) |
+//! | `auth` | challenges, tokens and their cache |
+//! | `login` | which credentials to try next in one listing |
+//! | `http` | sending: rate, retries, redirects, caps |
+//! | `transport` | connections, TLS, resolver, what a broken connection means |
+//! | `link`, `page` | the next page's address; a page's tags (pure) |
+//! | `limiter` | the budget of each host |
+
+mod auth;
+mod error;
+mod http;
+mod keyring;
+mod limiter;
+mod link;
+mod login;
+mod origin;
+mod page;
+#[cfg(test)]
+mod tests;
+mod transport;
+
+use std::{collections::HashSet, sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+use url::Url;
+
+use self::{
+    auth::{TokenCache, TokenKey},
+    http::{Answer, Session},
+    login::Login,
+    origin::{Origin, PlainHttp, host_text},
+    page::{Collector, PageError},
+    transport::{Transport, Tuning},
+};
+pub use self::{
+    error::{Cap, PullSecretError, Refusal, RegistryError, Step},
+    keyring::{Credentials, Keyring, PullSecret},
+};
+use crate::policy;
+
+/// How the client behaves for every registry.
+#[derive(Clone, Debug, Default)]
+pub struct Config {
+    /// Registries that speak plain http, as `HOST:PORT` (port 80 if left out); all others are asked over https.
+    pub plain_http: Vec<String>,
+    /// Caps of a listing.
+    pub limits: Limits,
+    /// Certificates in PEM that are trusted besides the system's.
+    pub extra_ca_pem: Option<Vec<u8>>,
+}
+
+/// What a registry may cost at most.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Limits {
+    /// Bytes of one answer after decompression. Default 16 MiB.
+    pub max_page_bytes: usize,
+    /// Pages of one listing. Default 1000.
+    pub max_pages: usize,
+    /// Tags of one listing, illegal ones and duplicates included. Default 500,000.
+    pub max_tags: usize,
+    /// Time for one request, from connecting to the last byte. Default 30 s.
+    pub page_timeout: Duration,
+    /// Time for a whole listing, with waiting for the rate, tokens and retries. Default 5 min.
+    pub deadline: Duration,
+    /// Requests per second to one host, after a burst of 5. From 0.001 to 1,000,000. Default 5.
+    pub rate: f64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_page_bytes: 16 * 1024 * 1024,
+            max_pages: 1000,
+            max_tags: 500_000,
+            page_timeout: Duration::from_secs(30),
+            deadline: Duration::from_secs(5 * 60),
+            rate: 5.0,
+        }
+    }
+}
+
+/// What to list, and as whom.
+#[derive(Clone, Debug)]
+pub struct ListRequest {
+    /// The repository, normalised.
+    pub repository: policy::Repository,
+    /// The Image's credentials.
+    pub keyring: Keyring,
+    /// Accept any certificate of the registry itself; its token host elsewhere is verified all the same.
+    pub insecure_skip_tls_verify: bool,
+}
+
+/// All tags of a repository.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listing {
+    /// Legal tags without duplicates, in the registry's order.
+    pub tags: Vec<String>,
+    /// How many tags were left out because a container runtime could not pull them.
+    pub dropped: usize,
+    /// HTTP requests that it took: pages, tokens, redirects and retries.
+    pub requests: usize,
+}
+
+/// A registry client. Clones share connections, rates and tokens; one per process is meant.
+#[derive(Clone)]
+pub struct Client(Arc<Inner>);
+
+struct Inner {
+    transport: Transport,
+    tokens: TokenCache,
+    plain_http: PlainHttp,
+    limits: Limits,
+}
+
+impl Client {
+    /// Loads the system's trust roots (tens of milliseconds; fails where there are none). The process must have installed
+    /// a rustls crypto provider.
+    pub fn new(config: Config) -> Result<Self, RegistryError> {
+        Self::tuned(config, Tuning::default())
+    }
+
+    fn tuned(config: Config, tuning: Tuning) -> Result<Self, RegistryError> {
+        if !(0.001..=1e6).contains(&config.limits.rate) {
+            let cause = format!(
+                "a rate of {} requests per second is not in 0.001 to 1000000",
+                config.limits.rate
+            );
+            return Err(RegistryError::Config { cause });
+        }
+        Ok(Self(Arc::new(Inner {
+            plain_http: PlainHttp::parse(&config.plain_http)?,
+            tokens: TokenCache::default(),
+            limits: config.limits.clone(),
+            transport: Transport::new(config, tuning)?,
+        })))
+    }
+
+    /// Lists all tags, or fails: never a part of them. Costs one request per page once a token is cached.
+    ///
+    /// Safe to drop at any await point.
+    pub async fn list_tags(&self, request: &ListRequest) -> Result<Listing, RegistryError> {
+        let after = self.0.limits.deadline;
+        let first = origin::tags_url(&request.repository, &self.0.plain_http)?;
+        let deadline = Instant::now() + after;
+        let listing =
+            tokio::time::timeout_at(deadline, self.0.list(request, &first, deadline)).await;
+        let listing = listing.unwrap_or_else(|_| {
+            Err(RegistryError::Timeout {
+                host: host_text(&first),
+                after,
+            })
+        });
+        match &listing {
+            Ok(found) => tracing::debug!(
+                repository = %request.repository, tags = found.tags.len(), requests = found.requests, "listed tags"
+            ),
+            Err(error) => {
+                tracing::debug!(repository = %request.repository, %error, "listing tags failed");
+            }
+        }
+        listing
+    }
+}
+
+impl Inner {
+    async fn list(
+        &self,
+        request: &ListRequest,
+        first: &Url,
+        deadline: Instant,
+    ) -> Result<Listing, RegistryError> {
+        let host = host_text(first);
+        let unusable = || RegistryError::Config {
+            cause: format!("{} has no usable host", request.repository),
+        };
+        let registry = Origin::of(first).ok_or_else(unusable)?;
+        let skip_verify = request.insecure_skip_tls_verify;
+        let mut session = Session::new(&self.transport, registry.clone(), skip_verify, deadline);
+        let repository = request.repository.path().to_owned();
+        let key = TokenKey {
+            registry: registry.clone(),
+            skip_verify,
+            repository,
+            credentials: None,
+        };
+        let mut login = Login::new(
+            &self.tokens,
+            key,
+            first,
+            request.keyring.credentials_for(&request.repository),
+        );
+        let mut collector = Collector::new(self.limits.max_tags);
+        let mut seen = HashSet::new();
+        let mut next = Some(first.clone());
+        let round = || RegistryError::Refused {
+            host: host.clone(),
+            why: Refusal::Loop,
+        };
+        while let Some(url) = next {
+            if seen.len() >= self.limits.max_pages {
+                let cap = Cap::Pages(self.limits.max_pages);
+                return Err(RegistryError::TooMuch { host, cap });
+            }
+            if !seen.insert(link::page_key(&url)) {
+                return Err(round());
+            }
+            session.begin_page();
+            let answer = fetch_page(&mut session, &mut login, &url, &request.repository).await?;
+            collector
+                .read(&answer.body)
+                .map_err(|error| page_error(error, &answer.url))?;
+            next = link::next_page(&answer.headers, &answer.url, &registry, first)?;
+            if next.is_some() && collector.is_going_round() {
+                return Err(round());
+            }
+        }
+        let (tags, dropped) = collector.finish();
+        Ok(Listing {
+            tags,
+            dropped,
+            requests: session.requests(),
+        })
+    }
+}
+
+/// Asks for one page until it is answered with tags; the session's budget bounds how often.
+async fn fetch_page(
+    session: &mut Session<'_>,
+    login: &mut Login<'_>,
+    url: &Url,
+    repository: &policy::Repository,
+) -> Result<Answer, RegistryError> {
+    loop {
+        let authorization = login.header(session).await?;
+        let answer = session.get(url, authorization.as_ref()).await?;
+        let host = host_text(&answer.url);
+        match answer.status.as_u16() {
+            200 => {
+                login.accepted();
+                return Ok(answer);
+            }
+            401 | 403 => login.denied(session, &answer).await?,
+            404 => {
+                return Err(RegistryError::NotFound {
+                    host,
+                    repository: repository.path().to_owned(),
+                });
+            }
+            // 206 above all: a part of a page is no page.
+            status @ 200..=399 => {
+                let cause = format!("status {status} to a request for tags");
+                return Err(RegistryError::Malformed { host, cause });
+            }
+            status => return Err(RegistryError::Server { host, status }),
+        }
+    }
+}
+
+fn page_error(error: PageError, url: &Url) -> RegistryError {
+    let host = host_text(url);
+    match error {
+        PageError::TooMuch(cap) => RegistryError::TooMuch { host, cap },
+        PageError::Malformed(cause) => RegistryError::Malformed { host, cause },
+    }
+}

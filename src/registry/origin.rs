@@ -1,0 +1,311 @@
+//! Where a request may go: origins, forbidden addresses and the rule for token realms. Pure.
+
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use url::{Host, Url};
+
+use super::error::{Refusal, RegistryError};
+use crate::policy::Repository;
+
+/// Scheme, host and port (RFC 6454): what "the same host" means for redirects, links and credentials.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Origin {
+    https: bool,
+    host: Host<String>,
+    port: u16,
+}
+
+impl Origin {
+    /// `None` for a scheme other than http and https.
+    pub(super) fn of(url: &Url) -> Option<Self> {
+        let https = match url.scheme() {
+            "https" => true,
+            "http" => false,
+            _ => return None,
+        };
+        Some(Self {
+            https,
+            host: url.host()?.to_owned(),
+            port: url.port_or_known_default()?,
+        })
+    }
+
+    pub(super) fn is_https(&self) -> bool {
+        self.https
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = if self.https { "https" } else { "http" };
+        write!(f, "{scheme}://{}:{}", self.host, self.port)
+    }
+}
+
+/// The hosts that the operator declared to speak plain http, as `host:port` (without a port: 80).
+#[derive(Clone, Debug, Default)]
+pub(super) struct PlainHttp(Vec<(Host<String>, u16)>);
+
+impl PlainHttp {
+    pub(super) fn parse(hosts: &[String]) -> Result<Self, RegistryError> {
+        hosts
+            .iter()
+            .map(|text| host_port(text, 80))
+            .collect::<Result<_, _>>()
+            .map(Self)
+    }
+
+    fn contains(&self, host: &str) -> bool {
+        host_port(host, 80).is_ok_and(|pair| self.0.contains(&pair))
+    }
+}
+
+fn host_port(text: &str, default: u16) -> Result<(Host<String>, u16), RegistryError> {
+    let bad = || RegistryError::Config {
+        cause: format!("{text:?} is no HOST:PORT of a registry"),
+    };
+    if text.is_empty() || text.contains(['/', '@', '?', '#', '\\']) {
+        return Err(bad());
+    }
+    // "https" so that an explicit :80 is kept apart from no port at all.
+    let url = Url::parse(&format!("https://{text}/")).map_err(|_| bad())?;
+    let host = url.host().ok_or_else(bad)?.to_owned();
+    Ok((
+        host,
+        url.port()
+            .unwrap_or(if text.ends_with(":443") { 443 } else { default }),
+    ))
+}
+
+/// The first page's address: `GET /v2/<path>/tags/list?n=1000` (OCI distribution specification, "Listing Tags").
+pub(super) fn tags_url(
+    repository: &Repository,
+    plain_http: &PlainHttp,
+) -> Result<Url, RegistryError> {
+    let host = match repository.host() {
+        "docker.io" => "registry-1.docker.io",
+        other => other,
+    };
+    let scheme = if plain_http.contains(repository.host()) {
+        "http"
+    } else {
+        "https"
+    };
+    let url = format!(
+        "{scheme}://{host}/v2/{}/tags/list?n=1000",
+        repository.path()
+    );
+    Url::parse(&url).map_err(|_| RegistryError::Config {
+        cause: format!("{repository} has no usable registry host"),
+    })
+}
+
+/// Refuses what must never be requested, whoever asks: user names in an address (they would become credentials) and
+/// addresses of the node itself, as literals.
+pub(super) fn check_address(url: &Url) -> Result<(), Refusal> {
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(Refusal::Address(format!(
+            "{} comes with a user name in it",
+            host_text(url)
+        )));
+    }
+    let ip = match url.host() {
+        Some(Host::Ipv4(ip)) => IpAddr::V4(ip),
+        Some(Host::Ipv6(ip)) => IpAddr::V6(ip),
+        _ => return Ok(()),
+    };
+    if is_forbidden(ip) {
+        Err(Refusal::Address(format!(
+            "{ip} is a link-local or metadata address"
+        )))
+    } else {
+        Ok(())
+    }
+}
+
+/// Link-local addresses and the metadata services of the clouds: a request there speaks with the node's identity.
+pub(super) fn is_forbidden(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => forbidden_v4(ip),
+        IpAddr::V6(ip) => {
+            ip.is_unicast_link_local()
+                || ip == Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254) // AWS
+                || ip.to_ipv4_mapped().is_some_and(forbidden_v4)
+        }
+    }
+}
+
+fn forbidden_v4(ip: Ipv4Addr) -> bool {
+    ip.is_link_local() // 169.254.169.254 and 169.254.170.2: AWS, Azure, Google and most others
+        || [Ipv4Addr::new(100, 100, 100, 200), Ipv4Addr::new(168, 63, 129, 16), Ipv4Addr::new(192, 0, 0, 192)]
+            .contains(&ip) // Alibaba, Azure's host, Oracle
+}
+
+/// Token hosts of registries that do not share a registrable domain with them, or that are too important to depend on
+/// the public suffix list.
+const KNOWN_TOKEN_HOSTS: &[(&str, &str)] = &[("registry-1.docker.io", "auth.docker.io")];
+
+/// Whether a token may be asked for, with or without credentials, at the realm that the registry named.
+///
+/// The same origin; else over https only: a known token host, or the same registrable domain (public suffix list). An IP
+/// address has no domain. A private network's names (`registry.corp.internal`) have the last two labels as their domain.
+pub(super) fn check_realm(registry: &Origin, realm: &Url) -> Result<(), Refusal> {
+    check_address(realm)?;
+    let refused = |why: &str| Err(Refusal::Realm(format!("{} {why}", host_text(realm))));
+    let Some(origin) = Origin::of(realm) else {
+        return refused("is not reached over https");
+    };
+    if origin == *registry {
+        return Ok(());
+    }
+    if !origin.https {
+        return refused("is not reached over https");
+    }
+    let (Host::Domain(ours), Host::Domain(theirs)) = (&registry.host, &origin.host) else {
+        return refused("is another host than the registry");
+    };
+    if KNOWN_TOKEN_HOSTS.contains(&(ours.as_str(), theirs.as_str())) {
+        return Ok(());
+    }
+    match (psl::domain_str(ours), psl::domain_str(theirs)) {
+        (Some(a), Some(b)) if a == b => Ok(()),
+        _ => refused("is not in the registry's domain"),
+    }
+}
+
+/// Host and port for messages.
+pub(super) fn host_text(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    url.port()
+        .map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn origin(text: &str) -> Origin {
+        Origin::of(&Url::parse(text).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn realms() {
+        for line in REALMS.lines() {
+            let [registry, realm, expected] = line.split(' ').collect::<Vec<_>>()[..] else {
+                panic!("{line}")
+            };
+            let result = check_realm(&origin(registry), &Url::parse(realm).unwrap());
+            assert_eq!(result.is_ok(), expected == "allowed", "{line}: {result:?}");
+        }
+    }
+
+    /// Registry, realm, outcome.
+    const REALMS: &str = "\
+https://registry-1.docker.io https://auth.docker.io/token allowed
+https://registry-1.docker.io http://auth.docker.io/token refused
+https://ghcr.io https://ghcr.io/token allowed
+https://ghcr.io https://ghcr.io:444/token allowed
+https://ghcr.io https://ghcr.io.evil.com/token refused
+https://ghcr.io https://evilghcr.io/token refused
+https://registry.example.com https://auth.example.com/token allowed
+https://registry.example.com:5000 https://auth.example.com/token allowed
+https://registry.example.com http://auth.example.com/token refused
+https://registry.example.com http://registry.example.com/token refused
+https://registry.example.com ftp://registry.example.com/token refused
+https://registry.example.com https://u:p@registry.example.com/token refused
+https://a.co.uk https://b.co.uk/token refused
+https://r.a.co.uk https://t.a.co.uk/token allowed
+https://co.uk https://co.uk:444/token refused
+https://alice.github.io https://mallory.github.io/token refused
+https://1.dkr.ecr.us-east-1.amazonaws.com https://evil.s3.amazonaws.com/token refused
+https://localhost:5000 https://localhost:5000/token allowed
+https://localhost:5000 https://localhost:5001/token refused
+https://registry.corp.internal https://auth.corp.internal/token allowed
+http://registry.corp.internal:5000 http://registry.corp.internal:5000/token allowed
+http://registry.corp.internal:5000 http://registry.corp.internal:5001/token refused
+http://registry.corp.internal:5000 http://auth.corp.internal:5000/token refused
+https://10.0.0.1 https://10.0.0.1/token allowed
+https://10.0.0.1 https://10.0.0.1:444/token refused
+https://10.0.0.1 https://11.0.0.1/token refused
+https://ghcr.io https://127.0.0.1/token refused
+https://ghcr.io https://169.254.169.254/token refused
+http://169.254.169.254 http://169.254.169.254/token refused
+https://[::1]:5000 https://[::1]:5000/token allowed
+https://[fe80::1] https://[fe80::1]/token refused";
+
+    #[test]
+    fn addresses() {
+        let check = |text: &str, allowed: bool| {
+            assert_eq!(
+                check_address(&Url::parse(text).unwrap()).is_ok(),
+                allowed,
+                "{text}"
+            );
+        };
+        check("https://registry.example.com/v2/", true);
+        check("https://10.1.2.3/v2/", true);
+        check("https://169.254.169.254/", false);
+        check("https://0xa9fea9fe/", false);
+        check("https://2852039166/", false);
+        check("https://[::ffff:169.254.169.254]/", false);
+        check("https://[fd00:ec2::254]/", false);
+        check("https://100.100.100.200/", false);
+        check("https://user@registry.example.com/", false);
+        check("https://:secret@registry.example.com/", false);
+    }
+
+    #[test]
+    fn urls() {
+        let plain = [
+            "registry:5000",
+            "plain.example.com",
+            "[::1]:5000",
+            "tls:443",
+        ]
+        .map(str::to_owned);
+        let plain = PlainHttp::parse(&plain).unwrap();
+        let check = |image: &str, expected: &str| {
+            let url = tags_url(&Repository::parse(image).unwrap(), &plain).unwrap();
+            assert_eq!(
+                url.as_str(),
+                format!("{expected}/tags/list?n=1000"),
+                "{image}"
+            );
+        };
+        check("alpine", "https://registry-1.docker.io/v2/library/alpine");
+        check("ghcr.io/org/app", "https://ghcr.io/v2/org/app");
+        check("registry:5000/app", "http://registry:5000/v2/app");
+        check("registry:5001/app", "https://registry:5001/v2/app");
+        check("plain.example.com/app", "http://plain.example.com/v2/app");
+        check(
+            "plain.example.com:80/app",
+            "http://plain.example.com/v2/app",
+        );
+        check(
+            "plain.example.com:443/app",
+            "https://plain.example.com/v2/app",
+        );
+        check("tls:443/app", "http://tls:443/v2/app");
+        check("[::1]:5000/app", "http://[::1]:5000/v2/app");
+        check("[::1]:5001/app", "https://[::1]:5001/v2/app");
+        for bad in [
+            "",
+            "http://registry:5000",
+            "registry:port",
+            "a b",
+            "user@registry:5000",
+            "registry:5000/app",
+        ] {
+            assert!(
+                matches!(
+                    PlainHttp::parse(&[bad.to_owned()]),
+                    Err(RegistryError::Config { .. })
+                ),
+                "{bad:?}"
+            );
+        }
+    }
+}
