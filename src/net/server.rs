@@ -289,10 +289,6 @@ fn bounded(router: Router, options: &ServerOptions) -> Router {
 }
 
 /// The panic itself is on stderr by then, and may quote what is not the client's to read.
-#[expect(
-    clippy::needless_pass_by_value,
-    reason = "the signature of a panic handler"
-)]
 fn panicked(_panic: Box<dyn Any + Send>) -> Response<Body> {
     tracing::error!("a request handler panicked");
     let mut response = Response::new(Body::from("internal error, see kimup's log\n"));

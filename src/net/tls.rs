@@ -43,8 +43,8 @@ pub type SharedTls = Arc<ArcSwap<ServerConfig>>;
 pub enum CertSource {
     /// A leaf that this process signs, and signs anew at two thirds of its life.
     SelfManaged {
-        /// The CA that clients trust.
-        ca: CertificateAuthority,
+        /// The CA that clients trust. Shared, because its certificate is the `caBundle` too.
+        ca: Arc<CertificateAuthority>,
         /// DNS names of the server.
         dns: Vec<String>,
         /// IP addresses of the server.

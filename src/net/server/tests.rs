@@ -35,7 +35,7 @@ impl Served {
         configure: impl FnOnce(reqwest::ClientBuilder) -> reqwest::ClientBuilder,
     ) -> Self {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let ca = CertificateAuthority::generate("test", Timestamp::now()).unwrap();
+        let ca = Arc::new(CertificateAuthority::generate("test", Timestamp::now()).unwrap());
         let root = reqwest::Certificate::from_pem(ca.certificate_pem().as_bytes()).unwrap();
         let client = configure(reqwest::Client::builder().tls_certs_only([root]))
             .build()

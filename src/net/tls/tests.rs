@@ -60,8 +60,8 @@ impl Bed {
     }
 }
 
-fn authority(hands: &Hands) -> CertificateAuthority {
-    CertificateAuthority::generate("test", hands.now()).unwrap()
+fn authority(hands: &Hands) -> Arc<CertificateAuthority> {
+    Arc::new(CertificateAuthority::generate("test", hands.now()).unwrap())
 }
 
 fn sign(ca: &CertificateAuthority, at: Timestamp) -> Leaf {
