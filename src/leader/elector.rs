@@ -149,35 +149,26 @@ impl Elector {
     async fn write(&self, action: Action) -> kube::Result<Lease> {
         let (config, now) = (&self.config, Timestamp::now());
         let params = PostParams::default();
-        match (&self.observed, action) {
-            (Some(observed), Action::Acquire | Action::Renew) => {
-                let before = observed.lease.spec.clone().unwrap_or_default();
-                let spec = held(Some(&before), &config.identity, config.lease_duration, now);
-                // The metadata, and with it the resourceVersion, is that of what was read.
-                let lease = Lease {
-                    metadata: observed.lease.metadata.clone(),
-                    spec: Some(spec),
-                };
-                self.api.replace(&config.lease_name, &params, &lease).await
-            }
-            _ => {
-                let spec = held(None, &config.identity, config.lease_duration, now);
-                let name = Some(config.lease_name.clone());
-                let metadata = ObjectMeta {
-                    name,
-                    ..ObjectMeta::default()
-                };
-                self.api
-                    .create(
-                        &params,
-                        &Lease {
-                            metadata,
-                            spec: Some(spec),
-                        },
-                    )
-                    .await
-            }
+        if let (Some(observed), Action::Acquire | Action::Renew) = (&self.observed, action) {
+            let before = observed.lease.spec.clone().unwrap_or_default();
+            let spec = Some(held(
+                Some(&before),
+                &config.identity,
+                config.lease_duration,
+                now,
+            ));
+            // The metadata, and with it the resourceVersion, is that of what was read.
+            let metadata = observed.lease.metadata.clone();
+            let lease = Lease { metadata, spec };
+            return self.api.replace(&config.lease_name, &params, &lease).await;
         }
+        let spec = Some(held(None, &config.identity, config.lease_duration, now));
+        let name = Some(config.lease_name.clone());
+        let metadata = ObjectMeta {
+            name,
+            ..ObjectMeta::default()
+        };
+        self.api.create(&params, &Lease { metadata, spec }).await
     }
 
     /// A write that began at `written` has succeeded.

@@ -229,6 +229,23 @@ async fn a_head_has_a_deadline() {
         let idle = timeout(short() * 3, fine.read_u8()).await;
         assert!(idle.is_err(), "an idle connection was closed: {idle:?}");
     }
+    // The deadline holds for every head of a connection, not only for the first.
+    let mut second = TcpStream::connect(address).await.unwrap();
+    second
+        .write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        .await
+        .unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"hello") {
+        assert_ne!(second.read_buf(&mut answer).await.unwrap(), 0, "closed");
+    }
+    second
+        .write_all(b"GET / HTTP/1.1\r\nx-slow: ")
+        .await
+        .unwrap();
+    timeout(Duration::from_secs(5), ends(second))
+        .await
+        .expect("a slow second head is waited for");
     // A drain does not wait for an idle connection.
     shutdown.cancel();
     assert_eq!(server.await.unwrap(), Drained { cut: 0 });
