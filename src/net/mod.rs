@@ -1,1 +1,12 @@
 //! TLS with reload, the bounded HTTPS server, probes, drain.
+//!
+//! Everything here is bounded in size, count and time, because everything here faces clients that kimup does not know.
+
+pub mod ca;
+mod ca_secret;
+mod guard_io;
+pub mod probes;
+pub mod server;
+pub mod shutdown;
+pub mod socket;
+pub mod tls;

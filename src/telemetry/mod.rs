@@ -1,1 +1,12 @@
 //! Tracing and metrics roots.
+//!
+//! [`init`] installs the one subscriber of the process, [`Metrics`] is the one registry. Neither knows anything of the
+//! rest of kimup: every other module may use them.
+
+mod logging;
+mod metrics;
+
+pub use logging::{AUDIT_TARGET, LogFormat, TelemetryError, init};
+pub use metrics::{
+    AdmissionOutcome, METRICS, METRICS_CONTENT_TYPE, Metrics, QuestionOutcome, RolloutOutcome,
+};

@@ -1,0 +1,331 @@
+use std::sync::Arc;
+
+use axum::body::Bytes;
+use axum::routing::{get, post};
+use jiff::Timestamp;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::net::ca::CertificateAuthority;
+use crate::net::probes::Readiness;
+use crate::net::tls::{self, CertSource};
+use crate::telemetry::Metrics;
+
+/// A server on a port of the kernel's choice, and a client that trusts its CA and nothing else.
+struct Served {
+    address: std::net::SocketAddr,
+    client: reqwest::Client,
+    shutdown: CancellationToken,
+    task: JoinHandle<Drained>,
+    /// A request to `/wait` is being handled.
+    entered: Arc<Notify>,
+    /// Lets it answer.
+    leave: Arc<Notify>,
+}
+
+impl Served {
+    async fn start(options: ServerOptions) -> Self {
+        Self::start_with(options, |builder| builder).await
+    }
+
+    async fn start_with(
+        options: ServerOptions,
+        configure: impl FnOnce(reqwest::ClientBuilder) -> reqwest::ClientBuilder,
+    ) -> Self {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let ca = Arc::new(CertificateAuthority::generate("test", Timestamp::now()).unwrap());
+        let root = reqwest::Certificate::from_pem(ca.certificate_pem().as_bytes()).unwrap();
+        let client = configure(reqwest::Client::builder().tls_certs_only([root]))
+            .build()
+            .unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let source = CertSource::SelfManaged {
+            ca,
+            dns: vec![],
+            ips: vec!["127.0.0.1".parse().unwrap()],
+        };
+        let shutdown = CancellationToken::new();
+        let served = Readiness::default().register("certificate");
+        let clock = tls::system_clock();
+        let (tls, _) = tls::start(source, clock, served, Metrics::new(), shutdown.clone())
+            .await
+            .unwrap();
+        let (entered, leave) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let router = router(Arc::clone(&entered), Arc::clone(&leave));
+        let task = tokio::spawn(serve_https(
+            listener,
+            tls,
+            router,
+            options,
+            shutdown.clone(),
+        ));
+        Self {
+            address,
+            client,
+            shutdown,
+            task,
+            entered,
+            leave,
+        }
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("https://{}{path}", self.address)
+    }
+
+    async fn get(&self, path: &str) -> reqwest::Result<reqwest::Response> {
+        self.client.get(self.url(path)).send().await
+    }
+
+    async fn post(&self, size: usize) -> u16 {
+        let sent = self
+            .client
+            .post(self.url("/size"))
+            .body(vec![b'x'; size])
+            .send()
+            .await;
+        sent.unwrap().status().as_u16()
+    }
+
+    async fn stop(self) -> Drained {
+        self.shutdown.cancel();
+        self.task.await.unwrap()
+    }
+}
+
+fn router(entered: Arc<Notify>, leave: Arc<Notify>) -> Router {
+    let wait = async move || {
+        entered.notify_one();
+        leave.notified().await;
+        "done"
+    };
+    Router::new()
+        .route("/", get(|| async { "hello" }))
+        .route(
+            "/size",
+            post(|body: Bytes| async move { body.len().to_string() }),
+        )
+        .route(
+            "/panic",
+            get(|| async { panic!("a secret") as &'static str }),
+        )
+        .route("/wait", get(wait))
+}
+
+/// Reads to the end; that the server ends it is the point.
+async fn ends(mut stream: TcpStream) -> String {
+    let mut bytes = Vec::new();
+    // A reset instead of an orderly end is as good.
+    let _ = stream.read_to_end(&mut bytes).await;
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+fn short() -> Duration {
+    Duration::from_millis(100)
+}
+
+#[tokio::test]
+async fn both_versions_of_tls_over_http_1() {
+    use reqwest::tls::Version;
+    for version in [Version::TLS_1_2, Version::TLS_1_3] {
+        let served = Served::start_with(ServerOptions::default(), |builder| {
+            builder.min_tls_version(version).max_tls_version(version)
+        })
+        .await;
+        let response = served.get("/").await.unwrap();
+        assert_eq!(response.version(), reqwest::Version::HTTP_11);
+        assert_eq!(response.text().await.unwrap(), "hello");
+        assert_eq!(served.stop().await, Drained { cut: 0 });
+    }
+}
+
+#[tokio::test]
+async fn bodies_are_bounded() {
+    // More than axum's own limit of 2 MB, which must not be the one that counts.
+    let limit = 3 << 20;
+    let served = Served::start(ServerOptions {
+        body_limit: limit,
+        ..ServerOptions::default()
+    })
+    .await;
+    assert_eq!(served.post(0).await, 200);
+    assert_eq!(served.post(limit).await, 200);
+    assert_eq!(served.post(limit + 1).await, 413);
+    // Without a Content-Length the limit shows only while reading.
+    let chunks =
+        futures::stream::iter((0..4).map(|_| Ok::<_, std::io::Error>(vec![b'x'; 1 << 20])));
+    let request = served
+        .client
+        .post(served.url("/size"))
+        .body(reqwest::Body::wrap_stream(chunks));
+    assert_eq!(request.send().await.unwrap().status().as_u16(), 413);
+    assert_eq!(served.post(10).await, 200);
+}
+
+#[tokio::test]
+async fn a_panic_is_an_answer() {
+    let served = Served::start(ServerOptions::default()).await;
+    let response = served.get("/panic").await.unwrap();
+    assert_eq!(response.status().as_u16(), 500);
+    assert!(!response.text().await.unwrap().contains("secret"));
+    assert_eq!(served.get("/").await.unwrap().status().as_u16(), 200);
+}
+
+#[tokio::test]
+async fn a_request_has_a_deadline() {
+    let options = ServerOptions {
+        request_timeout: short(),
+        ..ServerOptions::default()
+    };
+    let served = Served::start(options).await;
+    assert_eq!(served.get("/wait").await.unwrap().status().as_u16(), 504);
+    assert_eq!(served.get("/").await.unwrap().status().as_u16(), 200);
+}
+
+#[tokio::test]
+async fn silent_peers_are_closed_and_hold_up_nobody() {
+    let options = ServerOptions {
+        handshake_timeout: Duration::from_millis(500),
+        ..ServerOptions::default()
+    };
+    let served = Served::start(options).await;
+    let silent = TcpStream::connect(served.address).await.unwrap();
+    let mut garbage = TcpStream::connect(served.address).await.unwrap();
+    garbage.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    assert_eq!(served.get("/").await.unwrap().status().as_u16(), 200);
+    ends(silent).await;
+    ends(garbage).await;
+}
+
+#[tokio::test]
+async fn a_head_has_a_deadline() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let options = ServerOptions {
+        header_timeout: short(),
+        ..ServerOptions::default()
+    };
+    let shutdown = CancellationToken::new();
+    let router = router(Arc::default(), Arc::default());
+    let server = tokio::spawn(serve_http(listener, router, options, shutdown.clone()));
+    let mut slow = TcpStream::connect(address).await.unwrap();
+    slow.write_all(b"GET / HTTP/1.1\r\nhost: x\r\nx-slow: ")
+        .await
+        .unwrap();
+    assert!(!ends(slow).await.contains("hello"));
+    // A whole head is answered, and the connection then may idle for longer than a head may take.
+    let mut fine = TcpStream::connect(address).await.unwrap();
+    for _ in 0..2 {
+        fine.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+            .await
+            .unwrap();
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"hello") {
+            assert_ne!(fine.read_buf(&mut answer).await.unwrap(), 0, "closed");
+        }
+        let idle = timeout(short() * 3, fine.read_u8()).await;
+        assert!(idle.is_err(), "an idle connection was closed: {idle:?}");
+    }
+    // The deadline holds for every head of a connection, not only for the first.
+    let mut second = TcpStream::connect(address).await.unwrap();
+    second
+        .write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        .await
+        .unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"hello") {
+        assert_ne!(second.read_buf(&mut answer).await.unwrap(), 0, "closed");
+    }
+    second
+        .write_all(b"GET / HTTP/1.1\r\nx-slow: ")
+        .await
+        .unwrap();
+    timeout(Duration::from_secs(5), ends(second))
+        .await
+        .expect("a slow second head is waited for");
+    // A drain does not wait for an idle connection.
+    shutdown.cancel();
+    assert_eq!(server.await.unwrap(), Drained { cut: 0 });
+    ends(fine).await;
+}
+
+#[tokio::test]
+async fn connections_are_counted() {
+    let options = ServerOptions {
+        max_connections: 1,
+        ..ServerOptions::default()
+    };
+    let served = Served::start(options).await;
+    let first = TcpStream::connect(served.address).await.unwrap();
+    let second = served.get("/");
+    tokio::pin!(second);
+    assert!(
+        timeout(short() * 3, second.as_mut()).await.is_err(),
+        "served beyond the cap"
+    );
+    drop(first);
+    assert_eq!(second.await.unwrap().status().as_u16(), 200);
+}
+
+#[tokio::test]
+async fn a_drain_ends_what_has_started_and_takes_nothing_new() {
+    let served = Served::start(ServerOptions::default()).await;
+    let request = tokio::spawn(served.client.get(served.url("/wait")).send());
+    served.entered.notified().await;
+    served.shutdown.cancel();
+    while TcpStream::connect(served.address).await.is_ok() {
+        tokio::task::yield_now().await;
+    }
+    served.leave.notify_one();
+    let response = request.await.unwrap().unwrap();
+    assert_eq!(response.headers()["connection"], "close");
+    assert_eq!(response.text().await.unwrap(), "done");
+    assert_eq!(served.task.await.unwrap(), Drained { cut: 0 });
+}
+
+#[tokio::test]
+async fn a_drain_has_a_deadline() {
+    let served = Served::start(ServerOptions {
+        drain: short(),
+        ..ServerOptions::default()
+    })
+    .await;
+    let request = tokio::spawn(served.client.get(served.url("/wait")).send());
+    served.entered.notified().await;
+    assert_eq!(served.stop().await, Drained { cut: 1 });
+    assert!(request.await.unwrap().is_err());
+}
+
+#[tokio::test]
+async fn the_shutdown_delay_still_takes_connections() {
+    let options = ServerOptions {
+        shutdown_delay: Duration::from_secs(1),
+        ..ServerOptions::default()
+    };
+    let served = Served::start(options).await;
+    served.shutdown.cancel();
+    assert_eq!(served.get("/").await.unwrap().status().as_u16(), 200);
+    assert_eq!(served.stop().await, Drained { cut: 0 });
+}
+
+#[test]
+fn pauses_after_accept_errors() {
+    fn check(kind: ErrorKind, before_ms: u64, after_ms: u64) {
+        let pause = pause_after(kind, Duration::from_millis(before_ms));
+        assert_eq!(
+            pause,
+            Duration::from_millis(after_ms),
+            "{kind:?} after {before_ms}"
+        );
+    }
+    check(ErrorKind::ConnectionAborted, 0, 0);
+    check(ErrorKind::ConnectionReset, 500, 0);
+    check(ErrorKind::Interrupted, 0, 0);
+    check(ErrorKind::Other, 0, 10);
+    check(ErrorKind::Other, 10, 20);
+    check(ErrorKind::OutOfMemory, 640, 1000);
+    check(ErrorKind::Other, 1000, 1000);
+}

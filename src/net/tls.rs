@@ -1,0 +1,321 @@
+//! The certificate that is served, and its renewal: from the self-managed CA, or from files that something else renews.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use jiff::Timestamp;
+use rustls::ServerConfig;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use secrecy::{ExposeSecret, SecretSlice};
+use tokio::io::AsyncReadExt;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use super::ca::{CaError, CertificateAuthority, Validity};
+use super::probes::Condition;
+use crate::telemetry::Metrics;
+
+/// How often files are read. The kubelet itself takes about a minute to bring a changed Secret into a Pod.
+const POLL_FILES: Duration = Duration::from_secs(10);
+/// How often the age of a self-signed leaf is looked at.
+const POLL_LEAF: Duration = Duration::from_secs(60);
+/// Largest certificate or key file that is read: more than a Secret can hold.
+const MAX_FILE: u64 = 1 << 20;
+
+/// The wall clock; another one in tests.
+pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
+
+/// The wall clock of this machine.
+pub fn system_clock() -> Clock {
+    Arc::new(Timestamp::now)
+}
+
+/// The configuration for new connections; it changes when the certificate does. Loading it takes no lock.
+pub type SharedTls = Arc<ArcSwap<ServerConfig>>;
+
+/// Where the serving certificate comes from.
+#[derive(Debug)]
+pub enum CertSource {
+    /// A leaf that this process signs, and signs anew at two thirds of its life.
+    SelfManaged {
+        /// The CA that clients trust. Shared, because its certificate is the `caBundle` too.
+        ca: Arc<CertificateAuthority>,
+        /// DNS names of the server.
+        dns: Vec<String>,
+        /// IP addresses of the server.
+        ips: Vec<IpAddr>,
+    },
+    /// PEM files (`--tls-cert-file`, `--tls-key-file`), read every 10 seconds and compared by bytes. A pair that is
+    /// half-written, mismatched or expired is not taken; the old one stays in use and the reason is logged once.
+    Files {
+        /// The chain, leaf first.
+        certificate: PathBuf,
+        /// The private key.
+        key: PathBuf,
+    },
+}
+
+/// Why there is no certificate to serve. Errors never quote key material.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A leaf could not be signed.
+    #[error(transparent)]
+    Ca(#[from] CaError),
+    /// A file could not be read.
+    #[error("cannot read {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the file system says.
+        source: std::io::Error,
+    },
+    /// The pair cannot be served.
+    #[error("cannot serve the certificate of {origin}: {reason}")]
+    Pair {
+        /// The certificate file, or `the self-managed CA`.
+        origin: String,
+        /// What is wrong with the pair.
+        reason: String,
+    },
+}
+
+/// Gets the first certificate and keeps it fresh in a task until `shutdown`.
+///
+/// `served` becomes true with the first certificate and false when the one in use has expired and there is no other.
+/// Its expiry goes to `metrics`. The first certificate must be good: there is nothing older to fall back to.
+pub async fn start(
+    source: CertSource,
+    clock: Clock,
+    served: Condition,
+    metrics: Metrics,
+    shutdown: CancellationToken,
+) -> Result<(SharedTls, JoinHandle<()>), TlsError> {
+    let poll = match source {
+        CertSource::SelfManaged { .. } => POLL_LEAF,
+        CertSource::Files { .. } => POLL_FILES,
+    };
+    let mut keeper = Keeper::start(source, clock, served, metrics).await?;
+    let shared = Arc::clone(&keeper.shared);
+    let task = tokio::spawn(async move {
+        while shutdown
+            .run_until_cancelled(tokio::time::sleep(poll))
+            .await
+            .is_some()
+        {
+            keeper.check().await;
+        }
+    });
+    Ok((shared, task))
+}
+
+/// One certificate with its key, not yet judged.
+struct Pair {
+    chain: Vec<u8>,
+    key: SecretSlice<u8>,
+}
+
+impl Pair {
+    fn same_bytes(&self, other: &Self) -> bool {
+        self.chain == other.chain && self.key.expose_secret() == other.key.expose_secret()
+    }
+}
+
+/// What is served now and where the next comes from.
+struct Keeper {
+    source: CertSource,
+    clock: Clock,
+    served: Condition,
+    metrics: Metrics,
+    shared: SharedTls,
+    pair: Pair,
+    validity: Validity,
+    /// The last warning, so that each is written once.
+    warned: Option<String>,
+}
+
+impl Keeper {
+    async fn start(
+        source: CertSource,
+        clock: Clock,
+        served: Condition,
+        metrics: Metrics,
+    ) -> Result<Self, TlsError> {
+        let now = clock();
+        let pair = source.next(now).await?;
+        let (config, validity) = source.judge(&pair, now)?;
+        let shared = Arc::new(ArcSwap::from_pointee(config));
+        let keeper = Self {
+            source,
+            clock,
+            served,
+            metrics,
+            shared,
+            pair,
+            validity,
+            warned: None,
+        };
+        keeper.report(now);
+        Ok(keeper)
+    }
+
+    /// One look at the source. Never fails: the pair in use stays until there is a better one.
+    async fn check(&mut self) {
+        let now = (self.clock)();
+        if self.source.is_due(self.validity, now) {
+            match self.renewed(now).await {
+                Ok(true) => {
+                    self.warned = None;
+                    tracing::info!(not_after = %self.validity.not_after, "serving a new certificate");
+                }
+                Ok(false) => self.warned = None,
+                Err(error) => self.warn(&error),
+            }
+        }
+        self.report(now);
+    }
+
+    /// Takes the next pair if it is another and a good one.
+    async fn renewed(&mut self, now: Timestamp) -> Result<bool, TlsError> {
+        let pair = self.source.next(now).await?;
+        if pair.same_bytes(&self.pair) {
+            return Ok(false);
+        }
+        let (config, validity) = self.source.judge(&pair, now)?;
+        self.shared.store(Arc::new(config));
+        self.pair = pair;
+        self.validity = validity;
+        Ok(true)
+    }
+
+    fn warn(&mut self, error: &TlsError) {
+        let text = error.to_string();
+        if self.warned.as_ref() != Some(&text) {
+            tracing::warn!(
+                error = %text, not_after = %self.validity.not_after,
+                "no new certificate; the old one stays in use"
+            );
+            self.warned = Some(text);
+        }
+    }
+
+    fn report(&self, now: Timestamp) {
+        let not_after = self.validity.not_after;
+        self.metrics.set_certificate_expiry(not_after.as_second());
+        if now < not_after {
+            self.served.set(true, "served");
+        } else {
+            self.served
+                .set(false, format!("the certificate expired at {not_after}"));
+        }
+    }
+}
+
+impl CertSource {
+    /// Whether it is time to ask for the next pair: files always, a leaf at two thirds of its life or when the clock
+    /// went back behind its start.
+    fn is_due(&self, validity: Validity, now: Timestamp) -> bool {
+        let Self::SelfManaged { .. } = self else {
+            return true;
+        };
+        let life = validity.not_after.as_second() - validity.not_before.as_second();
+        let age = now.as_second() - validity.not_before.as_second();
+        age < 0 || age >= life / 3 * 2
+    }
+
+    async fn next(&self, now: Timestamp) -> Result<Pair, TlsError> {
+        match self {
+            Self::SelfManaged { ca, dns, ips } => {
+                let leaf = ca.sign_leaf(dns, ips, now)?;
+                let key = leaf.key.expose_secret().as_bytes().to_vec().into();
+                Ok(Pair {
+                    chain: leaf.chain.into_bytes(),
+                    key,
+                })
+            }
+            Self::Files { certificate, key } => Ok(Pair {
+                chain: read(certificate).await?,
+                key: read(key).await?.into(),
+            }),
+        }
+    }
+
+    /// The server configuration for a pair, if it is whole, matched and valid now.
+    fn judge(&self, pair: &Pair, now: Timestamp) -> Result<(ServerConfig, Validity), TlsError> {
+        let refuse = |reason: String| TlsError::Pair {
+            origin: self.origin(),
+            reason,
+        };
+        let chain = CertificateDer::pem_slice_iter(&pair.chain)
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|e| refuse(format!("the certificate is no PEM: {e}")))?;
+        let leaf = chain
+            .first()
+            .ok_or_else(|| refuse("the certificate file has none".to_owned()))?;
+        let (_, parsed) = X509Certificate::from_der(leaf)
+            .map_err(|e| refuse(format!("the certificate does not parse: {e}")))?;
+        let validity = Validity::of(&parsed);
+        if validity.not_after <= now {
+            return Err(refuse(format!("it expired at {}", validity.not_after)));
+        }
+        if validity.not_before > now {
+            return Err(refuse(format!(
+                "it is valid only from {}",
+                validity.not_before
+            )));
+        }
+        // The library's error could quote what it could not read: the key.
+        let key = PrivateKeyDer::from_pem_slice(pair.key.expose_secret())
+            .map_err(|_| refuse("the private key is no PEM".to_owned()))?;
+        // Refuses a key that is not the certificate's.
+        let config = server_config(chain, key).map_err(|e| refuse(e.to_string()))?;
+        Ok((config, validity))
+    }
+
+    fn origin(&self) -> String {
+        match self {
+            Self::SelfManaged { .. } => "the self-managed CA".to_owned(),
+            Self::Files { certificate, .. } => certificate.display().to_string(),
+        }
+    }
+}
+
+/// TLS 1.2 and 1.3, `http/1.1` only: with HTTP/2 the API server would keep one connection, and so one replica.
+fn server_config(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+) -> Result<ServerConfig, rustls::Error> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
+        .with_no_client_auth()
+        .with_single_cert(chain, key)?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+async fn read(path: &PathBuf) -> Result<Vec<u8>, TlsError> {
+    let failed = |source| TlsError::Read {
+        path: path.clone(),
+        source,
+    };
+    let file = tokio::fs::File::open(path).await.map_err(failed)?;
+    let mut bytes = Vec::new();
+    file.take(MAX_FILE + 1)
+        .read_to_end(&mut bytes)
+        .await
+        .map_err(failed)?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(failed(std::io::Error::other(format!(
+            "larger than {MAX_FILE} bytes"
+        ))));
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests;

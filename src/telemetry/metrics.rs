@@ -1,0 +1,552 @@
+//! The one metrics registry of the process, in `OpenMetrics` text form.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Metric, Registry};
+
+/// Media type of [`Metrics::encode`] (`OpenMetrics` 1.0).
+pub const METRICS_CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Distinct `host` values kept; further hosts count as `other`. Hosts come from users' Images, so they must not grow without end.
+const MAX_HOSTS: usize = 200;
+
+/// Every metric by its exposed name, with its help text. The reference page lists the same.
+pub const METRICS: &[(&str, &str)] = &[
+    (
+        ADMISSION_REQUESTS,
+        "Pods answered by the webhook, by outcome: mutated, unchanged, denied or error",
+    ),
+    (
+        ADMISSION_DURATION,
+        "Time from the request head to the answer of the webhook",
+    ),
+    (
+        QUESTIONS,
+        "Questions of the webhook to sync, by outcome: answered, failed or timeout",
+    ),
+    (SYNCS, "Syncs of an Image, by the result in its status"),
+    (
+        REGISTRY_REQUESTS,
+        "Requests sent to registries and their token services, by registry host",
+    ),
+    (
+        REGISTRY_ERRORS,
+        "Requests to registries without a usable answer, by registry host",
+    ),
+    (
+        ROLLOUTS,
+        "Rollouts of workloads, by outcome: started or settled",
+    ),
+    (
+        KUBERNETES_WRITES,
+        "Writes to the Kubernetes API, by kind of object",
+    ),
+    (LEADER, "1 while this process holds the Lease, else 0"),
+    (IMAGES, "Images in the cache of this process"),
+    (
+        CERTIFICATE_EXPIRY,
+        "When the certificate that is served now expires, in seconds since the epoch",
+    ),
+    (BUILD_INFO, "Always 1; the version of kimup is a label"),
+    (
+        RESIDENT_MEMORY,
+        "Resident memory of the process (Linux only)",
+    ),
+    (
+        CPU_SECONDS,
+        "User and system time of the process (Linux only)",
+    ),
+];
+
+const ADMISSION_REQUESTS: &str = "kimup_admission_requests_total";
+const ADMISSION_DURATION: &str = "kimup_admission_duration_seconds";
+const QUESTIONS: &str = "kimup_questions_total";
+const SYNCS: &str = "kimup_syncs_total";
+const REGISTRY_REQUESTS: &str = "kimup_registry_requests_total";
+const REGISTRY_ERRORS: &str = "kimup_registry_errors_total";
+const ROLLOUTS: &str = "kimup_rollouts_total";
+const KUBERNETES_WRITES: &str = "kimup_kubernetes_writes_total";
+const LEADER: &str = "kimup_leader";
+const IMAGES: &str = "kimup_images";
+const CERTIFICATE_EXPIRY: &str = "kimup_certificate_expiry_timestamp_seconds";
+const BUILD_INFO: &str = "kimup_build_info";
+const RESIDENT_MEMORY: &str = "process_resident_memory_bytes";
+const CPU_SECONDS: &str = "process_cpu_seconds_total";
+
+/// An enum whose variants are label values.
+macro_rules! label_value {
+    ($(#[$meta:meta])* $name:ident { $($(#[$vmeta:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum $name { $($(#[$vmeta])* $variant),+ }
+
+        impl $name {
+            const ALL: &[Self] = &[$(Self::$variant),+];
+
+            /// The label value.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text),+ }
+            }
+        }
+    };
+}
+
+label_value! {
+    /// How the webhook answered.
+    AdmissionOutcome {
+        /// Admitted with at least one image changed.
+        Mutated = "mutated",
+        /// Admitted as it came.
+        Unchanged = "unchanged",
+        /// Refused by the failure policy.
+        Denied = "denied",
+        /// The request was no AdmissionReview of a Pod, or answering it failed.
+        Error = "error",
+    }
+}
+
+label_value! {
+    /// How a question of the webhook to sync ended.
+    QuestionOutcome {
+        /// With a tag or a definite "none".
+        Answered = "answered",
+        /// With an error.
+        Failed = "failed",
+        /// Not before the deadline.
+        Timeout = "timeout",
+    }
+}
+
+label_value! {
+    /// What happened to a rollout.
+    RolloutOutcome {
+        /// A stamp was written.
+        Started = "started",
+        /// All Pods of the workload run the new revision.
+        Settled = "settled",
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabel {
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResultLabel {
+    result: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct HostLabel {
+    host: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabel {
+    kind: &'static str,
+}
+
+/// All metrics of the process. Cheap to clone; clones count together. Recording never fails and never waits for I/O.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    registry: Registry,
+    hosts: Mutex<HashSet<String>>,
+    admission_requests: Family<OutcomeLabel, Counter>,
+    admission_duration: Histogram,
+    questions: Family<OutcomeLabel, Counter>,
+    syncs: Family<ResultLabel, Counter>,
+    registry_requests: Family<HostLabel, Counter>,
+    registry_errors: Family<HostLabel, Counter>,
+    rollouts: Family<OutcomeLabel, Counter>,
+    kubernetes_writes: Family<KindLabel, Counter>,
+    leader: Gauge,
+    images: Gauge,
+    certificate_expiry: Gauge,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// A registry of its own with everything at zero. One per process; tests may have many.
+    pub fn new() -> Self {
+        // From half a millisecond (answered from memory) to the longest webhook timeout Kubernetes allows.
+        let buckets = [
+            0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+            30.0,
+        ];
+        let mut inner = Inner {
+            registry: Registry::default(),
+            hosts: Mutex::default(),
+            admission_requests: outcomes(AdmissionOutcome::ALL.iter().map(|o| o.as_str())),
+            admission_duration: Histogram::new(buckets),
+            questions: outcomes(QuestionOutcome::ALL.iter().map(|o| o.as_str())),
+            syncs: Family::default(),
+            registry_requests: Family::default(),
+            registry_errors: Family::default(),
+            rollouts: outcomes(RolloutOutcome::ALL.iter().map(|o| o.as_str())),
+            kubernetes_writes: Family::default(),
+            leader: Gauge::default(),
+            images: Gauge::default(),
+            certificate_expiry: Gauge::default(),
+        };
+        inner.register_all();
+        Self {
+            inner: Arc::new(inner),
+        }
+    }
+
+    /// `kimup_admission_requests_total{outcome}` and `kimup_admission_duration_seconds`: one answered AdmissionReview.
+    pub fn admission(&self, outcome: AdmissionOutcome, took: Duration) {
+        self.inner
+            .admission_requests
+            .get_or_create(&OutcomeLabel {
+                outcome: outcome.as_str(),
+            })
+            .inc();
+        self.inner.admission_duration.observe(took.as_secs_f64());
+    }
+
+    /// `kimup_questions_total{outcome}`: one question of the webhook to sync.
+    pub fn question(&self, outcome: QuestionOutcome) {
+        self.inner
+            .questions
+            .get_or_create(&OutcomeLabel {
+                outcome: outcome.as_str(),
+            })
+            .inc();
+    }
+
+    /// `kimup_syncs_total{result}`: one sync of an Image; `result` is the text of `status.result`.
+    pub fn sync(&self, result: &'static str) {
+        self.inner
+            .syncs
+            .get_or_create(&ResultLabel { result })
+            .inc();
+    }
+
+    /// `kimup_registry_requests_total{host}`: one HTTP request sent for the registry `host` (`host[:port]`).
+    pub fn registry_request(&self, host: &str) {
+        let host = self.inner.host(host);
+        self.inner
+            .registry_requests
+            .get_or_create(&HostLabel { host })
+            .inc();
+    }
+
+    /// `kimup_registry_errors_total{host}`: one request without a usable answer (no connection, bad status, bad body).
+    pub fn registry_error(&self, host: &str) {
+        let host = self.inner.host(host);
+        self.inner
+            .registry_errors
+            .get_or_create(&HostLabel { host })
+            .inc();
+    }
+
+    /// `kimup_rollouts_total{outcome}`.
+    pub fn rollout(&self, outcome: RolloutOutcome) {
+        self.inner
+            .rollouts
+            .get_or_create(&OutcomeLabel {
+                outcome: outcome.as_str(),
+            })
+            .inc();
+    }
+
+    /// `kimup_kubernetes_writes_total{kind}`: one write sent to the API server; `kind` as in a manifest (`Deployment`).
+    pub fn kubernetes_write(&self, kind: &'static str) {
+        self.inner
+            .kubernetes_writes
+            .get_or_create(&KindLabel { kind })
+            .inc();
+    }
+
+    /// `kimup_leader`.
+    pub fn set_leader(&self, leader: bool) {
+        self.inner.leader.set(i64::from(leader));
+    }
+
+    /// `kimup_images`: how many Images the cache of this process holds.
+    pub fn set_images(&self, images: usize) {
+        self.inner
+            .images
+            .set(i64::try_from(images).unwrap_or(i64::MAX));
+    }
+
+    /// `kimup_certificate_expiry_timestamp_seconds`: `notAfter` of the certificate that is served, in seconds since the epoch.
+    pub fn set_certificate_expiry(&self, not_after: i64) {
+        self.inner.certificate_expiry.set(not_after);
+    }
+
+    /// Everything as `OpenMetrics` text ([`METRICS_CONTENT_TYPE`]). Reads `/proc/self` where there is one.
+    pub fn encode(&self) -> String {
+        let mut text = String::new();
+        // Writing to a String cannot fail; should an encoder refuse, a scrape without its end marker is an error in
+        // Prometheus, which is the right answer to half of the metrics.
+        if let Err(error) =
+            prometheus_client::encoding::text::encode(&mut text, &self.inner.registry)
+        {
+            tracing::error!(%error, "metrics cannot be encoded");
+        }
+        text
+    }
+}
+
+impl Inner {
+    /// `host` as a label value: itself, or `other` when [`MAX_HOSTS`] are known already.
+    fn host(&self, host: &str) -> String {
+        let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        if !hosts.contains(host) {
+            if hosts.len() >= MAX_HOSTS {
+                return "other".to_owned();
+            }
+            hosts.insert(host.to_owned());
+        }
+        host.to_owned()
+    }
+
+    fn register_all(&mut self) {
+        let registry = &mut self.registry;
+        add(
+            registry,
+            ADMISSION_REQUESTS,
+            self.admission_requests.clone(),
+        );
+        add(
+            registry,
+            ADMISSION_DURATION,
+            self.admission_duration.clone(),
+        );
+        add(registry, QUESTIONS, self.questions.clone());
+        add(registry, SYNCS, self.syncs.clone());
+        add(registry, REGISTRY_REQUESTS, self.registry_requests.clone());
+        add(registry, REGISTRY_ERRORS, self.registry_errors.clone());
+        add(registry, ROLLOUTS, self.rollouts.clone());
+        add(registry, KUBERNETES_WRITES, self.kubernetes_writes.clone());
+        add(registry, LEADER, self.leader.clone());
+        add(registry, IMAGES, self.images.clone());
+        add(
+            registry,
+            CERTIFICATE_EXPIRY,
+            self.certificate_expiry.clone(),
+        );
+        add(
+            registry,
+            BUILD_INFO,
+            Info::new([("version", env!("CARGO_PKG_VERSION"))]),
+        );
+        registry.register_collector(Box::new(ProcessCollector));
+    }
+}
+
+/// Outcomes start at zero, so that `rate()` sees the first one too.
+fn outcomes(all: impl Iterator<Item = &'static str>) -> Family<OutcomeLabel, Counter> {
+    let family = Family::<OutcomeLabel, Counter>::default();
+    for outcome in all {
+        drop(family.get_or_create(&OutcomeLabel { outcome }));
+    }
+    family
+}
+
+fn help(name: &str) -> &'static str {
+    METRICS
+        .iter()
+        .find(|(known, _)| *known == name)
+        .map_or("", |(_, help)| help)
+}
+
+/// The name without what the encoder adds for the type.
+fn stem(name: &str) -> &str {
+    name.strip_suffix("_total")
+        .or_else(|| name.strip_suffix("_info"))
+        .unwrap_or(name)
+}
+
+fn add(registry: &mut Registry, name: &str, metric: impl Metric) {
+    registry.register(stem(name), help(name), metric);
+}
+
+/// The process metrics by their conventional names, read at each scrape.
+#[derive(Debug)]
+struct ProcessCollector;
+
+impl Collector for ProcessCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> std::fmt::Result {
+        let read = |path: &str| std::fs::read_to_string(path).ok();
+        if let Some(bytes) = read("/proc/self/status")
+            .as_deref()
+            .and_then(resident_bytes)
+        {
+            let gauge = ConstGauge::new(bytes);
+            let name = RESIDENT_MEMORY;
+            gauge.encode(encoder.encode_descriptor(
+                stem(name),
+                help(name),
+                None,
+                gauge.metric_type(),
+            )?)?;
+        }
+        if let Some(seconds) = read("/proc/self/stat").as_deref().and_then(cpu_seconds) {
+            let counter = ConstCounter::new(seconds);
+            let name = CPU_SECONDS;
+            counter.encode(encoder.encode_descriptor(
+                stem(name),
+                help(name),
+                None,
+                counter.metric_type(),
+            )?)?;
+        }
+        Ok(())
+    }
+}
+
+/// `VmRSS` of `/proc/PID/status`, which is in KiB (`proc_pid_status(5)`).
+fn resident_bytes(status: &str) -> Option<i64> {
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kibibytes: i64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kibibytes.checked_mul(1024)
+}
+
+/// utime and stime of `/proc/PID/stat` (`proc_pid_stat(5)`), in ticks of 1/100 s: `USER_HZ` is 100 on every Linux
+/// architecture that kimup is built for.
+fn cpu_seconds(stat: &str) -> Option<f64> {
+    // The command name is in parentheses and may hold anything, parentheses and blanks too.
+    let (_, fields) = stat.rsplit_once(')')?;
+    let mut fields = fields.split_ascii_whitespace().skip(11);
+    let user: u32 = fields.next()?.parse().ok()?;
+    let system: u32 = fields.next()?.parse().ok()?;
+    Some((f64::from(user) + f64::from(system)) / 100.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_recorded_is_exposed() {
+        let metrics = Metrics::new();
+        metrics.admission(AdmissionOutcome::Mutated, Duration::from_millis(3));
+        metrics.question(QuestionOutcome::Timeout);
+        metrics.sync("Success");
+        metrics.clone().sync("Success");
+        metrics.registry_request("ghcr.io");
+        metrics.registry_error("registry:5000");
+        metrics.rollout(RolloutOutcome::Started);
+        metrics.kubernetes_write("Deployment");
+        metrics.set_leader(true);
+        metrics.set_images(7);
+        metrics.set_certificate_expiry(1_900_000_000);
+        let text = metrics.encode();
+        let check = |line: &str| assert!(text.lines().any(|l| l == line), "no `{line}` in\n{text}");
+        check("kimup_admission_requests_total{outcome=\"mutated\"} 1");
+        check("kimup_admission_requests_total{outcome=\"denied\"} 0");
+        check("kimup_admission_duration_seconds_bucket{le=\"0.0025\"} 0");
+        check("kimup_admission_duration_seconds_bucket{le=\"0.005\"} 1");
+        check("kimup_questions_total{outcome=\"timeout\"} 1");
+        check("kimup_questions_total{outcome=\"failed\"} 0");
+        check("kimup_syncs_total{result=\"Success\"} 2");
+        check("kimup_registry_requests_total{host=\"ghcr.io\"} 1");
+        check("kimup_registry_errors_total{host=\"registry:5000\"} 1");
+        check("kimup_rollouts_total{outcome=\"started\"} 1");
+        check("kimup_rollouts_total{outcome=\"settled\"} 0");
+        check("kimup_kubernetes_writes_total{kind=\"Deployment\"} 1");
+        check("kimup_leader 1");
+        check("kimup_images 7");
+        check("kimup_certificate_expiry_timestamp_seconds 1900000000");
+        check(&format!(
+            "kimup_build_info{{version=\"{}\"}} 1",
+            env!("CARGO_PKG_VERSION")
+        ));
+        assert!(text.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn the_list_is_what_is_exposed() {
+        let metrics = Metrics::new();
+        metrics.sync("Success");
+        metrics.registry_request("ghcr.io");
+        metrics.registry_error("ghcr.io");
+        metrics.kubernetes_write("Deployment");
+        let text = metrics.encode();
+        let mut exposed: Vec<(&str, &str)> = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("# HELP "))
+            .filter_map(|line| line.split_once(' '))
+            .map(|(name, help)| (name, help.trim_end_matches('.')))
+            .collect();
+        let mut listed: Vec<(&str, &str)> = METRICS
+            .iter()
+            .map(|(name, help)| (stem(name), *help))
+            .collect();
+        exposed.sort_unstable();
+        listed.sort_unstable();
+        assert_eq!(exposed, listed);
+    }
+
+    #[test]
+    fn hosts_are_bounded() {
+        let metrics = Metrics::new();
+        for host in 0..MAX_HOSTS + 50 {
+            metrics.registry_request(&format!("host-{host}"));
+        }
+        metrics.registry_request("host-0");
+        let text = metrics.encode();
+        let series = text
+            .lines()
+            .filter(|l| l.starts_with("kimup_registry_requests_total{"));
+        assert_eq!(series.count(), MAX_HOSTS + 1);
+        assert!(
+            text.contains("kimup_registry_requests_total{host=\"other\"} 50\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains("kimup_registry_requests_total{host=\"host-0\"} 2\n"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn resident_memory_of_proc_status() {
+        fn check(status: &str, bytes: Option<i64>) {
+            assert_eq!(resident_bytes(status), bytes, "{status}");
+        }
+        check(
+            "Name:\tkimup\nVmRSS:\t   2048 kB\nThreads:\t3\n",
+            Some(2_097_152),
+        );
+        check("VmRSS: 9223372036854775807 kB", None);
+        check("VmRSS: 2048", None);
+        check("Name: kimup", None);
+    }
+
+    #[test]
+    fn processor_time_of_proc_stat() {
+        fn check(stat: &str, seconds: Option<f64>) {
+            assert_eq!(cpu_seconds(stat), seconds, "{stat}");
+        }
+        check("1 (kimup) S 1 2 3 4 5 6 7 8 9 10 150 50 0 0", Some(2.0));
+        check("1 (a) b) c) S 1 2 3 4 5 6 7 8 9 10 1 1 0 0", Some(0.02));
+        check("1 (kimup) S 1 2", None);
+        check("", None);
+    }
+}
