@@ -15,6 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 const USAGE: &str = "usage:
   kimup-testbed up                 start a cluster and a registry, print where they are as JSON, end with Ctrl-C
+  kimup-testbed up --detach        the same, but leave them running; the JSON names the script that ends them
   kimup-testbed hold PROGRAM ARG…  start a program that ends with this one, print its process ID and folder, wait
                                    for the end of stdin; with `panic` on stdin, panic";
 
@@ -22,7 +23,8 @@ const USAGE: &str = "usage:
 async fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let done = match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["up"] => up().await,
+        ["up"] => up(false).await,
+        ["up", "--detach"] => up(true).await,
         ["hold", program, ref args @ ..] => hold(program, args),
         ["run", "--kubeconfig", _, "--probes-listen", probes, ..] => stand_in(probes).await,
         _ => {
@@ -39,7 +41,7 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn up() -> Result<()> {
+async fn up(detach: bool) -> Result<()> {
     let (mut interrupt, mut terminate) = (
         signal(SignalKind::interrupt())?,
         signal(SignalKind::terminate())?,
@@ -50,11 +52,16 @@ async fn up() -> Result<()> {
         _ = interrupt.recv() => return Ok(()),
         _ = terminate.recv() => return Ok(()),
     };
-    let kubeconfig = cluster.admin_kubeconfig();
-    println!(
-        "{}",
-        json!({"kubeconfig": kubeconfig, "registry": registry.host(), "folder": run_dir()?.path()})
-    );
+    let kubeconfig = cluster.admin_kubeconfig().to_owned();
+    let mut up =
+        json!({"kubeconfig": kubeconfig, "registry": registry.host(), "folder": run_dir()?.path()});
+    if detach {
+        registry.leave_running()?;
+        up["stop"] = json!(cluster.leave_running()?);
+        println!("{up}");
+        return Ok(());
+    }
+    println!("{up}");
     eprintln!(
         "try: kubectl --kubeconfig {} get nodes; Ctrl-C ends it",
         kubeconfig.display()

@@ -143,6 +143,44 @@ async fn a_cluster_goes_with_its_holder() {
 }
 
 #[tokio::test]
+async fn what_is_left_running_ends_with_its_script() {
+    let mut holder = testbed(&["up", "--detach"]);
+    let up: serde_json::Value = serde_json::from_str(&first_line(&mut holder)).unwrap();
+    assert!(holder.wait().unwrap().success());
+    let folder = PathBuf::from(up["folder"].as_str().unwrap());
+    let answers = async || {
+        let url = format!("http://{}/v2/", up["registry"].as_str().unwrap());
+        let client = reqwest::Client::builder()
+            .tls_certs_only([])
+            .no_proxy()
+            .build()
+            .unwrap();
+        client
+            .get(url)
+            .send()
+            .await
+            .is_ok_and(|answer| answer.status().is_success())
+    };
+    kimup_testbed::install_crypto_provider();
+    assert!(
+        answers().await && processes_of(&folder).len() >= 6,
+        "{:?}",
+        processes_of(&folder)
+    );
+    assert!(
+        Command::new(up["stop"].as_str().unwrap())
+            .status()
+            .unwrap()
+            .success()
+    );
+    eventually(DEADLINE, "every process ends", async || {
+        processes_of(&folder).is_empty()
+    })
+    .await;
+    assert!(!answers().await && !folder.exists());
+}
+
+#[tokio::test]
 async fn kimup_is_started_watched_and_ended() {
     let options = KimupOptions::new(env!("CARGO_BIN_EXE_kimup-testbed"), "/no/kubeconfig");
     let started = KimupProcess::start(KimupOptions {
