@@ -1,0 +1,41 @@
+# `make` lists the targets. Rust and Go are needed (Go builds the test cluster's programs, once).
+
+# Further arguments for cargo; CI says --locked.
+CARGOFLAGS ?=
+IMAGE ?= kimup:dev
+target = $(or $(CARGO_TARGET_DIR),target)
+
+.DEFAULT_GOAL := help
+.PHONY: help tools test unit lint demo release image deny
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+tools: ## build the test cluster's programs (minutes the first time) and print their folder
+	@tools/build
+
+test: tools ## run every test: unit, architecture, and the scenarios on a real cluster
+	cargo test --workspace $(CARGOFLAGS)
+
+unit: ## run the tests that need no cluster
+	cargo test --lib --bins --test architecture $(CARGOFLAGS)
+
+lint: ## check format and lints
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets $(CARGOFLAGS) -- -D warnings
+
+# One build of both packages: `cargo run` would build the dependencies once more for the demo's package alone.
+demo: tools ## show the main job on a real cluster; KEEP=1 leaves it running
+	cargo build --workspace --bins $(CARGOFLAGS)
+	@$(target)/debug/kimup-demo --kimup $(target)/debug/kimup $(if $(KEEP),--keep)
+
+release: ## build the release binary
+	cargo build --release -p kimup $(CARGOFLAGS)
+	@ls -lh $(target)/release/kimup
+
+image: ## build the container image; IMAGE=name:tag
+	docker build --tag $(IMAGE) .
+
+deny: ## check licences, advisories and duplicates of the dependencies
+	@command -v cargo-deny >/dev/null || { echo "cargo-deny is missing; install it: cargo install --locked cargo-deny" >&2; exit 1; }
+	cargo deny check

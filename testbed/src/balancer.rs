@@ -1,0 +1,195 @@
+//! A TCP forwarder: what a Service in front of several replicas is in a cluster.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use anyhow::{Context as _, Result};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+use crate::background::{Task, runtime};
+
+/// Listens on a port of 127.0.0.1 and forwards each connection to the next of its backends that accepts one; without
+/// any, it closes the connection. It runs on threads of its own; dropping it closes the port, and each connection at
+/// the next bytes from its backend.
+pub struct Balancer {
+    address: SocketAddr,
+    backends: watch::Sender<Vec<SocketAddr>>,
+    held: watch::Sender<bool>,
+    _server: Task,
+}
+
+impl Balancer {
+    pub async fn start(backends: &[SocketAddr]) -> Result<Self> {
+        let listener = runtime()?
+            .spawn(TcpListener::bind("127.0.0.1:0"))
+            .await?
+            .context("binding the balancer")?;
+        let address = listener.local_addr()?;
+        let (backends, backends_seen) = watch::channel(backends.to_vec());
+        let (held, held_seen) = watch::channel(false);
+        let server = Task::spawn(serve(listener, backends_seen, held_seen))?;
+        Ok(Self {
+            address,
+            backends,
+            held,
+            _server: server,
+        })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Changes where new connections go; the open ones stay where they are, as with kube-proxy.
+    pub fn set_backends(&self, backends: &[SocketAddr]) {
+        self.backends.send_replace(backends.to_vec());
+    }
+
+    /// While `true`, nothing that the backends send arrives; it is not lost, and no connection breaks. In front of the
+    /// API server this is a watch that falls behind.
+    pub fn hold_back(&self, held: bool) {
+        self.held.send_replace(held);
+    }
+}
+
+async fn serve(
+    listener: TcpListener,
+    backends: watch::Receiver<Vec<SocketAddr>>,
+    held: watch::Receiver<bool>,
+) {
+    let next = Arc::new(AtomicUsize::new(0));
+    loop {
+        // A failed accept is the client's or passes by itself.
+        let Ok((client, _)) = listener.accept().await else {
+            continue;
+        };
+        let (backends, held, next) = (backends.borrow().clone(), held.clone(), Arc::clone(&next));
+        tokio::spawn(async move {
+            if let Some(backend) = connect(&backends, &next).await {
+                forward(client, backend, held).await;
+            }
+        });
+    }
+}
+
+async fn connect(backends: &[SocketAddr], next: &AtomicUsize) -> Option<TcpStream> {
+    for _ in backends {
+        let backend = backends[next.fetch_add(1, Ordering::Relaxed) % backends.len()];
+        if let Ok(stream) = TcpStream::connect(backend).await {
+            return Some(stream);
+        }
+    }
+    None
+}
+
+async fn forward(client: TcpStream, backend: TcpStream, held: watch::Receiver<bool>) {
+    let (from_client, to_client) = client.into_split();
+    let (from_backend, to_backend) = backend.into_split();
+    let (_never, free) = watch::channel(false);
+    tokio::join!(
+        copy(from_client, to_backend, free),
+        copy(from_backend, to_client, held)
+    );
+}
+
+/// Until either side ends; what was read is then written, and the end passed on.
+async fn copy(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    mut held: watch::Receiver<bool>,
+) {
+    let mut buffer = vec![0; 16 * 1024];
+    while let Ok(length @ 1..) = from.read(&mut buffer).await {
+        if held.wait_for(|held| !held).await.is_err()
+            || to.write_all(&buffer[..length]).await.is_err()
+        {
+            break;
+        }
+    }
+    let _ = to.shutdown().await; // the other side may have closed first
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+
+    use super::*;
+
+    /// A server that says its name to each connection and then echoes.
+    async fn named(name: &'static str) -> (SocketAddr, Task) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let listener = listener.into_std().unwrap();
+        let task = Task::spawn(async move {
+            let listener = TcpListener::from_std(listener).unwrap();
+            while let Ok((mut stream, _)) = listener.accept().await {
+                stream.write_all(name.as_bytes()).await.unwrap();
+                tokio::spawn(async move {
+                    let (mut from, mut to) = stream.split();
+                    let _ = tokio::io::copy(&mut from, &mut to).await;
+                });
+            }
+        });
+        (address, task.unwrap())
+    }
+
+    async fn greeting(balancer: &Balancer) -> String {
+        let mut stream = TcpStream::connect(balancer.address()).await.unwrap();
+        let mut name = [0; 1];
+        match stream.read(&mut name).await {
+            Ok(1) => String::from_utf8(name.to_vec()).unwrap(),
+            _ => String::new(),
+        }
+    }
+
+    #[tokio::test]
+    async fn connections_go_round_and_skip_who_refuses() {
+        let ((a, _a), (b, b_server)) = (named("a").await, named("b").await);
+        let balancer = Balancer::start(&[a, b]).await.unwrap();
+        let check = async |expected: &[&str]| {
+            for &name in expected {
+                assert_eq!(greeting(&balancer).await, name);
+            }
+        };
+        check(&["a", "b", "a", "b"]).await;
+        drop(b_server);
+        crate::eventually(Duration::from_secs(5), "b refuses", async || {
+            TcpStream::connect(b).await.is_err()
+        })
+        .await;
+        check(&["a", "a", "a"]).await;
+        balancer.set_backends(&[]);
+        check(&[""]).await;
+        balancer.set_backends(&[a]);
+        check(&["a"]).await;
+    }
+
+    #[tokio::test]
+    async fn what_is_held_back_arrives_later() {
+        let (a, _a) = named("a").await;
+        let balancer = Balancer::start(&[a]).await.unwrap();
+        let mut stream = TcpStream::connect(balancer.address()).await.unwrap();
+        let mut byte = [0; 1];
+        stream.read_exact(&mut byte).await.unwrap();
+        balancer.hold_back(true);
+        stream.write_all(b"x").await.unwrap();
+        assert!(
+            timeout(Duration::from_millis(200), stream.read_exact(&mut byte))
+                .await
+                .is_err(),
+            "held back"
+        );
+        balancer.hold_back(false);
+        timeout(Duration::from_secs(5), stream.read_exact(&mut byte))
+            .await
+            .unwrap()
+            .unwrap();
+        assert_eq!(&byte, b"x");
+    }
+}

@@ -1,0 +1,7 @@
+//! kimup on a real Kubernetes control plane: one module per group of scenarios.
+//!
+//! All tests share one cluster (`Cluster::shared()`) and keep to a namespace of their own. What would disturb others,
+//! such as killing the API server, starts a cluster for itself (`Cluster::start()`).
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // in helpers too: everything here is a test
+
+mod smoke;
