@@ -1,1 +1,38 @@
 //! The custom resources, annotations and their validation: the only door from YAML to `policy`.
+//!
+//! Everything here is pure: text and objects in, values that cannot be wrong out.
+
+pub mod annotations;
+mod applied;
+mod image;
+mod order;
+mod schedule;
+mod spec;
+mod status;
+
+pub use applied::Applied;
+pub use image::{
+    Action, ActionData, ActionType, AfterRollback, FilterSpec, Image, ImageSpec, KeyRef, NameRef,
+    RolloutSpec, RuleSpec, RuleType, TriggerSpec, TriggerType, ValueFrom, WindowKind, WindowSpec,
+};
+pub use order::Order;
+pub use schedule::{Schedule, ScheduleError};
+pub use spec::{CompiledRule, CompiledSpec, SpecError, compile};
+pub use status::{
+    Held, HistoryEntry, ImageStatus, Pending, Rejected, RevisionRecord, RolloutStatus, SyncResult,
+    condition,
+};
+
+use kube::CustomResourceExt;
+
+/// The API group of kimup's resources.
+pub const GROUP: &str = "kimup.cloudavenue.io";
+
+/// The custom resource definitions as one YAML stream, equal to `deploy/crds.yaml`.
+///
+/// # Errors
+/// Only if a definition cannot be written as YAML, which the tests rule out for this binary.
+pub fn crds_yaml() -> Result<String, serde_saphyr::ser::Error> {
+    // Through JSON: a map keeps the key order of a Kubernetes manifest readable and drops absent fields.
+    serde_saphyr::to_string(&Image::crd())
+}

@@ -1,0 +1,316 @@
+//! Annotations and labels: their names, their values and what they mean together.
+//!
+//! The list is the table of design section 2; `ALL` is compared with the reference documentation.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// Annotations or labels of an object.
+pub type Map = BTreeMap<String, String>;
+
+/// `"true"` opts in; `"false"` on a Pod beats all.
+pub const ENABLED: &str = "kimup.cloudavenue.io/enabled";
+/// `fail` or `ignore`: what happens to a Pod that cannot be answered.
+pub const FAILURE_POLICY: &str = "kimup.cloudavenue.io/failure-policy";
+/// On an Image: `refresh`. Removed when done.
+pub const ACTION: &str = "kimup.cloudavenue.io/action";
+/// On an Image: any value; another one than last time syncs now.
+pub const REQUESTED_AT: &str = "kimup.cloudavenue.io/requestedAt";
+/// Label on Pod templates that kimup stamped: the rollout ID.
+pub const ROLLOUT: &str = "kimup.cloudavenue.io/rollout";
+/// On a Pod: what admission did, one entry per changed container.
+pub const APPLIED: &str = "kimup.cloudavenue.io/applied";
+/// Prefix of the stamps on a Pod template, followed by the container's name.
+pub const STAMP_PREFIX: &str = "stamp.kimup.cloudavenue.io/";
+/// Written with each rollout, shown by `kubectl rollout history`.
+pub const CHANGE_CAUSE: &str = "kubernetes.io/change-cause";
+/// On a Pod, Pod template or workload: the annotation mode's policy, not acted on by this version.
+pub const POLICY: &str = "kimup.cloudavenue.io/policy";
+/// Marks a Pod that the kubelet mirrors from a file; admission cannot change it.
+pub const MIRROR_POD: &str = "kubernetes.io/config.mirror";
+
+/// Every annotation and label of kimup's own that this version reads or writes.
+pub const ALL: &[&str] = &[
+    ENABLED,
+    FAILURE_POLICY,
+    ACTION,
+    REQUESTED_AT,
+    ROLLOUT,
+    APPLIED,
+    STAMP_PREFIX,
+    POLICY,
+];
+
+/// The key of a container's stamp.
+pub fn stamp_key(container: &str) -> String {
+    format!("{STAMP_PREFIX}{container}")
+}
+
+/// A stamp: the text it was written for, and the reference to run instead.
+///
+/// The format `"<text> <reference>"` is frozen: CEL reads it, and later versions must.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    /// The image text of the container when the stamp was written.
+    pub text: String,
+    /// The image reference its Pods run.
+    pub reference: String,
+}
+
+impl Stamp {
+    /// Reads a stamp. None if it is not two words: such a value is nobody's stamp.
+    pub fn parse(value: &str) -> Option<Self> {
+        let (text, reference) = value.split_once(' ')?;
+        let word = |s: &str| !s.is_empty() && !s.contains(char::is_whitespace);
+        (word(text) && word(reference)).then(|| Self {
+            text: text.to_owned(),
+            reference: reference.to_owned(),
+        })
+    }
+
+    /// The stamp of `container` among the annotations of a Pod or Pod template.
+    pub fn of(annotations: &Map, container: &str) -> Option<Self> {
+        annotations
+            .get(&stamp_key(container))
+            .and_then(|value| Self::parse(value))
+    }
+}
+
+impl fmt::Display for Stamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.text, self.reference)
+    }
+}
+
+/// What happens to a Pod that cannot be answered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FailurePolicy {
+    /// It is denied, with a message that says what to do.
+    #[default]
+    Fail,
+    /// It is admitted unchanged, with a warning.
+    Ignore,
+}
+
+/// A value that is none of those allowed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("annotation {key}: unknown value {value:?}; use {allowed}")]
+pub struct AnnotationError {
+    /// The key.
+    pub key: &'static str,
+    /// What stands there.
+    pub value: String,
+    /// What may stand there.
+    pub allowed: &'static str,
+}
+
+impl FailurePolicy {
+    /// Reads the key from annotations or labels. `Ok(None)` if it is absent.
+    pub fn read(map: &Map) -> Result<Option<Self>, AnnotationError> {
+        match map.get(FAILURE_POLICY).map(String::as_str) {
+            None => Ok(None),
+            Some("fail") => Ok(Some(Self::Fail)),
+            Some("ignore") => Ok(Some(Self::Ignore)),
+            Some(other) => Err(AnnotationError {
+                key: FAILURE_POLICY,
+                value: other.to_owned(),
+                allowed: "\"fail\" or \"ignore\"",
+            }),
+        }
+    }
+}
+
+/// Reads `enabled` from annotations or labels. `Ok(None)` if it is absent.
+pub fn enabled(map: &Map) -> Result<Option<bool>, AnnotationError> {
+    match map.get(ENABLED).map(String::as_str) {
+        None => Ok(None),
+        Some("true") => Ok(Some(true)),
+        Some("false") => Ok(Some(false)),
+        Some(other) => Err(AnnotationError {
+            key: ENABLED,
+            value: other.to_owned(),
+            allowed: "\"true\" or \"false\"",
+        }),
+    }
+}
+
+/// Whether a stamp stands among the annotations: its Pods belong to kimup, whoever opted them in.
+pub fn has_stamp(annotations: &Map) -> bool {
+    annotations
+        .range(STAMP_PREFIX.to_owned()..)
+        .next()
+        .is_some_and(|(key, _)| key.starts_with(STAMP_PREFIX))
+}
+
+/// What a Namespace says, from its labels and annotations (a label wins over an annotation: the API server sees it too).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NamespaceSettings {
+    /// Pods of this namespace are opted in.
+    pub enabled: bool,
+    /// Opted in by an annotation alone: the webhook configuration must name this namespace.
+    pub enabled_by_annotation: bool,
+    /// What happens to its Pods that cannot be answered.
+    pub failure_policy: FailurePolicy,
+}
+
+impl NamespaceSettings {
+    /// Reads a Namespace. A value that is none of those allowed counts as absent here; `errors` names it.
+    pub fn read(labels: &Map, annotations: &Map) -> (Self, Vec<AnnotationError>) {
+        let mut errors = Vec::new();
+        let mut keep =
+            |r: Result<Option<bool>, AnnotationError>| r.map_err(|e| errors.push(e)).ok().flatten();
+        let by_label = keep(enabled(labels));
+        let by_annotation = keep(enabled(annotations));
+        let mut failure_policy = None;
+        for map in [labels, annotations] {
+            match FailurePolicy::read(map) {
+                Ok(found) => failure_policy = failure_policy.or(found),
+                Err(error) => errors.push(error),
+            }
+        }
+        let settings = Self {
+            enabled: by_label.or(by_annotation).unwrap_or(false),
+            enabled_by_annotation: by_label.is_none() && by_annotation == Some(true),
+            failure_policy: failure_policy.unwrap_or_default(),
+        };
+        (settings, errors)
+    }
+}
+
+/// Whether a Pod is opted in: its own word first, then a stamp, then its Namespace.
+///
+/// `enabled: "false"` on the Pod beats all. A value that is neither `"true"` nor `"false"` is an error, not a default.
+pub fn pod_enabled(
+    pod_annotations: &Map,
+    namespace: NamespaceSettings,
+) -> Result<bool, AnnotationError> {
+    Ok(match enabled(pod_annotations)? {
+        Some(own) => own,
+        None => has_stamp(pod_annotations) || namespace.enabled,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(entries: &[(&str, &str)]) -> Map {
+        entries
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect()
+    }
+
+    #[test]
+    fn stamps_read_back_what_they_say() {
+        fn check(value: &str, expected: Option<(&str, &str)>) {
+            let parsed = Stamp::parse(value);
+            assert_eq!(
+                parsed
+                    .as_ref()
+                    .map(|s| (s.text.as_str(), s.reference.as_str())),
+                expected,
+                "{value:?}"
+            );
+            if let Some(stamp) = parsed {
+                assert_eq!(stamp.to_string(), value);
+            }
+        }
+        check("app:1.0.0 app:1.4.2", Some(("app:1.0.0", "app:1.4.2")));
+        check(
+            "app app:1.4.2@sha256:abc",
+            Some(("app", "app:1.4.2@sha256:abc")),
+        );
+        check("app:1.0.0", None);
+        check("", None);
+        check(" app:1", None);
+        check("app:1 ", None);
+        check("app:1  app:2", None);
+        check("app:1 app:2 app:3", None);
+    }
+
+    #[test]
+    fn a_pod_is_opted_in() {
+        fn check(pod: &[(&str, &str)], namespace: bool, expected: Option<bool>) {
+            let settings = NamespaceSettings {
+                enabled: namespace,
+                ..NamespaceSettings::default()
+            };
+            assert_eq!(
+                pod_enabled(&map(pod), settings).ok(),
+                expected,
+                "{pod:?} {namespace}"
+            );
+        }
+        check(&[], false, Some(false));
+        check(&[], true, Some(true));
+        check(&[(ENABLED, "true")], false, Some(true));
+        check(&[(ENABLED, "false")], true, Some(false));
+        check(&[(ENABLED, "yes")], true, None);
+        check(
+            &[("stamp.kimup.cloudavenue.io/app", "a:1 a:2")],
+            false,
+            Some(true),
+        );
+        check(
+            &[
+                ("stamp.kimup.cloudavenue.io/app", "a:1 a:2"),
+                (ENABLED, "false"),
+            ],
+            true,
+            Some(false),
+        );
+        check(
+            &[("stamp.other.io/app", "a:1 a:2"), ("zzz", "")],
+            false,
+            Some(false),
+        );
+    }
+
+    #[test]
+    fn a_namespace_says() {
+        type Pairs<'a> = &'a [(&'a str, &'a str)];
+        fn check(
+            labels: Pairs,
+            annotations: Pairs,
+            expected: (bool, bool, FailurePolicy),
+            errors: usize,
+        ) {
+            let (s, e) = NamespaceSettings::read(&map(labels), &map(annotations));
+            assert_eq!(
+                (s.enabled, s.enabled_by_annotation, s.failure_policy),
+                expected,
+                "{labels:?} {annotations:?}"
+            );
+            assert_eq!(e.len(), errors, "{e:?}");
+        }
+        use FailurePolicy::{Fail, Ignore};
+        check(&[], &[], (false, false, Fail), 0);
+        check(&[(ENABLED, "true")], &[], (true, false, Fail), 0);
+        check(&[], &[(ENABLED, "true")], (true, true, Fail), 0);
+        check(
+            &[(ENABLED, "false")],
+            &[(ENABLED, "true")],
+            (false, false, Fail),
+            0,
+        );
+        check(
+            &[(FAILURE_POLICY, "ignore")],
+            &[],
+            (false, false, Ignore),
+            0,
+        );
+        check(
+            &[(FAILURE_POLICY, "fail")],
+            &[(FAILURE_POLICY, "ignore")],
+            (false, false, Fail),
+            0,
+        );
+        check(
+            &[(FAILURE_POLICY, "Ignore")],
+            &[(ENABLED, "1")],
+            (false, false, Fail),
+            2,
+        );
+    }
+}

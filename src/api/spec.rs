@@ -1,0 +1,350 @@
+//! From an `ImageSpec` to values that cannot be wrong: the parsed repository, rules, filter and schedules.
+
+use jiff::Timestamp;
+
+use crate::policy::{self, Filter, ReferenceError, Repository, Rule, RuleError};
+
+use super::image::{ActionType, AfterRollback, ImageSpec, RuleSpec, TriggerType};
+use super::schedule::{Schedule, ScheduleError};
+use super::status::SyncResult;
+
+/// What a spec means.
+#[derive(Clone, Debug)]
+pub struct CompiledSpec {
+    /// The normalised repository.
+    pub repository: Repository,
+    /// The starting tag; none if it is `latest` or empty.
+    pub base_tag: Option<String>,
+    /// When to look at the registry. Empty: only when asked (`refresh`, `requestedAt`).
+    pub schedules: Vec<Schedule>,
+    /// The rules in order, at least one.
+    pub rules: Vec<CompiledRule>,
+    /// Which tags the rules see.
+    pub filter: Filter,
+    /// How many workloads of the Image may roll at a time (`spec.rollout.maxConcurrent`, default 1).
+    pub max_concurrent: u32,
+    /// Fields and values that this version does not act on, one sentence each.
+    pub unsupported: Vec<String>,
+    /// A field that is meant to delay a newer tag and that this version cannot honour: nothing newer is chosen while
+    /// it is set, since ignoring it would roll what somebody wanted to wait.
+    pub gate: Option<&'static str>,
+}
+
+/// One rule, ready to be used.
+#[derive(Clone, Debug)]
+pub struct CompiledRule {
+    /// Its name in the spec.
+    pub name: String,
+    /// How it chooses.
+    pub rule: Rule,
+    /// Whether a tag it chooses is applied; otherwise it only tells.
+    pub apply: bool,
+}
+
+/// Why a spec cannot be used, with the path of the field to fix.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum SpecError {
+    /// `spec.image` is no repository.
+    #[error("{0}; fix spec.image")]
+    Image(#[from] ReferenceError),
+    /// A rule cannot be used.
+    #[error("rule {name:?}: {cause}; fix spec.rules[{index}].{field}")]
+    Rule {
+        /// Name of the rule.
+        name: String,
+        /// Position in `spec.rules`.
+        index: usize,
+        /// The field of the rule to fix.
+        field: &'static str,
+        /// What is wrong.
+        cause: RuleError,
+    },
+    /// The filter cannot be used.
+    #[error("filter: {0}; fix spec.filter")]
+    Filter(RuleError),
+    /// A trigger cannot be used.
+    #[error("{cause}; fix spec.triggers[{index}].value")]
+    Trigger {
+        /// Position in `spec.triggers`.
+        index: usize,
+        /// What is wrong.
+        cause: ScheduleError,
+    },
+}
+
+impl SpecError {
+    /// The result that the status shows.
+    pub const fn result(&self) -> SyncResult {
+        match self {
+            Self::Image(_) => SyncResult::GetImageError,
+            Self::Rule { .. } | Self::Filter(_) => SyncResult::GetRuleError,
+            Self::Trigger { .. } => SyncResult::Error,
+        }
+    }
+
+    /// The reason of the `Ready` condition.
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            Self::Image(_) => "ImageInvalid",
+            Self::Rule {
+                cause: RuleError::NotSupported { .. },
+                ..
+            } => "RuleNotSupported",
+            Self::Rule { .. } => "RuleInvalid",
+            Self::Filter(_) => "FilterInvalid",
+            Self::Trigger { .. } => "TriggerInvalid",
+        }
+    }
+}
+
+/// Parses a spec. Pure; `now` serves to refuse a cron line that never fires again.
+pub fn compile(spec: &ImageSpec, now: Timestamp) -> Result<CompiledSpec, SpecError> {
+    let repository = Repository::parse(&spec.image)?;
+    let rules = spec
+        .rules
+        .iter()
+        .enumerate()
+        .map(|(i, rule)| compile_rule(i, rule))
+        .collect::<Result<_, _>>()?;
+    let filter = compile_filter(spec)?;
+    let mut schedules = Vec::new();
+    for (index, trigger) in spec.triggers.iter().enumerate() {
+        let schedule =
+            Schedule::parse(trigger, now).map_err(|cause| SpecError::Trigger { index, cause })?;
+        schedules.extend(schedule);
+    }
+    let base_tag =
+        Some(spec.base_tag.as_str()).filter(|t| policy::is_legal_tag(t) && *t != "latest");
+    Ok(CompiledSpec {
+        repository,
+        base_tag: base_tag.map(str::to_owned),
+        schedules,
+        rules,
+        filter,
+        max_concurrent: spec
+            .rollout
+            .as_ref()
+            .and_then(|r| r.max_concurrent)
+            .unwrap_or(1)
+            .max(1),
+        unsupported: unsupported(spec),
+        gate: gate(spec),
+    })
+}
+
+fn compile_rule(index: usize, spec: &RuleSpec) -> Result<CompiledRule, SpecError> {
+    let rule = Rule::parse(spec.kind.as_str(), spec.value.as_deref()).map_err(|cause| {
+        SpecError::Rule {
+            name: spec.name.clone(),
+            index,
+            field: if matches!(cause, RuleError::Invalid { .. }) {
+                "value"
+            } else {
+                "type"
+            },
+            cause,
+        }
+    })?;
+    let apply = spec.actions.iter().any(|a| a.kind == ActionType::Apply);
+    Ok(CompiledRule {
+        name: spec.name.clone(),
+        rule,
+        apply,
+    })
+}
+
+/// The filter of a spec.
+pub(super) fn compile_filter(spec: &ImageSpec) -> Result<Filter, SpecError> {
+    let Some(filter) = &spec.filter else {
+        return Ok(Filter::default());
+    };
+    Filter::new(
+        filter.pattern.as_deref(),
+        filter.extract.as_deref(),
+        &filter.exclude,
+    )
+    .map_err(SpecError::Filter)
+}
+
+fn gate(spec: &ImageSpec) -> Option<&'static str> {
+    let asks = spec
+        .rules
+        .iter()
+        .flat_map(|r| &r.actions)
+        .any(|a| a.kind == ActionType::RequestApproval);
+    [
+        (spec.suspend == Some(true), "spec.suspend"),
+        (spec.min_age.is_some(), "spec.minAge"),
+        (!spec.windows.is_empty(), "spec.windows"),
+        (asks, "the action request-approval"),
+    ]
+    .into_iter()
+    .find_map(|(set, name)| set.then_some(name))
+}
+
+fn unsupported(spec: &ImageSpec) -> Vec<String> {
+    let mut found = Vec::new();
+    if let Some(gate) = gate(spec) {
+        found.push(format!(
+            "{gate} is not acted on by this version, so nothing newer is chosen while it is set"
+        ));
+    }
+    let rollout = spec.rollout.clone().unwrap_or_default();
+    let ignored = [
+        (rollout.deadline.is_some(), "spec.rollout.deadline"),
+        (rollout.soak.is_some(), "spec.rollout.soak"),
+        (rollout.min_interval.is_some(), "spec.rollout.minInterval"),
+        (
+            rollout.after_rollback == Some(AfterRollback::Hold),
+            "spec.rollout.afterRollback: hold",
+        ),
+        (spec.pin_digest == Some(true), "spec.pinDigest"),
+        (!spec.platforms.is_empty(), "spec.platforms"),
+    ];
+    for (_, name) in ignored.into_iter().filter(|(set, _)| *set) {
+        found.push(format!(
+            "{name} is not acted on by this version and has no effect"
+        ));
+    }
+    if spec.triggers.iter().any(|t| t.kind == TriggerType::Webhook) {
+        found.push(
+            "a trigger of type webhook is not acted on by this version and never fires".to_owned(),
+        );
+    }
+    let mut alerts: Vec<_> = spec
+        .rules
+        .iter()
+        .flat_map(|r| &r.actions)
+        .map(|a| a.kind)
+        .collect();
+    alerts.retain(|kind| !matches!(kind, ActionType::Apply | ActionType::RequestApproval));
+    alerts.sort_by_key(|kind| kind.as_str());
+    alerts.dedup();
+    for kind in alerts {
+        found.push(format!(
+            "the action {} is not acted on by this version and sends nothing",
+            kind.as_str()
+        ));
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn spec(patch: &Value) -> ImageSpec {
+        let mut base = json!({
+            "image": "alpine",
+            "triggers": [{"type": "interval", "value": "5m"}],
+            "rules": [{"name": "r", "type": "semver-minor", "actions": [{"type": "apply"}]}],
+        });
+        json_patch::merge(&mut base, patch);
+        serde_json::from_value(base).unwrap()
+    }
+
+    #[test]
+    fn a_wrong_spec_names_the_field_to_fix() {
+        fn check(patch: &Value, expected: &[&str], result: SyncResult) {
+            let error = compile(&spec(patch), Timestamp::UNIX_EPOCH).unwrap_err();
+            let text = error.to_string();
+            for part in expected {
+                assert!(text.contains(part), "{text:?} lacks {part:?}");
+            }
+            assert_eq!(error.result(), result, "{text}");
+        }
+        let rule = |kind: &str, value: &str| json!({"rules": [{"name": "stable", "type": kind, "value": value, "actions": [{"type": "apply"}]}]});
+        check(
+            &json!({"image": "UPPER/Case:tag"}),
+            &["fix spec.image"],
+            SyncResult::GetImageError,
+        );
+        check(
+            &rule("semver", ">=1.x.y"),
+            &["rule \"stable\"", ">=1.x.y", "fix spec.rules[0].value"],
+            SyncResult::GetRuleError,
+        );
+        check(
+            &rule("regex", "("),
+            &["rule \"stable\"", "fix spec.rules[0].value"],
+            SyncResult::GetRuleError,
+        );
+        check(
+            &rule("calver-major", ""),
+            &["calver-major", "fix spec.rules[0].type"],
+            SyncResult::GetRuleError,
+        );
+        check(
+            &json!({"filter": {"pattern": "("}}),
+            &["filter", "fix spec.filter"],
+            SyncResult::GetRuleError,
+        );
+        check(
+            &json!({"triggers": [{"type": "crontab", "value": "bad"}]}),
+            &["invalid crontab \"bad\"", "fix spec.triggers[0].value"],
+            SyncResult::Error,
+        );
+    }
+
+    #[test]
+    fn what_is_not_acted_on_is_named() {
+        fn check(patch: &Value, expected: &[&str], gate: bool) {
+            let compiled = compile(&spec(patch), Timestamp::UNIX_EPOCH).unwrap();
+            assert_eq!(compiled.unsupported.len(), expected.len(), "{patch}");
+            for (found, part) in compiled.unsupported.iter().zip(expected) {
+                assert!(found.contains(part), "{found:?} lacks {part:?}");
+            }
+            assert_eq!(compiled.gate.is_some(), gate, "{patch}");
+        }
+        let action = |kind: &str| json!({"rules": [{"name": "r", "type": "always", "actions": [{"type": "apply"}, {"type": kind}]}]});
+        check(&json!({}), &[], false);
+        check(&json!({"suspend": false}), &[], false);
+        check(&json!({"suspend": true}), &["spec.suspend"], true);
+        check(&json!({"minAge": "24h"}), &["spec.minAge"], true);
+        check(
+            &json!({"windows": [{"kind": "deny", "schedule": "0 0 * * *", "duration": "8h"}]}),
+            &["spec.windows"],
+            true,
+        );
+        check(
+            &json!({"rollout": {"maxConcurrent": 2, "afterRollback": "next"}}),
+            &[],
+            false,
+        );
+        check(
+            &json!({"rollout": {"deadline": "5m", "soak": "1m", "minInterval": "1m", "afterRollback": "hold"}}),
+            &[
+                "spec.rollout.deadline",
+                "spec.rollout.soak",
+                "minInterval",
+                "afterRollback",
+            ],
+            false,
+        );
+        check(
+            &json!({"pinDigest": true, "platforms": ["linux/amd64"]}),
+            &["spec.pinDigest", "spec.platforms"],
+            false,
+        );
+        check(
+            &json!({"triggers": [{"type": "webhook"}]}),
+            &["webhook"],
+            false,
+        );
+        check(&action("alert-slack"), &["alert-slack"], false);
+        check(&action("request-approval"), &["request-approval"], true);
+    }
+
+    #[test]
+    fn a_base_tag_counts_unless_it_is_latest() {
+        fn check(base_tag: &str, expected: Option<&str>) {
+            let compiled =
+                compile(&spec(&json!({"baseTag": base_tag})), Timestamp::UNIX_EPOCH).unwrap();
+            assert_eq!(compiled.base_tag.as_deref(), expected);
+        }
+        check("v1.0.0", Some("v1.0.0"));
+        check("latest", None);
+        check("", None);
+    }
+}
