@@ -1,1 +1,199 @@
-//! Events and alerts, each said once.
+//! Events and audit lines: what happened, from what to what, each said once.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use kube::api::{Api, PostParams};
+
+use crate::telemetry::Metrics;
+
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest note the API server takes, in bytes (`events.k8s.io/v1`).
+const MAX_NOTE: usize = 1024;
+const CONTROLLER: &str = "kimup.cloudavenue.io/kimup";
+
+/// Why an Event is said: its reason, as `kubectl describe` shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// A newer tag was chosen.
+    TagSelected,
+    /// A workload's Pod template was stamped.
+    RolloutStarted,
+    /// A rollout ended well.
+    RolloutSettled,
+    /// An older revision was put back: the workload stays there.
+    Held,
+    /// An older tag was written into the manifest: the workload stays there.
+    HeldByManifest,
+    /// Another, older Image of the namespace names the same repository.
+    Duplicate,
+    /// The spec, or an annotation, cannot be used.
+    PolicyInvalid,
+    /// A registry cannot be reached; said once per host until it answers again.
+    RegistryUnreachable,
+    /// A workload could not be rolled.
+    RolloutFailed,
+}
+
+impl Reason {
+    /// Every reason, for the reference documentation.
+    pub const ALL: &[Self] = &[
+        Self::TagSelected,
+        Self::RolloutStarted,
+        Self::RolloutSettled,
+        Self::Held,
+        Self::HeldByManifest,
+        Self::Duplicate,
+        Self::PolicyInvalid,
+        Self::RegistryUnreachable,
+        Self::RolloutFailed,
+    ];
+
+    /// The reason as `kubectl get events` shows it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::TagSelected => "TagSelected",
+            Self::RolloutStarted => "RolloutStarted",
+            Self::RolloutSettled => "RolloutSettled",
+            Self::Held => "Held",
+            Self::HeldByManifest => "HeldByManifest",
+            Self::Duplicate => "Duplicate",
+            Self::PolicyInvalid => "PolicyInvalid",
+            Self::RegistryUnreachable => "RegistryUnreachable",
+            Self::RolloutFailed => "RolloutFailed",
+        }
+    }
+
+    const fn warns(self) -> bool {
+        matches!(
+            self,
+            Self::Duplicate | Self::PolicyInvalid | Self::RegistryUnreachable | Self::RolloutFailed
+        )
+    }
+}
+
+/// Says Events. Cheap to clone.
+///
+/// The caller says each thing once: it speaks after the write that made it true, and only if that write changed something.
+#[derive(Clone)]
+pub struct Events {
+    client: kube::Client,
+    instance: String,
+    metrics: Metrics,
+}
+
+impl Events {
+    /// `instance` names this process (the Pod's name in a cluster).
+    pub const fn new(client: kube::Client, instance: String, metrics: Metrics) -> Self {
+        Self {
+            client,
+            instance,
+            metrics,
+        }
+    }
+
+    /// Says one Event on an object. An Event that cannot be written is logged and forgotten: nothing waits for it.
+    pub async fn say(&self, on: &ObjectReference, reason: Reason, note: &str) {
+        let namespace = on.namespace.clone().unwrap_or_default();
+        let object = on.name.as_deref().unwrap_or_default();
+        let kind = on.kind.as_deref().unwrap_or_default();
+        tracing::info!(namespace, kind, object, reason = reason.as_str(), "{note}");
+        let event = self.event(on, reason, note);
+        let api: Api<Event> = Api::namespaced(self.client.clone(), &namespace);
+        match tokio::time::timeout(TIMEOUT, api.create(&PostParams::default(), &event)).await {
+            Ok(Ok(_)) => self.metrics.kubernetes_write("Event"),
+            Ok(Err(error)) => tracing::warn!(namespace, object, %error, "cannot write the Event"),
+            Err(_) => tracing::warn!(
+                namespace,
+                object,
+                "cannot write the Event: no answer in time"
+            ),
+        }
+    }
+
+    fn event(&self, on: &ObjectReference, reason: Reason, note: &str) -> Event {
+        let now = Timestamp::now();
+        let object = on.name.as_deref().unwrap_or_default();
+        // As client-go names them; the random part keeps two in the same microsecond apart.
+        let name = format!(
+            "{object}.{:x}{:04x}",
+            now.as_microsecond(),
+            fastrand::u16(..)
+        );
+        Event {
+            metadata: ObjectMeta {
+                name: Some(name),
+                namespace: on.namespace.clone(),
+                ..ObjectMeta::default()
+            },
+            event_time: Some(MicroTime(now)),
+            reporting_controller: Some(CONTROLLER.to_owned()),
+            reporting_instance: Some(cut(&self.instance, 128).to_owned()),
+            action: Some(reason.as_str().to_owned()),
+            reason: Some(reason.as_str().to_owned()),
+            type_: Some(if reason.warns() { "Warning" } else { "Normal" }.to_owned()),
+            note: Some(cut(note, MAX_NOTE).to_owned()),
+            regarding: Some(on.clone()),
+            ..Event::default()
+        }
+    }
+}
+
+/// One line of the audit log: a decision that changed something.
+pub struct Audit<'a> {
+    /// `Image shop/web`.
+    pub image: &'a str,
+    /// `Deployment/web`; empty for a decision that concerns all workloads of the Image.
+    pub workload: &'a str,
+    /// What was done: `select`, `roll`, `settle` or `hold`.
+    pub what: &'static str,
+    /// The tag before.
+    pub from: &'a str,
+    /// The tag now.
+    pub to: &'a str,
+    /// The rule that chose it.
+    pub rule: &'a str,
+    /// The rollout ID.
+    pub rollout: &'a str,
+}
+
+impl Audit<'_> {
+    /// Writes the line to the log target `kimup::audit`.
+    pub fn log(&self) {
+        tracing::info!(
+            target: "kimup::audit",
+            image = self.image,
+            workload = self.workload,
+            from = self.from,
+            to = self.to,
+            rule = self.rule,
+            rollout = self.rollout,
+            "{}",
+            self.what
+        );
+    }
+}
+
+/// The longest beginning of `text` of at most `max` bytes.
+fn cut(text: &str, max: usize) -> &str {
+    &text[..text.floor_char_boundary(max)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn notes_are_cut_between_characters() {
+        fn check(text: &str, max: usize, expected: &str) {
+            assert_eq!(cut(text, max), expected);
+        }
+        check("abc", 5, "abc");
+        check("abc", 2, "ab");
+        check("aé", 2, "a");
+        check("", 0, "");
+    }
+}

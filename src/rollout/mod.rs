@@ -1,1 +1,13 @@
 //! Which workloads change, how they are changed, and whether they settled.
+//!
+//! `workload` and `plan` are pure: objects in, a plan out. `apply` and `facts` are the thin shells that write and read.
+
+mod apply;
+mod facts;
+mod plan;
+mod workload;
+
+pub use apply::{ApplyError, FIELD_MANAGER, apply};
+pub use facts::{Facts, FactsError, observe};
+pub use plan::{Blocked, Change, ContainerPlan, Hold, Plan, Target, id, plan};
+pub use workload::{Container, Kind, Workload, WorkloadKey};

@@ -1,1 +1,20 @@
 //! Reconciles one Image: observe, decide (pure), act, report.
+//!
+//! `decide`, `records` and `status` are pure. `world` is what is known of the cluster, `watch` fills it, `engine` runs the
+//! queue, `image` and `workload` are what is done for one key, `write` and `observe` are the I/O shells.
+
+mod decide;
+mod engine;
+mod image;
+mod observe;
+mod question;
+mod queue;
+mod records;
+mod settle;
+mod status;
+mod watch;
+mod workload;
+mod world;
+mod write;
+
+pub use engine::{Options, Running, Scope, Sync, start};

@@ -1,0 +1,439 @@
+//! A workload as kimup sees it: the few facts of a Deployment, StatefulSet or DaemonSet that decide a rollout.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, StatefulSet};
+use k8s_openapi::api::core::v1::PodTemplateSpec;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{
+    LabelSelector, ManagedFieldsEntry, ObjectMeta,
+};
+use serde_json::Value;
+
+use crate::api::annotations::{self, AnnotationError, Map, NamespaceSettings, STAMP_PREFIX, Stamp};
+
+/// Kind of a workload that kimup rolls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    /// `apps/v1` Deployment.
+    Deployment,
+    /// `apps/v1` StatefulSet.
+    StatefulSet,
+    /// `apps/v1` DaemonSet.
+    DaemonSet,
+}
+
+impl Kind {
+    /// The kind as it stands in YAML.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Deployment => "Deployment",
+            Self::StatefulSet => "StatefulSet",
+            Self::DaemonSet => "DaemonSet",
+        }
+    }
+}
+
+/// Names a workload; the key of the queue, so that all its Images are handled at once.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct WorkloadKey {
+    /// Its kind.
+    pub kind: Kind,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+/// `Deployment/web`, without the namespace, as kubectl writes it.
+impl fmt::Display for WorkloadKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.kind.as_str(), self.name)
+    }
+}
+
+/// A container of a Pod template.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Container {
+    /// Its name.
+    pub name: String,
+    /// Its image as the manifest has it.
+    pub text: String,
+}
+
+/// A workload as kimup sees it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Workload {
+    /// Which one.
+    pub key: WorkloadKey,
+    /// Its UID: an apply never reaches another object of the same name.
+    pub uid: String,
+    /// The version this was read at: an apply never overwrites what was not seen.
+    pub resource_version: String,
+    /// `metadata.generation`.
+    pub generation: i64,
+    /// `metadata.annotations`.
+    pub annotations: Map,
+    /// `spec.template.metadata.annotations`.
+    pub template_annotations: Map,
+    /// Containers and init containers of the template.
+    pub containers: Vec<Container>,
+    /// By container: the field managers that own its stamp.
+    pub stamp_owners: BTreeMap<String, BTreeSet<String>>,
+    /// `spec.selector` as a query string; none if it selects by expressions that a query cannot say.
+    pub selector: Option<String>,
+    /// Wanted number of Pods.
+    pub replicas: i32,
+    /// All Pods are of the newest revision and ready, as `kubectl rollout status` sees it.
+    pub complete: bool,
+    /// The revision of the newest Pods where the object itself tells it: the annotation
+    /// `deployment.kubernetes.io/revision`, or a StatefulSet's `status.updateRevision`.
+    pub revision: Option<String>,
+}
+
+impl Workload {
+    /// Reads a Deployment. None if it lacks what every stored object has.
+    pub fn from_deployment(object: &Deployment) -> Option<Self> {
+        let spec = &object.spec;
+        let status = object.status.clone().unwrap_or_default();
+        let replicas = spec.replicas.unwrap_or(1);
+        let observed = status.observed_generation >= object.metadata.generation;
+        let updated = status.updated_replicas.unwrap_or(0);
+        let complete = observed
+            && updated >= replicas
+            && status.replicas.unwrap_or(0) <= updated
+            && status.available_replicas.unwrap_or(0) >= updated;
+        let mut workload = Self::new(
+            Kind::Deployment,
+            &object.metadata,
+            &spec.template,
+            Some(&spec.selector),
+        )?;
+        workload.revision = workload
+            .annotations
+            .get("deployment.kubernetes.io/revision")
+            .cloned();
+        Some(Self {
+            replicas,
+            complete,
+            ..workload
+        })
+    }
+
+    /// Reads a StatefulSet. None if it lacks what every stored object has.
+    pub fn from_stateful_set(object: &StatefulSet) -> Option<Self> {
+        let spec = &object.spec;
+        let status = object.status.clone().unwrap_or_default();
+        let replicas = spec.replicas.unwrap_or(1);
+        let strategy = spec.update_strategy.as_ref();
+        let on_delete = strategy.and_then(|s| s.type_.as_deref()) == Some("OnDelete");
+        let partition = strategy
+            .and_then(|s| s.rolling_update.as_ref())
+            .and_then(|r| r.partition)
+            .unwrap_or(0);
+        let observed = status.observed_generation >= object.metadata.generation;
+        let updated = status.updated_replicas.unwrap_or(0);
+        let ready = status.ready_replicas.unwrap_or(0) >= replicas;
+        let moved = updated >= replicas - partition
+            && (partition > 0
+                || replicas == 0
+                || status.current_revision == status.update_revision);
+        // `OnDelete` waits for a person to delete Pods: from kimup's side the rollout is made.
+        let complete = observed && (on_delete || (ready && moved));
+        let workload = Self::new(
+            Kind::StatefulSet,
+            &object.metadata,
+            &spec.template,
+            Some(&spec.selector),
+        )?;
+        Some(Self {
+            replicas,
+            complete,
+            revision: status.update_revision,
+            ..workload
+        })
+    }
+
+    /// Reads a DaemonSet. None if it lacks what every stored object has.
+    pub fn from_daemon_set(object: &DaemonSet) -> Option<Self> {
+        let spec = &object.spec;
+        let status = object.status.clone().unwrap_or_default();
+        let on_delete = spec
+            .update_strategy
+            .as_ref()
+            .and_then(|s| s.type_.as_deref())
+            == Some("OnDelete");
+        let replicas = status.desired_number_scheduled;
+        let observed = status.observed_generation >= object.metadata.generation;
+        let moved = status.updated_number_scheduled.unwrap_or(0) >= replicas
+            && status.number_available.unwrap_or(0) >= replicas;
+        let workload = Self::new(
+            Kind::DaemonSet,
+            &object.metadata,
+            &spec.template,
+            Some(&spec.selector),
+        )?;
+        Some(Self {
+            replicas,
+            complete: observed && (on_delete || moved),
+            ..workload
+        })
+    }
+
+    fn new(
+        kind: Kind,
+        metadata: &ObjectMeta,
+        template: &PodTemplateSpec,
+        selector: Option<&LabelSelector>,
+    ) -> Option<Self> {
+        let pod = template.spec.as_ref()?;
+        let init = pod.init_containers.iter().flatten();
+        let containers = init
+            .chain(&pod.containers)
+            .filter_map(|c| {
+                Some(Container {
+                    name: c.name.clone(),
+                    text: c.image.clone()?,
+                })
+            })
+            .collect();
+        Some(Self {
+            key: WorkloadKey {
+                kind,
+                namespace: metadata.namespace.clone()?,
+                name: metadata.name.clone()?,
+            },
+            uid: metadata.uid.clone()?,
+            resource_version: metadata.resource_version.clone()?,
+            generation: metadata.generation.unwrap_or(0),
+            annotations: metadata.annotations.clone().unwrap_or_default(),
+            template_annotations: template
+                .metadata
+                .as_ref()
+                .and_then(|m| m.annotations.clone())
+                .unwrap_or_default(),
+            containers,
+            stamp_owners: stamp_owners(metadata.managed_fields.as_deref().unwrap_or_default()),
+            selector: selector.and_then(selector_query),
+            replicas: 0,
+            complete: false,
+            revision: None,
+        })
+    }
+
+    /// The stamp of a container.
+    pub fn stamp(&self, container: &str) -> Option<Stamp> {
+        Stamp::of(&self.template_annotations, container)
+    }
+
+    /// Whether sync rolls this workload: the Pod template's word first, then the workload's own, then its Namespace.
+    ///
+    /// A stamp alone does not opt in: it is what is left after somebody opted out.
+    pub fn enabled(&self, namespace: NamespaceSettings) -> Result<bool, AnnotationError> {
+        let own = annotations::enabled(&self.template_annotations)?;
+        let own = own.or(annotations::enabled(&self.annotations)?);
+        Ok(own.unwrap_or(namespace.enabled))
+    }
+}
+
+/// Which managers own which container's stamp, from `metadata.managedFields`.
+///
+/// `kubectl rollout undo` writes a template as another manager: an older stamp that kimup does not own is a person's.
+fn stamp_owners(entries: &[ManagedFieldsEntry]) -> BTreeMap<String, BTreeSet<String>> {
+    let mut owners: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for entry in entries {
+        let Some(fields) = &entry.fields_v1 else {
+            continue;
+        };
+        let path = ["f:spec", "f:template", "f:metadata", "f:annotations"];
+        let annotations = path
+            .iter()
+            .try_fold(&fields.0, |value: &Value, key| value.get(key));
+        let keys = annotations
+            .and_then(Value::as_object)
+            .into_iter()
+            .flat_map(|map| map.keys());
+        for key in keys {
+            if let Some(container) = key
+                .strip_prefix("f:")
+                .and_then(|k| k.strip_prefix(STAMP_PREFIX))
+            {
+                let manager = entry.manager.clone().unwrap_or_default();
+                owners
+                    .entry(container.to_owned())
+                    .or_default()
+                    .insert(manager);
+            }
+        }
+    }
+    owners
+}
+
+fn selector_query(selector: &LabelSelector) -> Option<String> {
+    let mut parts: Vec<String> = selector
+        .match_labels
+        .iter()
+        .flatten()
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect();
+    for expression in selector.match_expressions.iter().flatten() {
+        let values = expression.values.as_deref().unwrap_or_default().join(",");
+        parts.push(match expression.operator.as_str() {
+            "In" => format!("{} in ({values})", expression.key),
+            "NotIn" => format!("{} notin ({values})", expression.key),
+            "Exists" => expression.key.clone(),
+            "DoesNotExist" => format!("!{}", expression.key),
+            _ => return None,
+        });
+    }
+    (!parts.is_empty()).then(|| parts.join(","))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn deployment(patch: &Value) -> Deployment {
+        let mut object = json!({
+            "metadata": {"name": "web", "namespace": "shop", "uid": "u", "resourceVersion": "7", "generation": 2},
+            "spec": {
+                "replicas": 2,
+                "selector": {"matchLabels": {"app": "web"}, "matchExpressions": [{"key": "tier", "operator": "In", "values": ["a", "b"]}]},
+                "template": {"metadata": {}, "spec": {
+                    "initContainers": [{"name": "init", "image": "busybox:1"}],
+                    "containers": [{"name": "app", "image": "app:1.0.0"}]
+                }}
+            },
+            "status": {"observedGeneration": 2, "replicas": 2, "updatedReplicas": 2, "availableReplicas": 2}
+        });
+        json_patch::merge(&mut object, patch);
+        serde_json::from_value(object).unwrap()
+    }
+
+    #[test]
+    fn a_deployment_is_complete() {
+        fn check(status: &Value, expected: bool) {
+            let workload =
+                Workload::from_deployment(&deployment(&json!({"status": status}))).unwrap();
+            assert_eq!(workload.complete, expected, "{status}");
+        }
+        check(&json!({}), true);
+        check(&json!({"observedGeneration": 1}), false);
+        check(&json!({"updatedReplicas": 1}), false);
+        check(&json!({"replicas": 3}), false);
+        check(&json!({"availableReplicas": 1}), false);
+    }
+
+    #[test]
+    fn a_stateful_set_is_complete() {
+        fn check(spec: &Value, status: &Value, expected: bool) {
+            let mut object = json!({
+                "metadata": {"name": "db", "namespace": "shop", "uid": "u", "resourceVersion": "7", "generation": 2},
+                "spec": {"replicas": 3, "serviceName": "db", "selector": {"matchLabels": {"app": "db"}},
+                    "template": {"spec": {"containers": [{"name": "db", "image": "db:1"}]}}},
+                "status": {"observedGeneration": 2, "replicas": 3, "updatedReplicas": 3, "readyReplicas": 3,
+                    "currentRevision": "db-2", "updateRevision": "db-2"}
+            });
+            json_patch::merge(&mut object, &json!({"spec": spec, "status": status}));
+            let workload =
+                Workload::from_stateful_set(&serde_json::from_value(object).unwrap()).unwrap();
+            assert_eq!(workload.complete, expected, "{spec} {status}");
+        }
+        check(&json!({}), &json!({}), true);
+        check(&json!({}), &json!({"currentRevision": "db-1"}), false);
+        check(&json!({}), &json!({"readyReplicas": 2}), false);
+        check(
+            &json!({"updateStrategy": {"type": "OnDelete"}}),
+            &json!({"updatedReplicas": 0}),
+            true,
+        );
+        let partition =
+            json!({"updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"partition": 2}}});
+        check(
+            &partition,
+            &json!({"updatedReplicas": 1, "currentRevision": "db-1"}),
+            true,
+        );
+        check(
+            &partition,
+            &json!({"updatedReplicas": 0, "currentRevision": "db-1"}),
+            false,
+        );
+    }
+
+    #[test]
+    fn a_template_is_read() {
+        let workload = Workload::from_deployment(&deployment(&json!({}))).unwrap();
+        let containers: Vec<_> = workload
+            .containers
+            .iter()
+            .map(|c| (c.name.as_str(), c.text.as_str()))
+            .collect();
+        assert_eq!(containers, [("init", "busybox:1"), ("app", "app:1.0.0")]);
+        assert_eq!(workload.selector.as_deref(), Some("app=web,tier in (a,b)"));
+        assert_eq!(workload.key.to_string(), "Deployment/web");
+    }
+
+    #[test]
+    fn stamps_have_owners() {
+        let fields = json!({"f:spec": {"f:template": {"f:metadata": {"f:annotations": {
+            "f:stamp.kimup.cloudavenue.io/app": {}, "f:other": {}}}}}});
+        let object = deployment(&json!({"metadata": {"managedFields": [
+            {"manager": "kimup-rollout", "operation": "Apply", "fieldsType": "FieldsV1", "fieldsV1": fields},
+            {"manager": "kubectl-rollout", "operation": "Update", "fieldsType": "FieldsV1", "fieldsV1": fields},
+            {"manager": "helm", "operation": "Update", "fieldsType": "FieldsV1", "fieldsV1": {"f:spec": {}}},
+        ]}}));
+        let workload = Workload::from_deployment(&object).unwrap();
+        let owners: Vec<_> = workload.stamp_owners["app"]
+            .iter()
+            .map(String::as_str)
+            .collect();
+        assert_eq!(owners, ["kimup-rollout", "kubectl-rollout"]);
+    }
+
+    #[test]
+    fn a_workload_is_opted_in() {
+        fn check(
+            template: &[(&str, &str)],
+            own: &[(&str, &str)],
+            namespace: bool,
+            expected: Option<bool>,
+        ) {
+            let map = |pairs: &[(&str, &str)]| {
+                pairs
+                    .iter()
+                    .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+                    .collect()
+            };
+            let mut workload = Workload::from_deployment(&deployment(&json!({}))).unwrap();
+            workload.template_annotations = map(template);
+            workload.annotations = map(own);
+            let settings = NamespaceSettings {
+                enabled: namespace,
+                ..NamespaceSettings::default()
+            };
+            assert_eq!(
+                workload.enabled(settings).ok(),
+                expected,
+                "{template:?} {own:?} {namespace}"
+            );
+        }
+        let yes = &[(annotations::ENABLED, "true")][..];
+        let no = &[(annotations::ENABLED, "false")][..];
+        check(&[], &[], false, Some(false));
+        check(&[], &[], true, Some(true));
+        check(&[], yes, false, Some(true));
+        check(yes, &[], false, Some(true));
+        check(no, yes, true, Some(false));
+        check(yes, no, false, Some(true));
+        check(&[], no, true, Some(false));
+        check(
+            &[("stamp.kimup.cloudavenue.io/app", "a:1 a:2")],
+            &[],
+            false,
+            Some(false),
+        );
+        check(&[(annotations::ENABLED, "on")], &[], true, None);
+    }
+}

@@ -1,0 +1,101 @@
+//! Which tag an Image should run: its rules in order, over what is known. Pure.
+
+use std::cmp::Ordering;
+
+use crate::api::{CompiledSpec, Order};
+use crate::policy;
+
+/// What is known of an Image before the registry is asked.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Known<'a> {
+    /// The settled tag.
+    pub settled: Option<&'a str>,
+    /// The tag being rolled out.
+    pub in_flight: Option<&'a str>,
+    /// The newest tag among the stamps of its namespace: counts if the status was lost.
+    pub stamped: Option<&'a str>,
+}
+
+/// The decision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The Image should run this tag, the current one or a newer.
+    Tag {
+        /// The tag.
+        tag: String,
+        /// Name of the rule that chose it; empty if the current tag stays.
+        rule: String,
+        /// Why, in a sentence.
+        why: String,
+        /// The registry no longer lists it. It is kept: never backwards.
+        missing: bool,
+    },
+    /// The registry lists nothing; whatever runs is kept.
+    Empty,
+    /// There is no current tag, and no rule allows one of those listed.
+    None {
+        /// Why, in a sentence.
+        why: String,
+    },
+}
+
+/// Decides over a complete list of tags. The answer does not depend on their order.
+pub fn decide(spec: &CompiledSpec, known: Known<'_>, tags: &[String]) -> Verdict {
+    let current = known.in_flight.or(known.settled).or(known.stamped);
+    let kept = |tag: &str| Verdict::Tag {
+        tag: tag.to_owned(),
+        rule: String::new(),
+        why: "no rule allows a newer one".to_owned(),
+        missing: !tags.iter().any(|t| t == tag),
+    };
+    if tags.is_empty() {
+        return Verdict::Empty;
+    }
+    if let Some(gate) = spec.gate {
+        let why =
+            format!("{gate} is not acted on by this version, so nothing is chosen while it is set");
+        return current.map_or(Verdict::None { why }, kept);
+    }
+    let start = start(spec, current);
+    let mut tag = start.map(str::to_owned);
+    let mut chosen_by = None;
+    let mut why = "no rule has the action apply".to_owned();
+    for rule in spec.rules.iter().filter(|rule| rule.apply) {
+        let decision = policy::select(&rule.rule, &spec.filter, tag.as_deref(), tags);
+        why = decision.reason;
+        if decision.changed && decision.selected.is_some() {
+            tag = decision.selected;
+            chosen_by = Some((rule.name.clone(), why.clone()));
+        }
+    }
+    match (tag, chosen_by) {
+        (Some(tag), Some((rule, why))) => Verdict::Tag {
+            tag,
+            rule,
+            why,
+            missing: false,
+        },
+        // The starting tag is an input to the choice: nobody runs it unless the registry lists it.
+        (Some(tag), None) if current != Some(&*tag) && !tags.contains(&tag) => match current {
+            Some(current) => kept(current),
+            None => Verdict::None {
+                why: format!("the registry does not list the starting tag {tag}, and {why}"),
+            },
+        },
+        (Some(tag), None) => kept(&tag),
+        (None, _) => Verdict::None { why },
+    }
+}
+
+/// The current tag, or the starting tag if there is none or it has been raised above.
+fn start<'a>(spec: &'a CompiledSpec, current: Option<&'a str>) -> Option<&'a str> {
+    match (current, spec.base_tag.as_deref()) {
+        (Some(current), Some(base))
+            if Order::from(spec).compare(base, current) == Some(Ordering::Greater) =>
+        {
+            Some(base)
+        }
+        (Some(current), _) => Some(current),
+        (None, base) => base,
+    }
+}

@@ -1,0 +1,211 @@
+//! Runs sync: the queue of keys, the workers, and what the process remembers between them.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::leader::Leadership;
+use crate::notify::Events;
+use crate::registry;
+use crate::rollout::WorkloadKey;
+use crate::telemetry::Metrics;
+
+use super::image::Memo;
+use super::queue::Queue;
+use super::watch;
+use super::workload::View;
+use super::world::{ImageKey, World};
+
+/// Keys handled at once. Most wait for a registry; the registry client has limits of its own.
+const WORKERS: usize = 64;
+
+/// How often everything is looked at again, in case a watch left something out. The first time is at once.
+const RESYNC: Duration = Duration::from_mins(10);
+
+/// Which namespaces sync looks after.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// The whole cluster.
+    All,
+    /// These namespaces, with Roles alone.
+    Namespaces(Vec<String>),
+}
+
+/// Settings of sync.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Which namespaces.
+    pub scope: Scope,
+    /// Most workloads of one namespace that roll at a time.
+    pub max_rollouts_per_namespace: usize,
+    /// Most workloads of the cluster that roll at a time.
+    pub max_rollouts: usize,
+    /// How often `status.time` is written when nothing else changed.
+    pub status_heartbeat: Duration,
+    /// How long the webhook's question may take here.
+    pub question_timeout: Duration,
+}
+
+/// What sync needs from outside.
+pub struct Sync {
+    pub(super) client: kube::Client,
+    pub(super) registry: registry::Client,
+    pub(super) leadership: Leadership,
+    pub(super) events: Events,
+    pub(super) metrics: Metrics,
+    pub(super) options: Options,
+    pub(super) world: World,
+    pub(super) queue: Queue<Key>,
+    memos: Mutex<HashMap<ImageKey, Memo>>,
+    views: Mutex<HashMap<WorkloadKey, View>>,
+    hosts_down: Mutex<HashSet<String>>,
+    /// Held from counting the rollouts in flight to the write that adds one.
+    pub(super) rolling: tokio::sync::Mutex<()>,
+    waiting: Mutex<HashSet<WorkloadKey>>,
+    pending: Mutex<HashMap<WorkloadKey, Instant>>,
+}
+
+/// What the queue holds.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) enum Key {
+    /// One Image.
+    Image(ImageKey),
+    /// One workload, for all its Images.
+    Workload(WorkloadKey),
+}
+
+/// Sync, running.
+pub struct Running {
+    /// Answers the webhook's questions.
+    pub sync: Arc<Sync>,
+    /// Ends after the token is cancelled.
+    pub task: JoinHandle<()>,
+    /// True once every watch has delivered its first list.
+    pub warm: tokio::sync::watch::Receiver<bool>,
+}
+
+/// Starts sync. It watches and answers questions whoever leads; it writes only while `leadership` holds.
+pub fn start(
+    client: kube::Client,
+    registry: registry::Client,
+    leadership: Leadership,
+    events: Events,
+    metrics: Metrics,
+    options: Options,
+    shutdown: CancellationToken,
+) -> Running {
+    let sync = Arc::new(Sync {
+        client,
+        registry,
+        leadership,
+        events,
+        metrics,
+        options,
+        world: World::default(),
+        queue: Queue::default(),
+        memos: Mutex::default(),
+        views: Mutex::default(),
+        hosts_down: Mutex::default(),
+        rolling: tokio::sync::Mutex::default(),
+        waiting: Mutex::default(),
+        pending: Mutex::default(),
+    });
+    let (warm_sender, warm) = tokio::sync::watch::channel(false);
+    let task = tokio::spawn(run(sync.clone(), warm_sender, shutdown));
+    Running { sync, task, warm }
+}
+
+async fn run(sync: Arc<Sync>, warm: tokio::sync::watch::Sender<bool>, shutdown: CancellationToken) {
+    let watches = watch::start(&sync, &shutdown);
+    // Nothing is decided before everything is known: an empty world has no stamps, holds or duplicates.
+    tokio::select! {
+        () = watches.first_lists() => {}
+        () = shutdown.cancelled() => return,
+    }
+    warm.send_replace(true);
+    let workers = Arc::new(Semaphore::new(WORKERS));
+    let mut led = sync.leadership.subscribe();
+    let mut resync = tokio::time::interval(RESYNC);
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => break,
+            _ = resync.tick() => sync.queue_everything(),
+            changed = led.changed() => {
+                if changed.is_ok() && sync.leadership.is_leader() {
+                    sync.queue_everything();
+                }
+                if changed.is_err() { break }
+            }
+            key = sync.queue.next() => {
+                let Ok(permit) = workers.clone().acquire_owned().await else { break };
+                let sync = sync.clone();
+                tokio::spawn(async move {
+                    // A panic in one key's work must not leave the key marked as running for ever.
+                    let _done = Done { sync: &sync, key: key.clone() };
+                    match &key {
+                        Key::Image(image) => sync.reconcile_image(image).await,
+                        Key::Workload(workload) => sync.reconcile_workload(workload).await,
+                    }
+                    drop(permit);
+                });
+            }
+        }
+    }
+    // What is being written may end; nothing new begins.
+    let all = u32::try_from(WORKERS).unwrap_or(u32::MAX);
+    let _ = tokio::time::timeout(Duration::from_secs(10), workers.acquire_many(all)).await;
+}
+
+struct Done<'a> {
+    sync: &'a Sync,
+    key: Key,
+}
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.sync.queue.done(&self.key);
+    }
+}
+
+impl Sync {
+    pub(super) fn memos(&self) -> MutexGuard<'_, HashMap<ImageKey, Memo>> {
+        self.memos.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn views(&self) -> MutexGuard<'_, HashMap<WorkloadKey, View>> {
+        self.views.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Registry hosts that did not answer last time, so that one Event speaks for all Images.
+    pub(super) fn hosts_down(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.hosts_down
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Workloads that wait for a place in the limits.
+    pub(super) fn waiting(&self) -> MutexGuard<'_, HashSet<WorkloadKey>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Workloads with a change that is not written yet, and since when.
+    pub(super) fn pending(&self) -> MutexGuard<'_, HashMap<WorkloadKey, Instant>> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn queue_everything(&self) {
+        let keys = self.world.image_keys();
+        self.metrics.set_images(keys.len());
+        for key in keys {
+            self.queue.add_now(Key::Image(key));
+        }
+        for workload in self.world.workloads(None) {
+            self.queue.add_now(Key::Workload(workload.key.clone()));
+        }
+    }
+}

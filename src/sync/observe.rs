@@ -1,0 +1,98 @@
+//! Asks the registry for an Image: its Secrets, then the list of tags.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::Api;
+
+use crate::api::{CompiledSpec, Image, SyncResult};
+use crate::registry::{self, Keyring, ListRequest, Listing, PullSecret, RegistryError};
+
+use super::status::Failure;
+
+const SECRET_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Lists the tags of an Image's repository with its pull secrets.
+///
+/// Secrets are read by `get` at each call, so a changed one takes effect at the next sync and a removed one stops use at
+/// once. Nothing of them outlives the call but in the registry client's token cache.
+pub async fn list_tags(
+    client: &kube::Client,
+    registry: &registry::Client,
+    image: &Image,
+    spec: &CompiledSpec,
+) -> Result<Listing, Failure> {
+    let request = ListRequest {
+        repository: spec.repository.clone(),
+        keyring: keyring(client, image).await?,
+        insecure_skip_tls_verify: image.spec.insecure_skip_tls_verify,
+    };
+    registry
+        .list_tags(&request)
+        .await
+        .map_err(|error| registry_failure(&error))
+}
+
+async fn keyring(client: &kube::Client, image: &Image) -> Result<Keyring, Failure> {
+    let namespace = image.metadata.namespace.as_deref().unwrap_or_default();
+    let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
+    let mut found: Vec<(String, String, BTreeMap<String, Vec<u8>>)> = Vec::new();
+    for (index, reference) in image.spec.image_pull_secrets.iter().enumerate() {
+        let name = &reference.name;
+        let failure = |cause: String| secret_failure(format!("Secret {namespace}/{name}: {cause}"));
+        let secret = match tokio::time::timeout(SECRET_TIMEOUT, api.get_opt(name)).await {
+            Ok(Ok(Some(secret))) => secret,
+            Ok(Ok(None)) => {
+                return Err(failure(format!(
+                    "not found; create it or fix spec.imagePullSecrets[{index}].name"
+                )));
+            }
+            Ok(Err(kube::Error::Api(status))) if status.code == 403 => {
+                return Err(failure(format!(
+                    "kimup may not read it; bind the ClusterRole kimup-pull-secrets to its ServiceAccount by a RoleBinding in namespace {namespace}"
+                )));
+            }
+            Ok(Err(error)) => return Err(failure(format!("cannot be read: {error}"))),
+            Err(_) => {
+                return Err(failure(
+                    "cannot be read: no answer from the API server in time".to_owned(),
+                ));
+            }
+        };
+        let data = secret
+            .data
+            .unwrap_or_default()
+            .into_iter()
+            .map(|(key, value)| (key, value.0))
+            .collect();
+        found.push((name.clone(), secret.type_.unwrap_or_default(), data));
+    }
+    let secrets = found
+        .iter()
+        .map(|(name, kind, data)| PullSecret { name, kind, data });
+    Keyring::from_secrets(secrets).map_err(|error| secret_failure(error.to_string()))
+}
+
+fn secret_failure(message: String) -> Failure {
+    Failure {
+        result: SyncResult::PullSecretsError,
+        reason: "PullSecretInvalid",
+        message,
+        stalled: false,
+    }
+}
+
+fn registry_failure(error: &RegistryError) -> Failure {
+    let (result, reason) = if error.is_tags_error() {
+        (SyncResult::TagsError, "TagsUnusable")
+    } else {
+        (SyncResult::RegistryError, "RegistryUnavailable")
+    };
+    Failure {
+        result,
+        reason,
+        message: error.to_string(),
+        stalled: false,
+    }
+}

@@ -1,0 +1,109 @@
+//! Answers the webhook's question: which tag should Pods of an Image run that has none on record yet?
+//!
+//! Read-only: the answer comes from the status as soon as there is one, else from a decision that nobody writes.
+
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use jiff::Timestamp;
+use tokio::time::Instant;
+
+use crate::api::{self, Image, SyncResult, condition};
+use crate::index::question::{Answered, Ask, Question};
+
+use super::engine::{Key, Sync};
+use super::status::Outcome;
+use super::world::{Cached, ImageKey, status_of};
+
+impl Ask for Sync {
+    fn ask(&self, question: Question) -> BoxFuture<'_, Result<Answered, String>> {
+        self.answer(question).boxed()
+    }
+}
+
+impl Sync {
+    async fn answer(&self, question: Question) -> Result<Answered, String> {
+        let key = ImageKey {
+            namespace: question.namespace,
+            name: question.image,
+        };
+        let deadline = Instant::now() + self.options.question_timeout;
+        // The leader records the tag any moment; only if it does not, a replica decides for itself.
+        let patience = Instant::now() + self.options.question_timeout / 2;
+        let mut changed = self.world.images_changed();
+        if self.leadership.is_leader() {
+            self.queue.add_now(Key::Image(key.clone()));
+        }
+        loop {
+            changed.mark_unchanged();
+            let image = match self.world.image(&key) {
+                Some(Cached::Read(image)) => Some(image),
+                Some(Cached::Broken(_, error)) => {
+                    return Err(format!("Image {key} cannot be read: {error}"));
+                }
+                None => None, // this replica's watch may be behind the webhook's
+            };
+            if let Some(answer) = image.as_deref().and_then(on_record) {
+                return Ok(answer);
+            }
+            let until = if self.leadership.is_leader() {
+                deadline
+            } else {
+                patience
+            };
+            match tokio::time::timeout_at(until, changed.changed()).await {
+                Ok(Ok(())) => {}
+                _ => return self.decide_alone(&key, image.as_deref(), deadline).await,
+            }
+        }
+    }
+
+    async fn decide_alone(
+        &self,
+        key: &ImageKey,
+        image: Option<&Image>,
+        deadline: Instant,
+    ) -> Result<Answered, String> {
+        let image = image.ok_or_else(|| format!("Image {key} is not known here yet"))?;
+        let spec =
+            api::compile(&image.spec, Timestamp::now()).map_err(|e| format!("Image {key}: {e}"))?;
+        let status = status_of(image);
+        // Even with the time used up a cached token and a near registry can still answer.
+        let deadline = deadline.max(Instant::now() + Duration::from_millis(50));
+        match tokio::time::timeout_at(deadline, self.choose(key, image, &status, &spec)).await {
+            Ok(Ok(Outcome::Tag { tag, why, .. })) => Ok(Answered {
+                tag: Some(tag),
+                reason: why,
+            }),
+            Ok(Ok(Outcome::Failed(failure)) | Err(failure)) => Ok(Answered {
+                tag: None,
+                reason: failure.message,
+            }),
+            Err(_) => Err(format!("Image {key}: the registry did not answer in time")),
+        }
+    }
+}
+
+/// What the status says: a tag, or why there is none.
+fn on_record(image: &Image) -> Option<Answered> {
+    let status = status_of(image);
+    if let Some(tag) = status.tag {
+        return Some(Answered {
+            tag: Some(tag),
+            reason: "settled".to_owned(),
+        });
+    }
+    if matches!(status.result, None | Some(SyncResult::Scheduled)) {
+        return None;
+    }
+    let current = status.observed_generation == image.metadata.generation;
+    let ready = status
+        .conditions
+        .into_iter()
+        .find(|c| c.type_ == condition::READY && c.status == "False")?;
+    current.then_some(Answered {
+        tag: None,
+        reason: ready.message,
+    })
+}

@@ -1,0 +1,351 @@
+//! From what a sync found to the status that tells it. Pure.
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+
+use crate::api::{Held, HistoryEntry, ImageStatus, RolloutStatus, SyncResult, condition};
+
+/// Tags that the history keeps.
+const MAX_HISTORY: usize = 10;
+/// Longest condition message, in bytes (the API server takes 32,768; nobody reads that).
+const MAX_MESSAGE: usize = 1024;
+
+/// What a sync came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It failed; the tag stays as it is.
+    Failed(Failure),
+    /// The Image should run this tag.
+    Tag {
+        /// The tag.
+        tag: String,
+        /// Name of the rule that chose it; empty if the current one stays.
+        rule: String,
+        /// Why, in a sentence.
+        why: String,
+        /// The registry no longer lists it.
+        missing: bool,
+    },
+}
+
+/// Why a sync failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// One of the seed's results.
+    pub result: SyncResult,
+    /// Reason of the `Ready` condition.
+    pub reason: &'static str,
+    /// What is wrong and what to do.
+    pub message: String,
+    /// Trying again cannot help: somebody must change something.
+    pub stalled: bool,
+}
+
+/// What a status is about.
+pub struct Subject<'a> {
+    /// `metadata.uid` of the Image.
+    pub uid: &'a str,
+    /// `metadata.generation` of the Image.
+    pub generation: Option<i64>,
+    /// The normalised repository; none if `spec.image` cannot be parsed.
+    pub repository: Option<String>,
+    /// What this version does not act on.
+    pub unsupported: &'a [String],
+    /// Whether any opted-in workload uses the Image.
+    pub used: bool,
+    /// The time.
+    pub now: Timestamp,
+}
+
+/// A newly chosen tag.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Selected {
+    /// The tag before, if there was one.
+    pub from: Option<String>,
+    /// The tag.
+    pub to: String,
+    /// Name of the rule.
+    pub rule: String,
+    /// Why.
+    pub why: String,
+}
+
+/// Records the outcome of a sync; returns the newly chosen tag, if there is one.
+pub fn after_sync(
+    status: &mut ImageStatus,
+    subject: &Subject<'_>,
+    outcome: &Outcome,
+) -> Option<Selected> {
+    status.time = Some(subject.now.to_string());
+    status.observed_generation = subject.generation;
+    status.repository.clone_from(&subject.repository);
+    let unsupported = subject.unsupported.join("; ");
+    let mut conditions = Conditions {
+        list: &mut status.conditions,
+        subject,
+    };
+    if unsupported.is_empty() {
+        conditions.clear(condition::UNSUPPORTED);
+    } else {
+        conditions.set(condition::UNSUPPORTED, true, "NotImplemented", &unsupported);
+    }
+    match outcome {
+        Outcome::Failed(failure) => {
+            let kept = status
+                .tag
+                .as_ref()
+                .map(|tag| format!("; {tag} is kept"))
+                .unwrap_or_default();
+            conditions.set(
+                condition::READY,
+                false,
+                failure.reason,
+                &format!("{}{kept}", failure.message),
+            );
+            if failure.stalled {
+                conditions.set(condition::STALLED, true, failure.reason, &failure.message);
+            } else {
+                conditions.clear(condition::STALLED);
+            }
+            status.result = Some(failure.result);
+            None
+        }
+        Outcome::Tag {
+            tag,
+            rule,
+            why,
+            missing,
+        } => {
+            let message = if *missing {
+                format!(
+                    "{tag} is kept: no rule allows a newer one; the registry no longer lists it"
+                )
+            } else {
+                format!("{tag} is the newest tag that the rules allow")
+            };
+            conditions.set(
+                condition::READY,
+                true,
+                if *missing { "TagMissing" } else { "Synced" },
+                &message,
+            );
+            conditions.clear(condition::STALLED);
+            conditions.clear(condition::STALE);
+            status.result = Some(SyncResult::Success);
+            select(status, subject, tag, rule, why)
+        }
+    }
+}
+
+fn select(
+    status: &mut ImageStatus,
+    subject: &Subject<'_>,
+    tag: &str,
+    rule: &str,
+    why: &str,
+) -> Option<Selected> {
+    let current = status
+        .rollout
+        .as_ref()
+        .map(|r| r.tag.clone())
+        .or_else(|| status.tag.clone());
+    if current.as_deref() == Some(tag) {
+        return None;
+    }
+    let rollout = RolloutStatus {
+        id: crate::rollout::id(subject.uid, tag),
+        tag: tag.to_owned(),
+        from: status.tag.clone(),
+        rule: rule.to_owned(),
+        started_at: subject.now.to_string(),
+        ..RolloutStatus::default()
+    };
+    // The first tag counts at once: Pods that are created now have nothing older to run.
+    if status.tag.is_none() {
+        status.tag = Some(tag.to_owned());
+        remember(status, &rollout, subject.now, 0);
+    }
+    if subject.used || status.tag.as_deref() != Some(tag) {
+        status.rollout = Some(rollout);
+    }
+    Some(Selected {
+        from: current,
+        to: tag.to_owned(),
+        rule: rule.to_owned(),
+        why: why.to_owned(),
+    })
+}
+
+/// How far the workloads of an Image are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// How many workloads use the Image.
+    pub total: u32,
+    /// How many run its tag, with all Pods ready.
+    pub done: u32,
+    /// Those that keep another tag (`since` is filled in here).
+    pub held: Vec<Held>,
+    /// A workload that could not be rolled, and why.
+    pub failed: Option<(String, String)>,
+}
+
+impl Progress {
+    /// Nothing is left to do.
+    pub fn is_complete(&self) -> bool {
+        self.failed.is_none() && self.done as usize + self.held_workloads() >= self.total as usize
+    }
+
+    fn held_workloads(&self) -> usize {
+        let mut names: Vec<&str> = self.held.iter().map(|h| h.workload.as_str()).collect();
+        names.sort_unstable();
+        names.dedup();
+        names.len()
+    }
+}
+
+/// Records how far the workloads are. Holds that are new come back, to be said once.
+pub fn after_progress(
+    status: &mut ImageStatus,
+    subject: &Subject<'_>,
+    progress: &Progress,
+) -> Vec<Held> {
+    let held_count = progress.held_workloads();
+    status.workloads = (progress.total > 0).then(|| match held_count {
+        0 => format!("{}/{}", progress.done, progress.total),
+        held => format!("{}/{}, {held} held", progress.done, progress.total),
+    });
+    let mut fresh = Vec::new();
+    let known = std::mem::take(&mut status.held);
+    for hold in &progress.held {
+        let same = |k: &&Held| {
+            k.workload == hold.workload && k.container == hold.container && k.tag == hold.tag
+        };
+        let mut hold = hold.clone();
+        if let Some(known) = known.iter().find(same) {
+            hold.since.clone_from(&known.since);
+        } else {
+            hold.since = subject.now.to_string();
+            fresh.push(hold.clone());
+        }
+        status.held.push(hold);
+    }
+    if let Some(rollout) = &mut status.rollout {
+        (rollout.total, rollout.updated) = (progress.total, progress.done);
+    }
+    let moving = status
+        .rollout
+        .as_ref()
+        .map(|r| format!("rolling out {}", r.tag));
+    let mut conditions = Conditions {
+        list: &mut status.conditions,
+        subject,
+    };
+    match moving {
+        Some(message) => conditions.set(condition::RECONCILING, true, "RollingOut", &message),
+        None => conditions.clear(condition::RECONCILING),
+    }
+    match &progress.failed {
+        Some((workload, why)) => {
+            conditions.set(
+                condition::READY,
+                false,
+                "RolloutFailed",
+                &format!("{workload} cannot be rolled: {why}"),
+            );
+            status.result = Some(SyncResult::ActionError);
+        }
+        None if status.result == Some(SyncResult::ActionError) => {
+            conditions.set(
+                condition::READY,
+                true,
+                "Synced",
+                "every workload can be rolled again",
+            );
+            status.result = Some(SyncResult::Success);
+        }
+        None => {}
+    }
+    fresh
+}
+
+/// Settles the rollout in flight: its tag becomes the settled one. Returns it.
+pub fn settle(status: &mut ImageStatus, subject: &Subject<'_>) -> Option<RolloutStatus> {
+    let rollout = status.rollout.take()?;
+    if status.tag.as_deref() != Some(&rollout.tag) {
+        status.tag = Some(rollout.tag.clone());
+        status.digest = None;
+        remember(status, &rollout, subject.now, rollout.total);
+    }
+    Conditions {
+        list: &mut status.conditions,
+        subject,
+    }
+    .clear(condition::RECONCILING);
+    Some(rollout)
+}
+
+fn remember(status: &mut ImageStatus, rollout: &RolloutStatus, now: Timestamp, workloads: u32) {
+    let entry = HistoryEntry {
+        tag: rollout.tag.clone(),
+        from: rollout.from.clone(),
+        rule: rollout.rule.clone(),
+        started: rollout.started_at.clone(),
+        finished: now.to_string(),
+        outcome: "Settled".to_owned(),
+        workloads,
+    };
+    status.history.insert(0, entry);
+    status.history.truncate(MAX_HISTORY);
+}
+
+/// Marks an Image whose syncs have failed for three intervals.
+pub fn mark_stale(status: &mut ImageStatus, subject: &Subject<'_>, since: &str) {
+    let message = format!("no sync has succeeded since {since}");
+    Conditions {
+        list: &mut status.conditions,
+        subject,
+    }
+    .set(condition::STALE, true, "SyncsFail", &message);
+}
+
+/// Whether two statuses say the same, the time aside.
+pub fn says_the_same(a: &ImageStatus, b: &ImageStatus) -> bool {
+    let timeless = |s: &ImageStatus| ImageStatus {
+        time: None,
+        ..s.clone()
+    };
+    timeless(a) == timeless(b)
+}
+
+struct Conditions<'a> {
+    list: &'a mut Vec<Condition>,
+    subject: &'a Subject<'a>,
+}
+
+impl Conditions<'_> {
+    /// `lastTransitionTime` moves only with the status, as Kubernetes' API conventions say.
+    fn set(&mut self, kind: &str, holds: bool, reason: &str, message: &str) {
+        let status = if holds { "True" } else { "False" };
+        let message = &message[..message.floor_char_boundary(MAX_MESSAGE)];
+        let known = self.list.iter().position(|c| c.type_ == kind);
+        let since = known
+            .filter(|i| self.list[*i].status == status)
+            .map(|i| self.list[i].last_transition_time.clone());
+        let condition = Condition {
+            type_: kind.to_owned(),
+            status: status.to_owned(),
+            reason: reason.to_owned(),
+            message: message.to_owned(),
+            observed_generation: self.subject.generation,
+            last_transition_time: since.unwrap_or(Time(self.subject.now)),
+        };
+        match known {
+            Some(i) => self.list[i] = condition,
+            None => self.list.push(condition),
+        }
+    }
+
+    fn clear(&mut self, kind: &str) {
+        self.list.retain(|c| c.type_ != kind);
+    }
+}

@@ -1,0 +1,373 @@
+//! Fills the world from watches, and asks for what a change concerns.
+
+use std::collections::HashSet;
+use std::fmt::Debug;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{StreamExt, TryStreamExt};
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, StatefulSet};
+use k8s_openapi::api::core::v1::{Namespace, Pod};
+use kube::api::{Api, PartialObjectMeta};
+use kube::core::{DeserializeGuard, NamespaceResourceScope};
+use kube::runtime::watcher::{self, Event};
+use kube::runtime::{WatchStreamExt, utils::Backoff};
+use kube::{Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+use tokio::sync::watch::Receiver;
+use tokio_util::sync::CancellationToken;
+
+use crate::api::Image;
+use crate::api::annotations::NamespaceSettings;
+use crate::rollout::{self, Workload, WorkloadKey};
+
+use super::engine::{Key, Scope, Sync};
+use super::records;
+use super::world::{Cached, ImageKey, Kind};
+
+/// How often a Namespace is read that a Role lets us `get` but not watch.
+const NAMESPACE_POLL: Duration = Duration::from_secs(30);
+
+/// The running watches.
+pub(super) struct Watches {
+    first: Vec<Receiver<bool>>,
+}
+
+impl Watches {
+    /// Waits until each watch has delivered a complete list once.
+    pub async fn first_lists(mut self) {
+        for watch in &mut self.first {
+            let _ = watch.wait_for(|listed| *listed).await;
+        }
+    }
+}
+
+/// Short pauses: after an API server's return everything is watched again within seconds (the default waits 30 s).
+struct Pause(Duration);
+
+impl Default for Pause {
+    fn default() -> Self {
+        Self(Duration::from_millis(200))
+    }
+}
+
+impl Iterator for Pause {
+    type Item = Duration;
+    fn next(&mut self) -> Option<Duration> {
+        let pause = self.0;
+        self.0 = (pause * 2).min(Duration::from_secs(5));
+        Some(pause.mul_f64(0.75 + fastrand::f64() / 2.0))
+    }
+}
+
+impl Backoff for Pause {
+    fn reset(&mut self) {
+        *self = Self::default();
+    }
+}
+
+/// Starts every watch.
+pub(super) fn start(sync: &Arc<Sync>, shutdown: &CancellationToken) -> Watches {
+    let mut first = Vec::new();
+    watch_namespaces(sync, shutdown, &mut first);
+    let mut each = Each {
+        sync,
+        shutdown,
+        first: &mut first,
+    };
+    each.watch(
+        Kind::Images,
+        |sync, object: DeserializeGuard<Image>| sync.saw_image(object),
+        |sync, namespace, name| {
+            let key = ImageKey {
+                namespace: namespace.to_owned(),
+                name: name.to_owned(),
+            };
+            sync.world.remove_image(&key);
+            sync.queue.add_now(Key::Image(key.clone()));
+            sync.queue_namespace(namespace);
+        },
+    );
+    each.workloads(rollout::Kind::Deployment, |object: &Deployment| {
+        Workload::from_deployment(object)
+    });
+    each.workloads(rollout::Kind::StatefulSet, |object: &StatefulSet| {
+        Workload::from_stateful_set(object)
+    });
+    each.workloads(rollout::Kind::DaemonSet, |object: &DaemonSet| {
+        Workload::from_daemon_set(object)
+    });
+    each.watch(
+        Kind::Pods,
+        |sync, pod: Pod| sync.saw_pod(&pod),
+        |sync, namespace, name| {
+            sync.world.remove_pod(namespace, name);
+        },
+    );
+    Watches { first }
+}
+
+struct Each<'a> {
+    sync: &'a Arc<Sync>,
+    shutdown: &'a CancellationToken,
+    first: &'a mut Vec<Receiver<bool>>,
+}
+
+impl Each<'_> {
+    fn workloads<K>(&mut self, kind: rollout::Kind, read: fn(&K) -> Option<Workload>)
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+            + Clone
+            + Debug
+            + DeserializeOwned
+            + Send
+            + 'static,
+    {
+        self.watch(
+            Kind::Workloads(kind),
+            move |sync, object: K| {
+                if let Some(workload) = read(&object) {
+                    sync.saw_workload(workload);
+                }
+            },
+            move |sync, namespace, name| {
+                let key = WorkloadKey {
+                    kind,
+                    namespace: namespace.to_owned(),
+                    name: name.to_owned(),
+                };
+                sync.world.remove_workload(&key);
+                sync.queue.add_now(Key::Workload(key));
+            },
+        );
+    }
+
+    fn watch<K>(
+        &mut self,
+        kind: Kind,
+        saw: impl Fn(&Sync, K) + Clone + Send + 'static,
+        gone: impl Fn(&Sync, &str, &str) + Clone + Send + 'static,
+    ) where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+            + Clone
+            + Debug
+            + DeserializeOwned
+            + Send
+            + 'static,
+    {
+        let client = self.sync.client.clone();
+        let apis: Vec<Api<K>> = match &self.sync.options.scope {
+            Scope::All => vec![Api::all(client)],
+            Scope::Namespaces(names) => names
+                .iter()
+                .map(|n| Api::namespaced(client.clone(), n))
+                .collect(),
+        };
+        // With several lists of one kind, none alone knows what is gone.
+        let sole = apis.len() == 1;
+        for api in apis {
+            let stream = watcher::watcher(api, watcher::Config::default()).boxed();
+            self.first.push(follow(
+                stream,
+                self.sync.clone(),
+                self.shutdown.clone(),
+                kind,
+                sole,
+                saw.clone(),
+                gone.clone(),
+            ));
+        }
+    }
+}
+
+fn watch_namespaces(
+    sync: &Arc<Sync>,
+    shutdown: &CancellationToken,
+    first: &mut Vec<Receiver<bool>>,
+) {
+    if let Scope::Namespaces(names) = &sync.options.scope {
+        for name in names {
+            first.push(poll_namespace(sync.clone(), shutdown.clone(), name.clone()));
+        }
+        return;
+    }
+    let api: Api<PartialObjectMeta<Namespace>> = Api::all(sync.client.clone());
+    let stream = watcher::watcher(api, watcher::Config::default()).boxed();
+    let saw = |sync: &Sync, namespace: PartialObjectMeta<Namespace>| {
+        sync.saw_namespace(
+            &namespace.name_any(),
+            namespace.labels(),
+            namespace.annotations(),
+        );
+    };
+    let gone = |sync: &Sync, _: &str, name: &str| sync.world.remove_namespace(name);
+    first.push(follow(
+        stream,
+        sync.clone(),
+        shutdown.clone(),
+        Kind::Namespaces,
+        true,
+        saw,
+        gone,
+    ));
+}
+
+fn poll_namespace(sync: Arc<Sync>, shutdown: CancellationToken, name: String) -> Receiver<bool> {
+    let (listed, receiver) = tokio::sync::watch::channel(false);
+    let api: Api<Namespace> = Api::all(sync.client.clone());
+    tokio::spawn(async move {
+        let mut pause = Pause::default();
+        loop {
+            let wait = match tokio::time::timeout(Duration::from_secs(10), api.get(&name)).await {
+                Ok(Ok(namespace)) => {
+                    sync.saw_namespace(&name, namespace.labels(), namespace.annotations());
+                    listed.send_replace(true);
+                    pause.reset();
+                    NAMESPACE_POLL
+                }
+                failed => {
+                    tracing::warn!(
+                        namespace = name,
+                        ?failed,
+                        "cannot read the Namespace; trying again"
+                    );
+                    pause.next().unwrap_or(NAMESPACE_POLL)
+                }
+            };
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = shutdown.cancelled() => return,
+            }
+        }
+    });
+    receiver
+}
+
+/// Follows one watch. A failed one keeps what is known; a new list replaces it when it is complete.
+fn follow<K>(
+    stream: futures::stream::BoxStream<'static, Result<Event<K>, watcher::Error>>,
+    sync: Arc<Sync>,
+    shutdown: CancellationToken,
+    kind: Kind,
+    sole: bool,
+    saw: impl Fn(&Sync, K) + Send + 'static,
+    gone: impl Fn(&Sync, &str, &str) + Send + 'static,
+) -> Receiver<bool>
+where
+    K: Resource<DynamicType = ()> + Send + 'static,
+{
+    let (listed, receiver) = tokio::sync::watch::channel(false);
+    tokio::spawn(async move {
+        let mut stream = stream.backoff(Pause::default()).boxed();
+        let mut seen = HashSet::new();
+        loop {
+            let event = tokio::select! {
+                event = stream.try_next() => event,
+                () = shutdown.cancelled() => return,
+            };
+            let name = |object: &K| {
+                (
+                    object.meta().namespace.clone().unwrap_or_default(),
+                    object.name_any(),
+                )
+            };
+            match event {
+                Ok(Some(Event::Init)) => seen.clear(),
+                Ok(Some(Event::InitApply(object))) => {
+                    seen.insert(name(&object));
+                    saw(&sync, object);
+                }
+                Ok(Some(Event::InitDone)) => {
+                    if sole {
+                        sync.world.retain(kind, &seen);
+                    }
+                    seen.clear();
+                    listed.send_replace(true);
+                }
+                Ok(Some(Event::Apply(object))) => saw(&sync, object),
+                Ok(Some(Event::Delete(object))) => {
+                    let (namespace, name) = name(&object);
+                    gone(&sync, &namespace, &name);
+                }
+                Ok(None) => return,
+                Err(error) => {
+                    tracing::warn!(kind = ?kind, %error, "a watch failed; what is known stays, trying again");
+                }
+            }
+        }
+    });
+    receiver
+}
+
+impl Sync {
+    fn saw_image(&self, guard: DeserializeGuard<Image>) {
+        let (metadata, cached) = match guard.0 {
+            Ok(image) => (image.metadata.clone(), Cached::Read(Arc::new(image))),
+            Err(invalid) => {
+                let metadata = Arc::new(invalid.metadata);
+                (
+                    (*metadata).clone(),
+                    Cached::Broken(metadata, invalid.error.into()),
+                )
+            }
+        };
+        let (Some(namespace), Some(name)) = (metadata.namespace, metadata.name) else {
+            return;
+        };
+        let key = ImageKey { namespace, name };
+        if self.world.put_image(&key, cached) {
+            self.queue_namespace(&key.namespace);
+            self.queue.add_now(Key::Image(key));
+        }
+    }
+
+    fn saw_workload(&self, workload: Workload) {
+        let key = workload.key.clone();
+        if self.world.put_workload(workload) {
+            self.queue.add_now(Key::Workload(key));
+        }
+    }
+
+    fn saw_pod(&self, pod: &Pod) {
+        let (Some(namespace), Some(name)) = (pod.namespace(), pod.metadata.name.as_deref()) else {
+            return;
+        };
+        let Some(record) = records::of_pod(pod) else {
+            return;
+        };
+        let images: HashSet<String> = record
+            .containers
+            .iter()
+            .map(|(image, _, _)| image.clone())
+            .collect();
+        if self.world.put_pod(&namespace, name, record) {
+            for name in images {
+                self.queue.add_now(Key::Image(ImageKey {
+                    namespace: namespace.clone(),
+                    name,
+                }));
+            }
+        }
+    }
+
+    fn saw_namespace(
+        &self,
+        name: &str,
+        labels: &crate::api::annotations::Map,
+        annotations: &crate::api::annotations::Map,
+    ) {
+        let (settings, errors) = NamespaceSettings::read(labels, annotations);
+        for error in errors {
+            tracing::warn!(namespace = name, "Namespace {name}: {error}");
+        }
+        if self.world.put_namespace(name, settings) {
+            self.queue_namespace(name);
+        }
+    }
+
+    fn queue_namespace(&self, namespace: &str) {
+        for workload in self.world.workloads(Some(namespace)) {
+            self.queue.add_now(Key::Workload(workload.key.clone()));
+        }
+    }
+}

@@ -1,0 +1,326 @@
+//! What sync knows of the cluster: the watched objects, reduced to the facts that decide something.
+//!
+//! One short lock around maps by namespace; readers take clones of `Arc`s and leave.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use tokio::sync::watch;
+
+use crate::api::annotations::NamespaceSettings;
+use crate::api::{Image, ImageStatus};
+use crate::policy::{Reference, Repository};
+use crate::rollout::{Workload, WorkloadKey};
+
+use super::records::PodRecord;
+
+/// Names an Image.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ImageKey {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+/// `shop/web`
+impl std::fmt::Display for ImageKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// An Image as the watch delivered it.
+#[derive(Clone)]
+pub enum Cached {
+    /// It was read.
+    Read(Arc<Image>),
+    /// It is stored in a form that cannot be read; the others go on.
+    Broken(Arc<ObjectMeta>, Arc<str>),
+}
+
+impl Cached {
+    fn metadata(&self) -> &ObjectMeta {
+        match self {
+            Self::Read(image) => &image.metadata,
+            Self::Broken(metadata, _) => metadata,
+        }
+    }
+}
+
+#[derive(Default)]
+struct Namespace {
+    settings: Option<NamespaceSettings>,
+    images: BTreeMap<String, Cached>,
+    workloads: BTreeMap<WorkloadKey, Arc<Workload>>,
+    pods: BTreeMap<String, Arc<PodRecord>>,
+}
+
+/// The known world.
+pub struct World {
+    namespaces: Mutex<HashMap<String, Namespace>>,
+    images_changed: watch::Sender<u64>,
+}
+
+impl Default for World {
+    fn default() -> Self {
+        Self {
+            namespaces: Mutex::default(),
+            images_changed: watch::Sender::new(0),
+        }
+    }
+}
+
+impl World {
+    /// Wakes at every change of an Image.
+    pub fn images_changed(&self) -> watch::Receiver<u64> {
+        self.images_changed.subscribe()
+    }
+
+    /// Takes in an Image, unless a newer one is known already (our own writes arrive before the watch tells of them).
+    pub fn put_image(&self, key: &ImageKey, image: Cached) -> bool {
+        let mut namespaces = self.lock();
+        let images = &mut namespaces.entry(key.namespace.clone()).or_default().images;
+        if images
+            .get(&key.name)
+            .is_some_and(|known| is_newer(known.metadata(), image.metadata()))
+        {
+            return false;
+        }
+        images.insert(key.name.clone(), image);
+        drop(namespaces);
+        self.images_changed.send_modify(|version| *version += 1);
+        true
+    }
+
+    /// Forgets an Image.
+    pub fn remove_image(&self, key: &ImageKey) {
+        if let Some(namespace) = self.lock().get_mut(&key.namespace) {
+            namespace.images.remove(&key.name);
+        }
+        self.images_changed.send_modify(|version| *version += 1);
+    }
+
+    /// An Image.
+    pub fn image(&self, key: &ImageKey) -> Option<Cached> {
+        self.lock()
+            .get(&key.namespace)?
+            .images
+            .get(&key.name)
+            .cloned()
+    }
+
+    /// Every Image.
+    pub fn image_keys(&self) -> Vec<ImageKey> {
+        let namespaces = self.lock();
+        let keys = namespaces.iter().flat_map(|(namespace, known)| {
+            known.images.keys().map(|name| ImageKey {
+                namespace: namespace.clone(),
+                name: name.clone(),
+            })
+        });
+        keys.collect()
+    }
+
+    /// The Images of a namespace by repository: of several for one repository, the oldest.
+    pub fn images_by_repository(&self, namespace: &str) -> HashMap<Repository, Arc<Image>> {
+        let mut by_repository: HashMap<Repository, Arc<Image>> = HashMap::new();
+        let namespaces = self.lock();
+        for cached in namespaces
+            .get(namespace)
+            .into_iter()
+            .flat_map(|n| n.images.values())
+        {
+            let Cached::Read(image) = cached else {
+                continue;
+            };
+            let Ok(repository) = Repository::parse(&image.spec.image) else {
+                continue;
+            };
+            match by_repository.get(&repository) {
+                Some(known) if age(known) <= age(image) => {}
+                _ => _ = by_repository.insert(repository, image.clone()),
+            }
+        }
+        by_repository
+    }
+
+    /// Takes in a Namespace; returns whether its settings changed.
+    pub fn put_namespace(&self, name: &str, settings: NamespaceSettings) -> bool {
+        let mut namespaces = self.lock();
+        let known = namespaces.entry(name.to_owned()).or_default();
+        known.settings.replace(settings) != Some(settings)
+    }
+
+    /// The settings of a Namespace; the defaults until it is known.
+    pub fn settings(&self, namespace: &str) -> NamespaceSettings {
+        self.lock()
+            .get(namespace)
+            .and_then(|n| n.settings)
+            .unwrap_or_default()
+    }
+
+    /// Forgets a Namespace's settings.
+    pub fn remove_namespace(&self, name: &str) {
+        if let Some(namespace) = self.lock().get_mut(name) {
+            namespace.settings = None;
+        }
+    }
+
+    /// Takes in a workload, unless a newer one is known already; returns whether it changed.
+    pub fn put_workload(&self, workload: Workload) -> bool {
+        let mut namespaces = self.lock();
+        let workloads = &mut namespaces
+            .entry(workload.key.namespace.clone())
+            .or_default()
+            .workloads;
+        let known = workloads.get(&workload.key);
+        let version = |w: &Workload| w.resource_version.parse::<u64>().unwrap_or(0);
+        if known
+            .is_some_and(|known| known.uid == workload.uid && version(known) >= version(&workload))
+        {
+            return false;
+        }
+        workloads.insert(workload.key.clone(), Arc::new(workload));
+        true
+    }
+
+    /// Forgets a workload.
+    pub fn remove_workload(&self, key: &WorkloadKey) {
+        if let Some(namespace) = self.lock().get_mut(&key.namespace) {
+            namespace.workloads.remove(key);
+        }
+    }
+
+    /// A workload.
+    pub fn workload(&self, key: &WorkloadKey) -> Option<Arc<Workload>> {
+        self.lock().get(&key.namespace)?.workloads.get(key).cloned()
+    }
+
+    /// Every workload, or those of one namespace.
+    pub fn workloads(&self, namespace: Option<&str>) -> Vec<Arc<Workload>> {
+        let namespaces = self.lock();
+        let wanted = namespaces
+            .iter()
+            .filter(|(name, _)| namespace.is_none_or(|n| n == name.as_str()));
+        wanted
+            .flat_map(|(_, known)| known.workloads.values().cloned())
+            .collect()
+    }
+
+    /// The opted-in workloads of a namespace that have a container of this repository which is not pinned by digest.
+    pub fn users(&self, namespace: &str, repository: &Repository) -> Vec<Arc<Workload>> {
+        let settings = self.settings(namespace);
+        let uses = |workload: &Workload| {
+            let mut containers = workload
+                .containers
+                .iter()
+                .filter_map(|c| Reference::parse(&c.text).ok());
+            containers.any(|r| r.repository() == repository && r.digest().is_none())
+        };
+        let mut found = self.workloads(Some(namespace));
+        found.retain(|w| w.enabled(settings).unwrap_or(false) && uses(w));
+        found
+    }
+
+    /// Takes in what a Pod tells of its revision.
+    pub fn put_pod(&self, namespace: &str, name: &str, record: PodRecord) -> bool {
+        let mut namespaces = self.lock();
+        let pods = &mut namespaces.entry(namespace.to_owned()).or_default().pods;
+        let known = pods.get(name).is_some_and(|known| **known == record);
+        if !known {
+            pods.insert(name.to_owned(), Arc::new(record));
+        }
+        !known
+    }
+
+    /// Forgets a Pod.
+    pub fn remove_pod(&self, namespace: &str, name: &str) {
+        if let Some(namespace) = self.lock().get_mut(namespace) {
+            namespace.pods.remove(name);
+        }
+    }
+
+    /// What the Pods of a namespace tell.
+    pub fn pods(&self, namespace: &str) -> Vec<Arc<PodRecord>> {
+        self.lock()
+            .get(namespace)
+            .map(|n| n.pods.values().cloned().collect())
+            .unwrap_or_default()
+    }
+
+    /// Forgets, after a complete list, every object of a kind that the list did not show.
+    pub fn retain(&self, kind: Kind, seen: &HashSet<(String, String)>) {
+        let has =
+            |namespace: &str, name: &str| seen.contains(&(namespace.to_owned(), name.to_owned()));
+        for (namespace, known) in self.lock().iter_mut() {
+            match kind {
+                Kind::Images => known.images.retain(|name, _| has(namespace, name)),
+                Kind::Pods => known.pods.retain(|name, _| has(namespace, name)),
+                Kind::Workloads(kind) => {
+                    known
+                        .workloads
+                        .retain(|key, _| key.kind != kind || has(namespace, &key.name));
+                }
+                Kind::Namespaces => {
+                    if !has("", namespace) {
+                        known.settings = None;
+                    }
+                }
+            }
+        }
+        self.images_changed.send_modify(|version| *version += 1);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Namespace>> {
+        self.namespaces
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A kind of watched objects.
+#[derive(Clone, Copy, Debug)]
+pub enum Kind {
+    /// `Image`
+    Images,
+    /// `Namespace`
+    Namespaces,
+    /// `Pod`
+    Pods,
+    /// Deployments, `StatefulSets` or `DaemonSets`.
+    Workloads(crate::rollout::Kind),
+}
+
+/// The status that counts: none of it if `spec.image` names another repository since.
+pub fn status_of(image: &Image) -> ImageStatus {
+    let status = image.status.clone().unwrap_or_default();
+    let now = Repository::parse(&image.spec.image)
+        .map(|r| r.to_string())
+        .ok();
+    match (&status.repository, now) {
+        (Some(then), Some(now)) if *then != now => ImageStatus {
+            result: status.result,
+            ..ImageStatus::default()
+        },
+        _ => status,
+    }
+}
+
+/// Whether what is known is a newer version of the same object. Resource versions of one kind are ordered numbers
+/// (Kubernetes API conventions, since 1.35; etcd revisions before); others count as not newer.
+fn is_newer(known: &ObjectMeta, other: &ObjectMeta) -> bool {
+    let version = |m: &ObjectMeta| {
+        m.resource_version
+            .as_deref()
+            .and_then(|v| v.parse::<u64>().ok())
+    };
+    known.uid == other.uid
+        && matches!((version(known), version(other)), (Some(a), Some(b)) if a >= b)
+}
+
+fn age(image: &Image) -> (Option<jiff::Timestamp>, &str) {
+    let created = image.metadata.creation_timestamp.as_ref().map(|t| t.0);
+    (created, image.metadata.name.as_deref().unwrap_or_default())
+}

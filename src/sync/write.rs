@@ -1,0 +1,139 @@
+//! Writes of sync on Images: the status by server-side apply, the answered action by a patch. Leader only.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::Resource;
+use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams};
+use serde_json::{Value, json};
+
+use crate::api::annotations::ACTION;
+use crate::api::{Image, ImageStatus, SyncResult, condition};
+
+use super::engine::Sync;
+use super::world::{Cached, ImageKey, World};
+
+/// The field manager of statuses.
+const FIELD_MANAGER: &str = "kimup-sync";
+const TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Why a write did not happen.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum WriteError {
+    /// The object changed or went since it was read: observe again.
+    #[error("it changed since it was read")]
+    Conflict,
+    /// Another process leads now.
+    #[error("another process leads")]
+    NotLeader,
+    /// Anything else.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// Writes a status, provided nothing changed since `image` was read; returns and remembers the Image as it is then.
+pub(super) async fn status(
+    sync: &Sync,
+    key: &ImageKey,
+    image: &Image,
+    status: &ImageStatus,
+) -> Result<Arc<Image>, WriteError> {
+    if !sync.leadership.is_leader() {
+        return Err(WriteError::NotLeader);
+    }
+    let api: Api<Image> = Api::namespaced(sync.client.clone(), &key.namespace);
+    let patch = Patch::Apply(body(&image.metadata, &json!(status)));
+    let params = PatchParams::apply(FIELD_MANAGER).force();
+    let written = call(api.patch_status(&key.name, &params, &patch)).await?;
+    sync.metrics.kubernetes_write("Image");
+    let written = Arc::new(written);
+    sync.world.put_image(key, Cached::Read(written.clone()));
+    Ok(written)
+}
+
+/// Removes the annotation `action` once it is done.
+pub(super) async fn remove_action(
+    sync: &Sync,
+    key: &ImageKey,
+    image: &Image,
+) -> Result<(), WriteError> {
+    if !sync.leadership.is_leader() {
+        return Err(WriteError::NotLeader);
+    }
+    let api: Api<Image> = Api::namespaced(sync.client.clone(), &key.namespace);
+    let version = &image.metadata.resource_version;
+    let patch = json!({"metadata": {"resourceVersion": version, "annotations": {ACTION: null}}});
+    let written = call(api.patch(&key.name, &PatchParams::default(), &Patch::Merge(patch))).await?;
+    sync.metrics.kubernetes_write("Image");
+    sync.world.put_image(key, Cached::Read(Arc::new(written)));
+    Ok(())
+}
+
+/// Records on an Image that cannot be read that it cannot be read. Once per stored version.
+pub(super) async fn broken(
+    client: &kube::Client,
+    world: &World,
+    key: &ImageKey,
+    metadata: &ObjectMeta,
+    error: &str,
+) -> Result<(), WriteError> {
+    let resource = ApiResource::erase::<Image>(&());
+    let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &key.namespace, &resource);
+    let object = call(api.get(&key.name)).await?;
+    let message = format!("Image {key}: it cannot be read: {error}; fix that field");
+    let said = object
+        .data
+        .pointer("/status/conditions/0/message")
+        .and_then(Value::as_str);
+    if said == Some(&message) {
+        return Ok(());
+    }
+    let now = Timestamp::now().to_string();
+    let status = json!({
+        "result": SyncResult::GetImageError,
+        "time": now,
+        "conditions": [{
+            "type": condition::READY, "status": "False", "reason": "ImageInvalid", "message": message,
+            "lastTransitionTime": now, "observedGeneration": metadata.generation,
+        }],
+    });
+    let patch = Patch::Merge(
+        json!({"metadata": {"resourceVersion": object.metadata.resource_version}, "status": status}),
+    );
+    let written = call(api.patch_status(&key.name, &PatchParams::default(), &patch)).await?;
+    world.put_image(
+        key,
+        Cached::Broken(Arc::new(written.metadata), error.into()),
+    );
+    Ok(())
+}
+
+fn body(metadata: &ObjectMeta, status: &Value) -> Value {
+    json!({
+        "apiVersion": Image::api_version(&()),
+        "kind": Image::kind(&()),
+        "metadata": {
+            "name": metadata.name,
+            "namespace": metadata.namespace,
+            "uid": metadata.uid,
+            "resourceVersion": metadata.resource_version,
+        },
+        "status": status,
+    })
+}
+
+async fn call<T>(request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, WriteError> {
+    match tokio::time::timeout(TIMEOUT, request).await {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(kube::Error::Api(status))) if matches!(status.code, 404 | 409) => {
+            Err(WriteError::Conflict)
+        }
+        Ok(Err(error)) => Err(WriteError::Failed(error.to_string())),
+        Err(_) => Err(WriteError::Failed(format!(
+            "no answer within {} s",
+            TIMEOUT.as_secs()
+        ))),
+    }
+}
