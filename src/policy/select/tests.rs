@@ -139,7 +139,7 @@ fn prereleases_and_variants() {
         semver ; ; 7-alpine ; 7.4.1-alpine 7.4.2 ; 7.4.1-alpine
         # Revisions.
         semver ; ; 1.0.0-debian-12-r9 ; 1.0.0-debian-12-r10 1.0.0-debian-11-r99 ; 1.0.0-debian-12-r10
-        semver ; ; 1.0.0-alpine-r1 ; 1.0.0-alpine-r010 1.0.0-alpine-r11 ; 1.0.0-alpine-r11
+        semver ; ; 1.0.0-alpine-r01 ; 1.0.0-alpine-r010 1.0.0-alpine-r11 ; 1.0.0-alpine-r11
         semver ; ; 1.0.0-debian-12 ; 1.0.0-debian-12-r0 ; 1.0.0-debian-12-r0
         semver ; ; 1.0.0-debian-12-r5 ; 1.0.0-debian-12 1.0.0-debian-12-r4 ; 1.0.0-debian-12-r5
         semver ; ; 1.0.0-debian-12-r5 ; 1.1.0-debian-12-r0 1.0.0-debian-12-r6 ; 1.1.0-debian-12-r0
