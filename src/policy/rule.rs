@@ -23,7 +23,7 @@ pub enum Rule {
 }
 
 /// Rule types that the resource knows and this version does not carry out.
-const LATER: [&str; 11] = [
+const LATER: [&str; 12] = [
     "calver-major",
     "calver-minor",
     "calver-patch",
@@ -35,6 +35,7 @@ const LATER: [&str; 11] = [
     "alphabetical:desc",
     "asc",
     "desc",
+    "digest",
 ];
 
 impl Rule {
@@ -57,9 +58,6 @@ impl Rule {
                 )),
             },
             "always" => Ok(Self::Always),
-            "digest" => Err(RuleError::NotSupported {
-                kind: kind.to_owned(),
-            }),
             later if LATER.contains(&later) => Err(RuleError::NotSupported {
                 kind: kind.to_owned(),
             }),
@@ -172,7 +170,7 @@ mod tests {
         );
         check("", None, r#"unknown rule """#);
         check(&"x".repeat(5_000), None, r#"unknown rule "xxx"#);
-        for later in LATER.into_iter().chain(["digest"]) {
+        for later in LATER {
             check(
                 later,
                 None,

@@ -63,7 +63,7 @@ pub fn select<T: AsRef<str>>(
             Err(reason) => reject(tag, reason),
         }
     }
-    // The current tag counts among them also when it is not listed: a short listing opens nothing.
+    // The current tag counts also when it is not listed, so that a partial listing never opens suffixes.
     let named = start
         .iter()
         .filter(|start| filter.pattern_matches(start.tag));

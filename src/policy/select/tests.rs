@@ -139,6 +139,7 @@ fn prereleases_and_variants() {
         semver ; ; 7-alpine ; 7.4.1-alpine 7.4.2 ; 7.4.1-alpine
         # Revisions.
         semver ; ; 1.0.0-debian-12-r9 ; 1.0.0-debian-12-r10 1.0.0-debian-11-r99 ; 1.0.0-debian-12-r10
+        semver ; ; 1.0.0-alpine-r01 ; 1.0.0-alpine-r010 1.0.0-alpine-r11 ; 1.0.0-alpine-r11
         semver ; ; 1.0.0-debian-12 ; 1.0.0-debian-12-r0 ; 1.0.0-debian-12-r0
         semver ; ; 1.0.0-debian-12-r5 ; 1.0.0-debian-12 1.0.0-debian-12-r4 ; 1.0.0-debian-12-r5
         semver ; ; 1.0.0-debian-12-r5 ; 1.1.0-debian-12-r0 1.0.0-debian-12-r6 ; 1.1.0-debian-12-r0
@@ -163,6 +164,7 @@ fn patterns_that_name_suffixed_tags() {
         semver ; -[0-9a-f]{7}$ ; 1.0.0-a1b2c3d ; 1.0.1-ffeeddc 1.0.0-fffffff ; 1.0.1-ffeeddc
         semver ; -(alpine|slim)$ ; 1.0.0-slim ; 1.1.0-alpine 1.1.0-slim ; 1.1.0-slim
         semver ; -(alpine|slim)$ ; - ; 1.1.0-alpine 1.1.0-slim ; 1.1.0-alpine
+        semver ; -debian- ; - ; 1.1.0-debian-12-r5 1.1.0-debian-11-r9 ; 1.1.0-debian-12-r5
         # One plain match, and the usual rules hold.
         semver ; ^1 ; - ; 1.0.0 1.1.0-alpine 1.1.0-rc.1 ; 1.0.0
         semver ; ^1 ; 1.0.0 ; 1.0.0 1.1.0-alpine 1.1.0-rc.1 ; 1.0.0
@@ -188,6 +190,8 @@ fn the_seeds_patterns() {
         semver-minor ; dev-\d+.\d+.\d+$ ; dev-1.9.0 ; dev-1.10.0 dev-2.0.0 ; dev-1.10.0
         semver ; dev-.* ; dev-1.9 ; dev-1.8.0 ; dev-1.9
         semver ; dev-.* ; dev-1.9 ; dev-1.8.0 dev-1.9.1 ; dev-1.9.1
+        # The match is looked at before the tag.
+        semver ; app-\d+\.\d+\.\d+ ; - ; on-9.0.0-app-1.2.0 on-8.0.0-app-1.3.0 ; on-8.0.0-app-1.3.0
         # A pattern that matches the prefix only.
         semver ; ^dev- ; dev-1.9 ; dev-1.8.0 dev-1.9.1 2.0.0 ; dev-1.9.1
         semver ; preview-* ; preview-1.0.0 ; preview-1.1.0 1.2.0 ; preview-1.1.0

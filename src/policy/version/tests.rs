@@ -70,6 +70,7 @@ fn candidates() {
     check("1.2.3-release", "1.2.3||release|");
     check("1.2.3-rcx", "1.2.3||rcx|");
     check("1.2.3--rc1", "1.2.3||-rc1|");
+    check("1.2.3--r5", "1.2.3||-r5|");
     check("1.2.3-rc.", "1.2.3|[rc]||");
     check("1.2.3-rc-", "1.2.3|[rc]||");
 }
