@@ -65,10 +65,10 @@ impl Elector {
     async fn round(&mut self) {
         let started = Instant::now();
         let mut deadline = started + self.config.renew_deadline / 2;
+        if self.give_up.is_some() && !self.leadership.is_leader() {
+            self.step_down("its claim ran out");
+        }
         if let Some(give_up) = self.give_up {
-            if !self.leadership.is_leader() {
-                self.step_down("its claim ran out");
-            }
             deadline = deadline.min(give_up);
         }
         let failure = match timeout_at(deadline, self.attempt()).await {

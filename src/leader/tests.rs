@@ -133,6 +133,8 @@ struct Server {
     version: u64,
     /// Calls hang.
     hangs: bool,
+    /// Answers take so long after what they answer is done.
+    lag: Duration,
     /// One in so many calls is slow, one is refused, one is done but its answer is lost.
     faults: Option<fastrand::Rng>,
     calls: usize,
@@ -208,6 +210,8 @@ impl Cluster {
             return Err("connection refused".into());
         }
         let (code, answer) = self.server().handle(&parts.method, &body);
+        let lag = self.server().lag;
+        sleep(lag).await;
         match fault {
             7..10 => return Err("connection reset".into()),
             10..13 => sleep(Duration::from_millis(after)).await,
@@ -326,6 +330,22 @@ async fn losing_the_api_server_ends_leadership_and_not_the_task() {
     let took = only.leads().await;
     assert!(took < 10, "{took}");
     assert!(!only.task.is_finished());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_counts_from_the_start_of_the_write() {
+    let cluster = Cluster::default();
+    cluster.server().lag = Duration::from_secs(2);
+    let slow = cluster.stand("slow");
+    slow.leads().await;
+    slow.task.abort();
+    let start = Instant::now();
+    while slow.leadership.is_leader() {
+        sleep(Duration::from_millis(100)).await;
+    }
+    // 15 s less a tenth, of which the answer took two.
+    let held = start.elapsed().as_millis();
+    assert!((11_400..=11_700).contains(&held), "{held} ms");
 }
 
 #[tokio::test(start_paused = true)]
