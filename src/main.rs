@@ -1,1 +1,7 @@
-fn main() {}
+//! The `kimup` binary: see `kimup::cli`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    kimup::cli::main()
+}

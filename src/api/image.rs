@@ -360,7 +360,8 @@ pub enum WindowKind {
 pub struct RolloutSpec {
     /// How many workloads of a group roll at a time; default 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 1000))]
+    #[schemars(range(min = 1, max = 1000), extend("format" = "int32"))]
+    // Kubernetes knows no unsigned formats
     pub max_concurrent: Option<u32>,
     /// How long a rollout may take, default `10m`.
     #[serde(default, skip_serializing_if = "Option::is_none")]

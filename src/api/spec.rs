@@ -166,7 +166,8 @@ pub(super) fn compile_filter(spec: &ImageSpec) -> Result<Filter, SpecError> {
     .map_err(SpecError::Filter)
 }
 
-fn gate(spec: &ImageSpec) -> Option<&'static str> {
+/// The field that is meant to delay a newer tag and that this version cannot honour, if one is set.
+pub fn gate(spec: &ImageSpec) -> Option<&'static str> {
     let asks = spec
         .rules
         .iter()

@@ -130,8 +130,10 @@ pub struct RolloutStatus {
     /// When it began (RFC 3339, UTC).
     pub started_at: String,
     /// How many workloads use this Image.
+    #[schemars(extend("format" = "int32"))] // Kubernetes knows no unsigned formats
     pub total: u32,
     /// How many of them run the tag with all Pods ready.
+    #[schemars(extend("format" = "int32"))] // Kubernetes knows no unsigned formats
     pub updated: u32,
 }
 
@@ -217,5 +219,6 @@ pub struct HistoryEntry {
     #[serde(skip_serializing_if = "String::is_empty")]
     pub outcome: String,
     /// How many workloads were rolled.
+    #[schemars(extend("format" = "int32"))] // Kubernetes knows no unsigned formats
     pub workloads: u32,
 }

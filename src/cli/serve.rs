@@ -1,0 +1,504 @@
+//! Wires the modules into a process, and takes it down in reverse order: writers first, the webhook last.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use jiff::Timestamp;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::admission::configuration::{self, CaBundle, Endpoint};
+use crate::admission::{Admission, router};
+use crate::index::question::{Answered, Ask, Deduplicated, Question};
+use crate::index::{self, Index};
+use crate::leader::{self, LeaderConfig, Leadership};
+use crate::net::ca::{self, CertificateAuthority};
+use crate::net::probes::{Readiness, serve_probes};
+use crate::net::server::{ServerOptions, serve_https};
+use crate::net::tls::{self, CertSource};
+use crate::net::{shutdown, socket};
+use crate::notify::Events;
+use crate::registry;
+use crate::sync;
+use crate::telemetry::Metrics;
+
+use super::args::{Common, EndpointArgs, LoopArgs, RunArgs, ServerArgs, SyncArgs, WebhookArgs};
+use super::cluster::{self, Names};
+
+/// How long the webhook goes on serving after it turned unready: endpoints take a moment to follow.
+const UNREADY_DELAY: Duration = Duration::from_secs(5);
+/// Pause between two tries to get the CA.
+const CA_PAUSE: Duration = Duration::from_secs(2);
+/// How long a replica's question may take beyond the webhook's own deadline, so that the webhook's message wins.
+const QUESTION_MARGIN: Duration = Duration::from_millis(200);
+
+/// What a process does.
+pub struct Roles {
+    endpoint: EndpointArgs,
+    server: Option<ServerArgs>,
+    sync: Option<LoopArgs>,
+    socket: Option<PathBuf>,
+}
+
+impl Roles {
+    /// Both, in one process.
+    pub fn run(args: RunArgs) -> anyhow::Result<Self> {
+        Self {
+            endpoint: args.endpoint,
+            server: Some(args.server),
+            sync: Some(args.sync),
+            socket: None,
+        }
+        .checked()
+    }
+
+    /// The webhook.
+    pub fn webhook(args: WebhookArgs) -> anyhow::Result<Self> {
+        let socket = Some(args.sync_socket);
+        Self {
+            endpoint: args.endpoint,
+            server: Some(args.server),
+            sync: None,
+            socket,
+        }
+        .checked()
+    }
+
+    /// Sync.
+    pub fn sync(args: SyncArgs) -> anyhow::Result<Self> {
+        let socket = Some(args.sync_socket);
+        Self {
+            endpoint: args.endpoint,
+            server: None,
+            sync: Some(args.sync),
+            socket,
+        }
+        .checked()
+    }
+
+    fn checked(self) -> anyhow::Result<Self> {
+        let files = self.endpoint.tls_cert_file.is_some();
+        anyhow::ensure!(
+            !(files && self.endpoint.webhook_url.is_some()),
+            "--webhook-url and --tls-cert-file exclude each other: with files the webhook configuration is yours"
+        );
+        Ok(self)
+    }
+}
+
+/// What every part of the process shares.
+struct Process {
+    common: Common,
+    client: kube::Client,
+    namespace: String,
+    identity: String,
+    names: Names,
+    metrics: Metrics,
+    readiness: Readiness,
+}
+
+/// Runs until a signal says to stop. An error is one that trying again cannot mend.
+pub async fn run(common: Common, roles: Roles) -> anyhow::Result<()> {
+    let stop = shutdown::on_signals().context("cannot listen for signals")?;
+    let probes_at = common.probes_listen;
+    let listener = TcpListener::bind(probes_at)
+        .await
+        .with_context(|| format!("cannot listen on {probes_at}"))?;
+    let (client, namespace) = cluster::connect(&common).await?;
+    let names = Names::of(&roles.endpoint, &namespace)?;
+    if roles.sync.is_some() {
+        cluster::refuse_second(&client, &roles.endpoint).await?;
+    }
+    let (metrics, readiness) = (Metrics::new(), Readiness::default());
+    let probes_stop = CancellationToken::new();
+    let probes = tokio::spawn(serve_probes(
+        listener,
+        readiness.clone(),
+        metrics.clone(),
+        probes_stop.clone(),
+    ));
+    let identity = common.identity.clone().unwrap_or_else(host_name);
+    let process = Process {
+        common,
+        client,
+        namespace,
+        identity,
+        names,
+        metrics,
+        readiness,
+    };
+    let done = tokio::select! {
+        done = process.run(roles, &stop) => done,
+        // A signal before everything has started: there is nothing to take down.
+        () = stop.cancelled() => Ok(()),
+    };
+    probes_stop.cancel();
+    let _ = probes.await;
+    done
+}
+
+impl Process {
+    async fn run(&self, roles: Roles, stop: &CancellationToken) -> anyhow::Result<()> {
+        tracing::info!(
+            version = env!("CARGO_PKG_VERSION"),
+            namespace = self.namespace,
+            "kimup starts"
+        );
+        let stages = Stages::default();
+        let scope = scope(&self.common.watch_namespace);
+        let index = index::start(&self.client, &scope, &stages.caches);
+        let ca = self.ca(&roles.endpoint).await;
+        let mut asker: Option<Arc<dyn Ask>> = None;
+        let mut parts = Parts::default();
+        if let Some(args) = &roles.sync {
+            let sync = self.start_sync(args, &roles, &index, ca.as_ref(), &stages, &mut parts)?;
+            asker = Some(sync);
+        } else if let Some(path) = &roles.socket {
+            asker = Some(Arc::new(OverSocket { path: path.clone() }));
+        }
+        if let (Some(args), Some(asker)) = (&roles.server, asker) {
+            self.start_webhook(args, &roles, &index, ca, asker, &stages, &mut parts)
+                .await?;
+        }
+        self.wait(&index, parts, stages, stop, &roles).await;
+        Ok(())
+    }
+
+    /// Serves until the signal, then stops in order: sync, the configuration and the Lease, the webhook, the caches.
+    async fn wait(
+        &self,
+        index: &Index,
+        parts: Parts,
+        stages: Stages,
+        stop: &CancellationToken,
+        roles: &Roles,
+    ) {
+        let filled = self.readiness.register("images");
+        filled.set(false, "Images and Namespaces are not listed yet");
+        tokio::select! {
+            () = index.ready() => filled.set(true, ""),
+            () = stop.cancelled() => {}
+        }
+        stop.cancelled().await;
+        tracing::info!("stopping");
+        self.readiness.register("running").set(false, "stopping");
+        stages.sync.cancel();
+        finish(parts.sync).await;
+        if let Some(leadership) = parts
+            .leadership
+            .filter(|_| roles.endpoint.webhook_url.is_some())
+            && leadership.is_leader()
+            && let Err(error) = configuration::delete(&self.client, self.names.name).await
+        {
+            tracing::warn!(%error, "cannot delete the webhook configuration; delete it by hand");
+        }
+        stages.lease.cancel();
+        finish(parts.lease).await;
+        stages.server.cancel();
+        finish(parts.server).await;
+        stages.caches.cancel();
+    }
+
+    /// The self-managed CA; none if certificates come from files. Tried until the API server gives one.
+    async fn ca(&self, endpoint: &EndpointArgs) -> Option<Arc<CertificateAuthority>> {
+        if endpoint.tls_cert_file.is_some() {
+            return None;
+        }
+        let (namespace, secret) = (&self.namespace, self.names.ca_secret);
+        let condition = self.readiness.register("ca");
+        loop {
+            match ca::load_or_create_ca(&self.client, namespace, secret).await {
+                Ok(authority) => {
+                    condition.set(true, "");
+                    return Some(Arc::new(authority));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "no CA yet; trying again");
+                    condition.set(
+                        false,
+                        format!("no CA from Secret {namespace}/{secret} yet: {error}"),
+                    );
+                }
+            }
+            tokio::time::sleep(CA_PAUSE).await;
+        }
+    }
+
+    fn start_sync(
+        &self,
+        args: &LoopArgs,
+        roles: &Roles,
+        index: &Arc<Index>,
+        ca: Option<&Arc<CertificateAuthority>>,
+        stages: &Stages,
+        parts: &mut Parts,
+    ) -> anyhow::Result<Arc<sync::Sync>> {
+        let config = registry::Config {
+            plain_http: args.plain_http_registry.clone(),
+            limits: args.limits(),
+            extra_ca_pem: None,
+        };
+        let registry = registry::Client::new(config).context("cannot make the registry client")?;
+        let identity = leader::unique_identity(&self.identity);
+        let lease = LeaderConfig::new(
+            &self.namespace,
+            self.names.name,
+            &identity,
+            self.metrics.clone(),
+        );
+        let (leadership, lease) = leader::spawn(self.client.clone(), lease, stages.lease.clone());
+        parts.lease.push(lease);
+        parts.leadership = Some(leadership.clone());
+        let events = Events::new(
+            self.client.clone(),
+            self.identity.clone(),
+            self.metrics.clone(),
+        );
+        let question_timeout = roles
+            .server
+            .as_ref()
+            .map_or(Duration::from_secs(2), |s| s.question_timeout);
+        let options = sync::Options {
+            scope: match scope(&self.common.watch_namespace) {
+                index::Scope::All => sync::Scope::All,
+                index::Scope::Namespaces(names) => sync::Scope::Namespaces(names),
+            },
+            max_rollouts: args.max_rollouts,
+            max_rollouts_per_namespace: args.max_rollouts_per_namespace,
+            status_heartbeat: args.status_heartbeat,
+            question_timeout: question_timeout.saturating_sub(QUESTION_MARGIN),
+        };
+        let (client, metrics) = (self.client.clone(), self.metrics.clone());
+        let running = sync::start(
+            client,
+            registry,
+            leadership.clone(),
+            events,
+            metrics,
+            options,
+            stages.sync.clone(),
+        );
+        parts.sync.push(running.task);
+        let warm = self.readiness.register("workloads");
+        warm.set(false, "workloads are not listed yet");
+        let mut listed = running.warm;
+        tokio::spawn(async move {
+            if listed.wait_for(|listed| *listed).await.is_ok() {
+                warm.set(true, "");
+            }
+        });
+        if let (Some(ca), true) = (ca, self.common.watch_namespace.is_empty()) {
+            parts
+                .sync
+                .push(self.keep_configuration(roles, index, ca, &leadership, stages));
+        }
+        if let Some(path) = roles.socket.clone() {
+            parts
+                .sync
+                .push(answer_on(path, running.sync.clone(), stages.sync.clone()));
+        }
+        Ok(running.sync)
+    }
+
+    /// The webhook configuration, written and repaired by the leader.
+    fn keep_configuration(
+        &self,
+        roles: &Roles,
+        index: &Arc<Index>,
+        ca: &CertificateAuthority,
+        leadership: &Leadership,
+        stages: &Stages,
+    ) -> JoinHandle<()> {
+        let endpoint = match &roles.endpoint.webhook_url {
+            Some(url) => Endpoint::Url(url.to_string()),
+            None => Endpoint::Service {
+                namespace: self.namespace.clone(),
+                name: Names::service().to_owned(),
+            },
+        };
+        let (client, namespace, name) = (
+            self.client.clone(),
+            self.namespace.clone(),
+            self.names.name.to_owned(),
+        );
+        let ca_bundle = CaBundle::Own(ca.certificate_pem().as_bytes().to_vec());
+        let (index, leads, stop) = (index.clone(), leadership.subscribe(), stages.sync.clone());
+        let (published, _) = tokio::sync::watch::channel(false);
+        tokio::spawn(async move {
+            let work = async {
+                index.ready().await;
+                let owner = Some(cluster::owner(&client, &namespace).await);
+                let options = configuration::Options {
+                    name,
+                    namespace,
+                    endpoint,
+                    owner,
+                    ca_bundle,
+                };
+                configuration::keep(
+                    client,
+                    options,
+                    index.annotated(),
+                    leads,
+                    published,
+                    stop.clone(),
+                )
+                .await;
+            };
+            stop.run_until_cancelled(work).await;
+        })
+    }
+
+    #[allow(clippy::too_many_arguments)] // the wiring's own: each is used once
+    async fn start_webhook(
+        &self,
+        args: &ServerArgs,
+        roles: &Roles,
+        index: &Arc<Index>,
+        ca: Option<Arc<CertificateAuthority>>,
+        asker: Arc<dyn Ask>,
+        stages: &Stages,
+        parts: &mut Parts,
+    ) -> anyhow::Result<()> {
+        let at = args.webhook_listen;
+        let listener = TcpListener::bind(at)
+            .await
+            .with_context(|| format!("cannot listen on {at}"))?;
+        let files = roles
+            .endpoint
+            .tls_cert_file
+            .clone()
+            .zip(roles.endpoint.tls_key_file.clone());
+        let source = match (ca, files) {
+            (Some(ca), _) => CertSource::SelfManaged {
+                ca,
+                dns: self.names.dns.clone(),
+                ips: self.names.ips.clone(),
+            },
+            (None, Some((certificate, key))) => CertSource::Files { certificate, key },
+            (None, None) => anyhow::bail!("there is neither a CA nor a certificate file"),
+        };
+        let served = self.readiness.register("certificate");
+        let (shared, _) = tls::start(
+            source,
+            tls::system_clock(),
+            served,
+            self.metrics.clone(),
+            stages.server.clone(),
+        )
+        .await?;
+        let admission = Arc::new(Admission {
+            index: index.clone(),
+            asker: Deduplicated::new(asker, args.question_timeout),
+            metrics: self.metrics.clone(),
+        });
+        let in_cluster = roles.endpoint.webhook_url.is_none();
+        let options = ServerOptions {
+            shutdown_delay: if in_cluster {
+                UNREADY_DELAY
+            } else {
+                Duration::ZERO
+            },
+            drain: Duration::from_secs(15),
+            ..ServerOptions::default()
+        };
+        tracing::info!(address = %at, "the webhook listens");
+        let server = serve_https(
+            listener,
+            shared,
+            router(admission),
+            options,
+            stages.server.clone(),
+        );
+        parts.server.push(tokio::spawn(server.map(|drained| {
+            if drained.cut > 0 {
+                tracing::warn!(
+                    connections = drained.cut,
+                    "connections were cut: they did not end in time"
+                );
+            }
+        })));
+        Ok(())
+    }
+}
+
+/// What is told to stop, in this order.
+#[derive(Default)]
+struct Stages {
+    sync: CancellationToken,
+    lease: CancellationToken,
+    server: CancellationToken,
+    caches: CancellationToken,
+}
+
+/// What must have ended.
+#[derive(Default)]
+struct Parts {
+    sync: Vec<JoinHandle<()>>,
+    lease: Vec<JoinHandle<()>>,
+    server: Vec<JoinHandle<()>>,
+    leadership: Option<Leadership>,
+}
+
+async fn finish(tasks: Vec<JoinHandle<()>>) {
+    for task in tasks {
+        if let Err(error) = task.await {
+            tracing::error!(%error, "a part of the process ended badly");
+        }
+    }
+}
+
+fn scope(namespaces: &[String]) -> index::Scope {
+    if namespaces.is_empty() {
+        index::Scope::All
+    } else {
+        index::Scope::Namespaces(namespaces.to_vec())
+    }
+}
+
+fn answer_on(path: PathBuf, sync: Arc<sync::Sync>, stop: CancellationToken) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        let handler = move |question: Question| {
+            let sync = sync.clone();
+            async move { sync.ask(question).await }
+        };
+        while !stop.is_cancelled() {
+            if let Err(error) = socket::serve_socket(&path, handler.clone(), stop.clone()).await {
+                tracing::error!(%error, "the webhook's questions cannot be answered; trying again");
+                stop.run_until_cancelled(tokio::time::sleep(Duration::from_secs(2)))
+                    .await;
+            }
+        }
+    })
+}
+
+/// Sync, beyond a Unix socket.
+struct OverSocket {
+    path: PathBuf,
+}
+
+impl Ask for OverSocket {
+    fn ask(&self, question: Question) -> BoxFuture<'_, Result<Answered, String>> {
+        async move {
+            // The asker's own deadline is the one that counts; this one only bounds what it leaves behind.
+            let deadline = Duration::from_secs(10);
+            let answer: Result<Result<Answered, String>, _> =
+                socket::ask(&self.path, &question, deadline).await;
+            answer.unwrap_or_else(|error| Err(format!("sync does not answer: {error}")))
+        }
+        .boxed()
+    }
+}
+
+fn host_name() -> String {
+    let name =
+        std::fs::read_to_string("/proc/sys/kernel/hostname").map(|name| name.trim().to_owned());
+    name.ok()
+        .filter(|n| !n.is_empty())
+        .unwrap_or_else(|| format!("kimup-{}", Timestamp::now().as_millisecond()))
+}
