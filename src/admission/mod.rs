@@ -1,1 +1,2 @@
 //! From an AdmissionReview to a patch.
+pub mod configuration;

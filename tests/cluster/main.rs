@@ -4,4 +4,5 @@
 //! such as killing the API server, starts a cluster for itself (`Cluster::start()`).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // in helpers too: everything here is a test
 
+mod configuration;
 mod smoke;
