@@ -194,25 +194,20 @@ async fn the_configuration_selects_the_pods_it_should() {
     }
 }
 
-#[tokio::test]
-async fn the_leader_keeps_the_configuration() {
-    let cluster = Cluster::start().await.unwrap();
-    let admin = cluster.client().await.unwrap();
-    cluster
-        .apply_deploy(&[
-            "Namespace",
-            "ServiceAccount",
-            "ClusterRole",
-            "ClusterRoleBinding",
-        ])
-        .await
-        .unwrap();
+/// A client with kimup's rights in `deploy/`, and kimup's Namespace as an owner.
+async fn as_kimup(cluster: &Cluster) -> (kube::Client, OwnerReference) {
+    for manifests in [
+        include_str!("../../deploy/namespace.yaml"),
+        include_str!("../../deploy/rbac.yaml"),
+    ] {
+        cluster.apply(&[], manifests).await.unwrap();
+    }
     let kubeconfig = cluster
         .kubeconfig_for("kimup-system", "kimup")
         .await
         .unwrap();
     let client = cluster.client_as(&kubeconfig).await.unwrap();
-    let namespaces: Api<Namespace> = Api::all(admin.clone());
+    let namespaces: Api<Namespace> = Api::all(cluster.client().await.unwrap());
     let namespace = namespaces.get("kimup-system").await.unwrap();
     let owner = OwnerReference {
         api_version: "v1".to_owned(),
@@ -221,6 +216,36 @@ async fn the_leader_keeps_the_configuration() {
         uid: namespace.metadata.uid.unwrap(),
         ..OwnerReference::default()
     };
+    (client, owner)
+}
+
+async fn edit(live: &Api<MutatingWebhookConfiguration>, operations: serde_json::Value) {
+    let operations: json_patch::Patch = serde_json::from_value(operations).unwrap();
+    live.patch(
+        "kimup",
+        &PatchParams::default(),
+        &Patch::Json::<()>(operations),
+    )
+    .await
+    .unwrap();
+}
+
+/// Requests of kimup with this verb for webhook configurations.
+fn requests(cluster: &Cluster, verb: &str) -> usize {
+    let log = cluster.audit_log().unwrap();
+    log.iter()
+        .filter(|e| e["verb"] == verb)
+        .filter(|e| e["objectRef"]["resource"] == "mutatingwebhookconfigurations")
+        .filter(|e| e["user"]["username"] == "system:serviceaccount:kimup-system:kimup")
+        .count()
+}
+
+#[tokio::test]
+async fn the_leader_keeps_the_configuration() {
+    let cluster = Cluster::start().await.unwrap();
+    let admin = cluster.client().await.unwrap();
+    let (client, owner) = as_kimup(&cluster).await;
+    let namespaces: Api<Namespace> = Api::all(admin.clone());
     let (annotated, annotated_seen) = watch::channel(Vec::new());
     let (leads, leads_seen) = watch::channel(false);
     let (published, mut published_seen) = watch::channel(false);
@@ -250,10 +275,7 @@ async fn the_leader_keeps_the_configuration() {
     let bundle: Vec<_> = (0..8)
         .map(|n| json!({"op": "add", "path": format!("/webhooks/{n}/clientConfig/caBundle"), "value": bundle}))
         .collect();
-    let bundle: json_patch::Patch = serde_json::from_value(json!(bundle)).unwrap();
-    live.patch("kimup", &PatchParams::default(), &Patch::Json::<()>(bundle))
-        .await
-        .unwrap();
+    edit(&live, json!(bundle)).await;
     annotated.send(vec!["shop".to_owned()]).unwrap();
     let with_bundles = async |wanted: usize| {
         let now = live.get("kimup").await.unwrap();
@@ -280,10 +302,7 @@ async fn the_leader_keeps_the_configuration() {
 
     // What a human breaks is repaired.
     let broken = json!([{"op": "replace", "path": "/webhooks/0/failurePolicy", "value": "Ignore"}]);
-    let broken: json_patch::Patch = serde_json::from_value(broken).unwrap();
-    live.patch("kimup", &PatchParams::default(), &Patch::Json::<()>(broken))
-        .await
-        .unwrap();
+    edit(&live, broken).await;
     eventually(DEADLINE, "the repair", async || {
         (live.get("kimup").await.unwrap().webhooks == settled.webhooks).then_some(())
     })
@@ -295,22 +314,14 @@ async fn the_leader_keeps_the_configuration() {
         live.get_opt("kimup").await.unwrap()
     })
     .await;
-    let writes = |verb: &str| {
-        let log = cluster.audit_log().unwrap();
-        log.iter()
-            .filter(|e| {
-                e["verb"] == verb && e["objectRef"]["resource"] == "mutatingwebhookconfigurations"
-            })
-            .filter(|e| e["user"]["username"] == "system:serviceaccount:kimup-system:kimup")
-            .count()
-    };
     // First, entries, no entries, repair, again; a look every 5 s writes nothing.
-    let looks = writes("get");
+    let looks = requests(&cluster, "get");
     eventually(DEADLINE, "two more looks", async || {
-        (writes("get") >= looks + 2).then_some(())
+        (requests(&cluster, "get") >= looks + 2).then_some(())
     })
     .await;
-    assert!((5..=6).contains(&writes("patch")), "{}", writes("patch"));
+    let writes = requests(&cluster, "patch");
+    assert!((5..=6).contains(&writes), "{writes}");
 
     // It goes with the Namespace, and a leader that is still there does not bring it back.
     namespaces

@@ -128,8 +128,7 @@ pub async fn keep(
 pub async fn delete(client: &kube::Client, name: &str) -> Result<(), ConfigurationError> {
     let api: Api<MutatingWebhookConfiguration> = Api::all(client.clone());
     match call("delete", name, api.delete(name, &DeleteParams::default())).await {
-        Ok(_) => Ok(()),
-        Err(Failure::NotFound) => Ok(()),
+        Ok(_) | Err(Failure::NotFound) => Ok(()),
         Err(Failure::Other(error)) => Err(error),
     }
 }

@@ -71,20 +71,124 @@ fn holds(condition: &MatchCondition, labels: Pairs, annotations: Pairs) -> bool 
     }
 }
 
+const IN: (&str, &str) = (ENABLED, "true");
+const OUT: (&str, &str) = (ENABLED, "false");
+const FAIL: (&str, &str) = (FAILURE_POLICY, "fail");
+const IGNORE: (&str, &str) = (FAILURE_POLICY, "ignore");
+const STAMPED: (&str, &str) = (ROLLOUT, "ab12");
+
+/// Namespace and its labels, labels and annotations of the Pod, the entry that selects it and its policy.
+type Selected = (
+    &'static str,
+    Pairs<'static>,
+    Pairs<'static>,
+    Pairs<'static>,
+    Option<(&'static str, &'static str)>,
+);
+
+const SELECTED: [Selected; 25] = [
+    ("a", &[], &[], &[], None),
+    ("a", &[IN], &[], &[], Some(("labelled-fail", "Fail"))),
+    ("a", &[IN], &[], &[FAIL], Some(("labelled-fail", "Fail"))),
+    (
+        "a",
+        &[IN],
+        &[],
+        &[IGNORE],
+        Some(("labelled-pod-ignores", "Ignore")),
+    ),
+    (
+        "a",
+        &[IN, IGNORE],
+        &[],
+        &[],
+        Some(("labelled-ignore", "Ignore")),
+    ),
+    (
+        "a",
+        &[IN, IGNORE],
+        &[],
+        &[IGNORE],
+        Some(("labelled-ignore", "Ignore")),
+    ),
+    (
+        "a",
+        &[IN, IGNORE],
+        &[],
+        &[FAIL],
+        Some(("labelled-pod-fails", "Fail")),
+    ),
+    ("a", &[IN, FAIL], &[], &[], Some(("labelled-fail", "Fail"))),
+    (
+        "a",
+        &[IN],
+        &[STAMPED],
+        &[IN],
+        Some(("labelled-fail", "Fail")),
+    ),
+    ("a", &[IN], &[STAMPED], &[OUT], None),
+    ("a", &[IN], &[], &[(MIRROR_POD, "x")], None),
+    (
+        "by-annotation",
+        &[],
+        &[],
+        &[],
+        Some(("annotated-fail", "Fail")),
+    ),
+    (
+        "by-annotation",
+        &[],
+        &[STAMPED],
+        &[IN],
+        Some(("annotated-fail", "Fail")),
+    ),
+    (
+        "by-annotation",
+        &[IN],
+        &[],
+        &[IN],
+        Some(("labelled-fail", "Fail")),
+    ),
+    (
+        "by-annotation",
+        &[IGNORE],
+        &[],
+        &[],
+        Some(("annotated-ignore", "Ignore")),
+    ),
+    (
+        "by-annotation",
+        &[],
+        &[],
+        &[IGNORE],
+        Some(("annotated-pod-ignores", "Ignore")),
+    ),
+    ("by-annotation", &[], &[], &[OUT], None),
+    ("a", &[], &[], &[IN], Some(("pods-fail", "Fail"))),
+    ("a", &[OUT], &[], &[IN], Some(("pods-fail", "Fail"))),
+    ("a", &[], &[STAMPED], &[], Some(("pods-fail", "Fail"))),
+    ("a", &[], &[STAMPED], &[OUT], None),
+    (
+        "a",
+        &[],
+        &[],
+        &[IN, IGNORE],
+        Some(("pods-pod-ignores", "Ignore")),
+    ),
+    ("a", &[IGNORE], &[], &[IN], Some(("pods-ignore", "Ignore"))),
+    (
+        "a",
+        &[IGNORE],
+        &[],
+        &[IN, FAIL],
+        Some(("pods-pod-fails", "Fail")),
+    ),
+    ("a", &[], &[], &[IN, (MIRROR_POD, "x")], None),
+];
+
 #[test]
 fn a_pod_is_selected_by_one_entry_or_none() {
-    const IN: (&str, &str) = (ENABLED, "true");
-    const OUT: (&str, &str) = (ENABLED, "false");
-    const FAIL: (&str, &str) = (FAILURE_POLICY, "fail");
-    const IGNORE: (&str, &str) = (FAILURE_POLICY, "ignore");
-    const STAMPED: (&str, &str) = (ROLLOUT, "ab12");
-    fn check(
-        namespace: &str,
-        namespace_labels: Pairs,
-        labels: Pairs,
-        annotations: Pairs,
-        expected: Option<(&str, &str)>,
-    ) {
+    fn check((namespace, namespace_labels, labels, annotations, expected): Selected) {
         let configuration = build(&own(), &names(&["by-annotation", "kube-system"]));
         let all = [namespace_labels, &[(NAME_LABEL, namespace)]].concat();
         let selected: Vec<_> = entries(&configuration)
@@ -94,118 +198,23 @@ fn a_pod_is_selected_by_one_entry_or_none() {
                 let mut conditions = e.match_conditions.iter().flatten();
                 conditions.all(|condition| holds(condition, labels, annotations))
             })
-            .map(|e| (e.name.as_str(), e.failure_policy.as_deref().unwrap()))
+            .map(|e| {
+                let name = e.name.strip_suffix(".kimup.cloudavenue.io").unwrap();
+                (name, e.failure_policy.as_deref().unwrap())
+            })
             .collect();
-        let expected: Vec<_> = expected
-            .map(|(name, policy)| (format!("{name}.kimup.cloudavenue.io"), policy))
-            .into_iter()
-            .collect();
-        let expected: Vec<_> = expected.iter().map(|(n, p)| (n.as_str(), *p)).collect();
         assert_eq!(
-            selected, expected,
+            selected,
+            Vec::from_iter(expected),
             "{namespace} {namespace_labels:?} {labels:?} {annotations:?}"
         );
     }
-    check("a", &[], &[], &[], None);
-    check("a", &[IN], &[], &[], Some(("labelled-fail", "Fail")));
-    check("a", &[IN], &[], &[FAIL], Some(("labelled-fail", "Fail")));
-    check(
-        "a",
-        &[IN],
-        &[],
-        &[IGNORE],
-        Some(("labelled-pod-ignores", "Ignore")),
-    );
-    check(
-        "a",
-        &[IN, IGNORE],
-        &[],
-        &[],
-        Some(("labelled-ignore", "Ignore")),
-    );
-    check(
-        "a",
-        &[IN, IGNORE],
-        &[],
-        &[IGNORE],
-        Some(("labelled-ignore", "Ignore")),
-    );
-    check(
-        "a",
-        &[IN, IGNORE],
-        &[],
-        &[FAIL],
-        Some(("labelled-pod-fails", "Fail")),
-    );
-    check("a", &[IN, FAIL], &[], &[], Some(("labelled-fail", "Fail")));
-    check(
-        "a",
-        &[IN],
-        &[STAMPED],
-        &[IN],
-        Some(("labelled-fail", "Fail")),
-    );
-    check("a", &[IN], &[STAMPED], &[OUT], None);
-    check("a", &[IN], &[], &[(MIRROR_POD, "x")], None);
-    check(
-        "by-annotation",
-        &[],
-        &[],
-        &[],
-        Some(("annotated-fail", "Fail")),
-    );
-    check(
-        "by-annotation",
-        &[],
-        &[STAMPED],
-        &[IN],
-        Some(("annotated-fail", "Fail")),
-    );
-    check(
-        "by-annotation",
-        &[IN],
-        &[],
-        &[IN],
-        Some(("labelled-fail", "Fail")),
-    );
-    check(
-        "by-annotation",
-        &[IGNORE],
-        &[],
-        &[],
-        Some(("annotated-ignore", "Ignore")),
-    );
-    check(
-        "by-annotation",
-        &[],
-        &[],
-        &[IGNORE],
-        Some(("annotated-pod-ignores", "Ignore")),
-    );
-    check("by-annotation", &[], &[], &[OUT], None);
-    check("a", &[], &[], &[IN], Some(("pods-fail", "Fail")));
-    check("a", &[OUT], &[], &[IN], Some(("pods-fail", "Fail")));
-    check("a", &[], &[STAMPED], &[], Some(("pods-fail", "Fail")));
-    check("a", &[], &[STAMPED], &[OUT], None);
-    check(
-        "a",
-        &[],
-        &[],
-        &[IN, IGNORE],
-        Some(("pods-pod-ignores", "Ignore")),
-    );
-    check("a", &[IGNORE], &[], &[IN], Some(("pods-ignore", "Ignore")));
-    check(
-        "a",
-        &[IGNORE],
-        &[],
-        &[IN, FAIL],
-        Some(("pods-pod-fails", "Fail")),
-    );
-    check("a", &[], &[], &[IN, (MIRROR_POD, "x")], None);
+    for row in SELECTED {
+        check(row);
+    }
     for excluded in ["kube-system", "kube-node-lease", "kimup-system"] {
-        check(excluded, &[IN], &[STAMPED], &[IN], None);
-        check(excluded, &[], &[STAMPED], &[IN], None);
+        check((excluded, &[IN], &[STAMPED], &[IN], None));
+        check((excluded, &[], &[STAMPED], &[IN], None));
     }
 }
 
