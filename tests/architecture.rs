@@ -17,35 +17,10 @@ const MODULES: [(&str, &[&str]); 12] = [
     ("admission", &["policy", "api", "index", "telemetry", "net"]),
     ("notify", &["policy", "api", "telemetry"]),
     ("rollout", &["policy", "api", "telemetry"]),
-    (
-        "sync",
-        &[
-            "policy",
-            "api",
-            "telemetry",
-            "net",
-            "leader",
-            "registry",
-            "index",
-            "notify",
-            "rollout",
-        ],
-    ),
+    ("sync", &["policy", "api", "telemetry", "net", "leader", "registry", "index", "notify", "rollout"]),
     (
         "cli",
-        &[
-            "policy",
-            "api",
-            "telemetry",
-            "net",
-            "leader",
-            "registry",
-            "index",
-            "admission",
-            "notify",
-            "rollout",
-            "sync",
-        ],
+        &["policy", "api", "telemetry", "net", "leader", "registry", "index", "admission", "notify", "rollout", "sync"],
     ),
 ];
 
@@ -60,10 +35,7 @@ fn lib_declares_the_modules_bottom_up() {
     assert_eq!(declared(&read(&src().join("lib.rs"))), names);
     for (position, (name, uses)) in MODULES.iter().enumerate() {
         let above = &names[..position];
-        assert!(
-            uses.iter().all(|used| above.contains(used)),
-            "{name} may use only modules above it"
-        );
+        assert!(uses.iter().all(|used| above.contains(used)), "{name} may use only modules above it");
     }
 }
 
@@ -89,12 +61,8 @@ fn each_module_uses_only_what_it_may() {
 #[test]
 fn sources_are_short_safe_and_finished() {
     let testbed = Path::new(env!("CARGO_MANIFEST_DIR")).join("testbed/src");
-    let files = [src(), testbed]
-        .into_iter()
-        .flat_map(|folder| sources(&folder));
-    let problems: Vec<String> = files
-        .flat_map(|file| house_rules(&read(&file), &file))
-        .collect();
+    let files = [src(), testbed].into_iter().flat_map(|folder| sources(&folder));
+    let problems: Vec<String> = files.flat_map(|file| house_rules(&read(&file), &file)).collect();
     assert!(problems.is_empty(), "{}", problems.join("\n"));
 }
 
@@ -102,22 +70,12 @@ fn sources_are_short_safe_and_finished() {
 fn declared(lib: &str) -> Vec<String> {
     let tokens = tokens(lib);
     let declares = |at: &[String]| at[0] == "mod" && at[2] == ";";
-    tokens
-        .windows(3)
-        .filter(|window| declares(window))
-        .map(|window| window[1].clone())
-        .collect()
+    tokens.windows(3).filter(|window| declares(window)).map(|window| window[1].clone()).collect()
 }
 
 /// What a file of `module` uses of other modules without leave. `own` are the module's own submodules, which
 /// `super::` may also mean.
-fn foreign_uses(
-    text: &str,
-    module: &str,
-    allowed: &[&str],
-    own: &BTreeSet<String>,
-    file: &Path,
-) -> Vec<String> {
+fn foreign_uses(text: &str, module: &str, allowed: &[&str], own: &BTreeSet<String>, file: &Path) -> Vec<String> {
     let is_module = |name: &str| MODULES.iter().any(|(known, _)| *known == name);
     let mut problems = BTreeSet::new();
     for (root, used) in rooted_paths(&tokens(text)) {
@@ -197,10 +155,7 @@ fn house_rules(text: &str, file: &Path) -> Vec<String> {
         report("`unsafe`".to_owned());
     }
     for name in ["todo", "unimplemented"] {
-        if tokens
-            .windows(2)
-            .any(|pair| pair[0] == name && pair[1] == "!")
-        {
+        if tokens.windows(2).any(|pair| pair[0] == name && pair[1] == "!") {
             report(format!("`{name}!`"));
         }
     }
@@ -218,15 +173,10 @@ fn tokens(text: &str) -> Vec<String> {
             ['/', '*', ..] => block_comment(rest),
             ['"', ..] => quoted(rest, '"'),
             ['\'', '\\', ..] | ['\'', _, '\'', ..] => quoted(rest, '\''),
-            ['r', '"' | '#', ..] | ['b', 'r', '"' | '#', ..] if raw_string(rest).is_some() => {
-                raw_string(rest).unwrap()
-            }
+            ['r', '"' | '#', ..] | ['b', 'r', '"' | '#', ..] if raw_string(rest).is_some() => raw_string(rest).unwrap(),
             ['b', '"', ..] => 1 + quoted(&rest[1..], '"'),
             [first, ..] if first.is_alphanumeric() || *first == '_' => {
-                let length = rest
-                    .iter()
-                    .position(|c| !c.is_alphanumeric() && *c != '_')
-                    .unwrap_or(rest.len());
+                let length = rest.iter().position(|c| !c.is_alphanumeric() && *c != '_').unwrap_or(rest.len());
                 tokens.push(rest[..length].iter().collect());
                 length
             }
@@ -278,15 +228,8 @@ fn raw_string(rest: &[char]) -> Option<usize> {
     if rest.get(body - 1) != Some(&'"') {
         return None;
     }
-    let closes = |at: &usize| {
-        rest[*at] == '"'
-            && rest[*at + 1..]
-                .iter()
-                .take(hashes)
-                .filter(|&&c| c == '#')
-                .count()
-                == hashes
-    };
+    let closes =
+        |at: &usize| rest[*at] == '"' && rest[*at + 1..].iter().take(hashes).filter(|&&c| c == '#').count() == hashes;
     let end = (body..rest.len()).find(closes)?;
     Some(end + 1 + hashes)
 }
@@ -302,9 +245,7 @@ fn read(path: &Path) -> String {
 /// Every `.rs` file in a folder and the folders in it.
 fn sources(folder: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
-    for entry in
-        fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()))
-    {
+    for entry in fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display())) {
         let path = entry.unwrap().path();
         if path.is_dir() {
             files.extend(sources(&path));
@@ -323,10 +264,7 @@ fn children(folder: &Path) -> BTreeSet<String> {
     }
     let names = sources(folder).into_iter().flat_map(|file| {
         let inside = file.strip_prefix(folder).unwrap().with_extension("");
-        inside
-            .iter()
-            .map(|part| part.to_string_lossy().into_owned())
-            .collect::<Vec<_>>()
+        inside.iter().map(|part| part.to_string_lossy().into_owned()).collect::<Vec<_>>()
     });
     names.collect()
 }
@@ -340,10 +278,7 @@ mod the_checks_can_fail {
         fn check(lib: &str, expected: &[&str]) {
             assert_eq!(declared(lib), expected, "{lib}");
         }
-        check(
-            "//! mod doc;\npub mod policy;\n\npub mod api;",
-            &["policy", "api"],
-        );
+        check("//! mod doc;\npub mod policy;\n\npub mod api;", &["policy", "api"]);
         check("mod api; pub(crate) mod policy;", &["api", "policy"]);
         check("#[cfg(test)] mod tests { use super::*; }", &[]);
         check("/* mod a; /* mod b; */ mod c; */ mod d;", &["d"]);
@@ -356,10 +291,8 @@ mod the_checks_can_fail {
             let (_, allowed) = MODULES.iter().find(|(name, _)| *name == module).unwrap();
             let own = BTreeSet::from(["sync".to_owned()]); // a submodule that is called like a module
             let problems = foreign_uses(text, module, allowed, &own, Path::new("x.rs"));
-            let expected: Vec<String> = expected
-                .iter()
-                .map(|used| format!("x.rs: {module} may not use {used}"))
-                .collect();
+            let expected: Vec<String> =
+                expected.iter().map(|used| format!("x.rs: {module} may not use {used}")).collect();
             assert_eq!(problems, expected, "{text}");
         }
         check("api", "use crate::policy::Tag; use crate::api::Image;", &[]);
@@ -371,23 +304,11 @@ mod the_checks_can_fail {
             "let text = \"crate::api\"; let raw = r#\"crate::api\"\"#; let c = '\"'; use crate::net::A;",
             &["net"],
         );
-        check(
-            "policy",
-            "fn f<'a>(x: &'a str) -> char { '\\'' } use crate :: net;",
-            &["net"],
-        );
-        check(
-            "api",
-            "use crate::{policy::{self, semver}, index::Snapshot, net};",
-            &["index", "net"],
-        );
+        check("policy", "fn f<'a>(x: &'a str) -> char { '\\'' } use crate :: net;", &["net"]);
+        check("api", "use crate::{policy::{self, semver}, index::Snapshot, net};", &["index", "net"]);
         check("api", "pub(in crate::sync) fn f() {}", &["sync"]);
         check("admission", "use crate::sync::Question;", &["sync"]);
-        check(
-            "sync",
-            "use crate::admission::Patch; use crate::leader::Lease;",
-            &["admission"],
-        );
+        check("sync", "use crate::admission::Patch; use crate::leader::Lease;", &["admission"]);
         check("rollout", "use super::registry::list;", &["registry"]);
         check(
             "rollout",
@@ -396,11 +317,7 @@ mod the_checks_can_fail {
         );
         check("rollout", "use super::sync::Own;", &[]);
         check("rollout", "use super::*; use super::{Plan, policy};", &[]);
-        check(
-            "cli",
-            "use crate::admission::serve; use crate::sync::run;",
-            &[],
-        );
+        check("cli", "use crate::admission::serve; use crate::sync::run;", &[]);
         check("net", "use crate::unheard_of::A;", &["unheard_of"]);
     }
 
@@ -408,19 +325,13 @@ mod the_checks_can_fail {
     fn rules_of_the_house() {
         #[track_caller]
         fn check(text: &str, expected: &[&str]) {
-            let expected: Vec<String> = expected
-                .iter()
-                .map(|what| format!("x.rs: {what}"))
-                .collect();
+            let expected: Vec<String> = expected.iter().map(|what| format!("x.rs: {what}")).collect();
             assert_eq!(house_rules(text, Path::new("x.rs")), expected);
         }
         check("fn f() { \"unsafe todo!()\"; } // unsafe\n", &[]);
         check("fn f() { unsafe { g() } }", &["`unsafe`"]);
         check("fn f() { todo!() }", &["`todo!`"]);
-        check(
-            "fn f() { std::unimplemented!(\"later\") }",
-            &["`unimplemented!`"],
-        );
+        check("fn f() { std::unimplemented!(\"later\") }", &["`unimplemented!`"]);
         check("let todo = unimplemented;", &[]);
         check(&"\n".repeat(600), &[]);
         check(&"\n".repeat(601), &["601 lines, more than 600"]);

@@ -29,9 +29,7 @@ pub struct Admission {
 
 /// The routes of the webhook: `POST /mutate`.
 pub fn router(admission: Arc<Admission>) -> Router {
-    Router::new()
-        .route("/mutate", post(mutate))
-        .with_state(admission)
+    Router::new().route("/mutate", post(mutate)).with_state(admission)
 }
 
 async fn mutate(State(admission): State<Arc<Admission>>, body: Bytes) -> Response {
@@ -48,17 +46,12 @@ impl Admission {
             Ok(review) => review,
             // An error status makes the API server follow the failure policy of the entry that called.
             Err(error) => {
-                return (
-                    AdmissionOutcome::Error,
-                    (StatusCode::BAD_REQUEST, format!("{error}\n")).into_response(),
-                );
+                return (AdmissionOutcome::Error, (StatusCode::BAD_REQUEST, format!("{error}\n")).into_response());
             }
         };
         let questions = review.questions();
         if !questions.is_empty() {
-            let asked = questions
-                .iter()
-                .map(|image| self.ask(review.namespace(), &image.name));
+            let asked = questions.iter().map(|image| self.ask(review.namespace(), &image.name));
             let answers = join_all(asked).await;
             for (image, answer) in questions.iter().zip(answers) {
                 review.resolve(image, answer);
@@ -71,22 +64,15 @@ impl Admission {
             (true, false) => AdmissionOutcome::Unchanged,
         };
         match serde_json::to_vec(&response) {
-            Ok(json) => (
-                outcome,
-                ([(header::CONTENT_TYPE, "application/json")], json).into_response(),
-            ),
-            Err(error) => (
-                AdmissionOutcome::Error,
-                (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
-            ),
+            Ok(json) => (outcome, ([(header::CONTENT_TYPE, "application/json")], json).into_response()),
+            Err(error) => {
+                (AdmissionOutcome::Error, (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response())
+            }
         }
     }
 
     async fn ask(&self, namespace: &str, image: &str) -> Result<String, String> {
-        let question = Question {
-            namespace: namespace.to_owned(),
-            image: image.to_owned(),
-        };
+        let question = Question { namespace: namespace.to_owned(), image: image.to_owned() };
         let answered = self.asker.ask(question).await;
         let (outcome, answer) = match answered {
             Ok(answered) => match answered.tag {

@@ -22,45 +22,24 @@ enum Value<'a> {
 
 /// A patch in base64, or none if nothing changes. `images` are pointers to image fields that exist, and their new values;
 /// `applied` is the new value of that annotation.
-pub fn encode(
-    images: &[(String, String)],
-    applied: Option<&str>,
-    has_annotations: bool,
-) -> Option<String> {
+pub fn encode(images: &[(String, String)], applied: Option<&str>, has_annotations: bool) -> Option<String> {
     let mut operations: Vec<Operation<'_>> = images
         .iter()
-        .map(|(path, reference)| Operation {
-            op: "replace",
-            path,
-            value: Value::Text(reference),
-        })
+        .map(|(path, reference)| Operation { op: "replace", path, value: Value::Text(reference) })
         .collect();
     // RFC 6901: a slash in a key is written ~1.
-    let pointer = format!(
-        "/metadata/annotations/{}",
-        APPLIED.replace('~', "~0").replace('/', "~1")
-    );
+    let pointer = format!("/metadata/annotations/{}", APPLIED.replace('~', "~0").replace('/', "~1"));
     if let Some(applied) = applied {
         operations.push(if has_annotations {
-            Operation {
-                op: "add",
-                path: &pointer,
-                value: Value::Text(applied),
-            }
+            Operation { op: "add", path: &pointer, value: Value::Text(applied) }
         } else {
             let annotations = std::iter::once((APPLIED, applied)).collect();
-            Operation {
-                op: "add",
-                path: "/metadata/annotations",
-                value: Value::Annotations(annotations),
-            }
+            Operation { op: "add", path: "/metadata/annotations", value: Value::Annotations(annotations) }
         });
     }
     if operations.is_empty() {
         return None;
     }
     // Strings and maps of strings can always be written as JSON.
-    serde_json::to_vec(&operations)
-        .ok()
-        .map(|json| STANDARD.encode(json))
+    serde_json::to_vec(&operations).ok().map(|json| STANDARD.encode(json))
 }

@@ -6,9 +6,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::api::Applied;
-use crate::api::annotations::{
-    self, FailurePolicy, MIRROR_POD, Map, NamespaceSettings, POLICY, ROLLOUT,
-};
+use crate::api::annotations::{self, FailurePolicy, MIRROR_POD, Map, NamespaceSettings, POLICY, ROLLOUT};
 use crate::index::{Answer, ImageEntry, PodView, Snapshot, answer, with_tag};
 
 use super::patch;
@@ -135,6 +133,7 @@ struct Asked {
 
 /// The response, as the API server reads it.
 #[derive(Serialize, Debug)]
+#[allow(clippy::struct_field_names)] // the names are those of admission.k8s.io/v1
 #[serde(rename_all = "camelCase")]
 pub struct Response {
     api_version: &'static str,
@@ -166,11 +165,7 @@ struct Denial {
 
 impl Response {
     fn new(response: Verdict) -> Self {
-        Self {
-            api_version: "admission.k8s.io/v1",
-            kind: "AdmissionReview",
-            response,
-        }
+        Self { api_version: "admission.k8s.io/v1", kind: "AdmissionReview", response }
     }
 
     /// Whether the Pod is changed.
@@ -205,8 +200,7 @@ impl Review {
             warnings: Vec::new(),
         };
         let is_pod = request.resource.group.is_empty() && request.resource.resource == "pods";
-        let creates =
-            request.operation == "CREATE" && request.sub_resource.is_none_or(|s| s.is_empty());
+        let creates = request.operation == "CREATE" && request.sub_resource.is_none_or(|s| s.is_empty());
         if let (true, true, Some(object)) = (is_pod, creates, request.object) {
             let pod: Pod<'_> = serde_json::from_str(object.get())?;
             review.answer(pod, settings, snapshot);
@@ -222,27 +216,17 @@ impl Review {
             return;
         }
         self.applied_before = Applied::of(&annotations);
-        let owner = pod
-            .metadata
-            .owner_references
-            .iter()
-            .flatten()
-            .find(|o| o.controller == Some(true));
+        let owner = pod.metadata.owner_references.iter().flatten().find(|o| o.controller == Some(true));
         let label = |key: &str| labels.get(key).map(String::as_str);
         let view = PodView {
             annotations: &annotations,
             owner_uid: owner.map(|o| &*o.uid),
-            hash: label("pod-template-hash")
-                .or_else(|| label("controller-revision-hash"))
-                .unwrap_or_default(),
+            hash: label("pod-template-hash").or_else(|| label("controller-revision-hash")).unwrap_or_default(),
             rollout: label(ROLLOUT),
             applied: &self.applied_before,
         };
         let namespace = snapshot.namespace(&self.namespace);
-        let lists = [
-            ("initContainers", pod.spec.init_containers),
-            ("containers", pod.spec.containers),
-        ];
+        let lists = [("initContainers", pod.spec.init_containers), ("containers", pod.spec.containers)];
         for (list, containers) in lists {
             for (index, container) in containers.unwrap_or_default().into_iter().enumerate() {
                 let Some(text) = container.image else {
@@ -256,12 +240,7 @@ impl Review {
                     answer => answer,
                 };
                 let path = format!("/spec/{list}/{index}/image");
-                self.containers.push(Asked {
-                    name: container.name.into(),
-                    text: text.into(),
-                    path,
-                    answer,
-                });
+                self.containers.push(Asked { name: container.name.into(), text: text.into(), path, answer });
             }
         }
     }
@@ -270,21 +249,14 @@ impl Review {
     fn is_enabled(&mut self, annotations: &Map, settings: NamespaceSettings) -> bool {
         match FailurePolicy::read(annotations) {
             Ok(own) => self.failure_policy = own.unwrap_or(settings.failure_policy),
-            Err(error) => self
-                .warnings
-                .push(format!("kimup: {error}; it counts as \"fail\" here")),
+            Err(error) => self.warnings.push(format!("kimup: {error}; it counts as \"fail\" here")),
         }
-        if annotations
-            .keys()
-            .any(|key| key == POLICY || key.starts_with("policy.kimup.cloudavenue.io/"))
-        {
-            self.warnings.push(format!(
-                "kimup: the annotation {POLICY} is not acted on by this version; write an Image"
-            ));
+        if annotations.keys().any(|key| key == POLICY || key.starts_with("policy.kimup.cloudavenue.io/")) {
+            self.warnings
+                .push(format!("kimup: the annotation {POLICY} is not acted on by this version; write an Image"));
         }
         annotations::pod_enabled(annotations, settings).unwrap_or_else(|error| {
-            self.warnings
-                .push(format!("kimup: {error}; the Pod stays as it is"));
+            self.warnings.push(format!("kimup: {error}; the Pod stays as it is"));
             false
         })
     }
@@ -322,10 +294,7 @@ impl Review {
                 let name = &image.name;
                 for asked in &mut self.containers {
                     if matches!(&asked.answer, Answer::Ask(wanted) if wanted.name == *name) {
-                        let why = format!(
-                            "container {:?}: Image {namespace}/{name} has no tag yet: {why}",
-                            asked.name
-                        );
+                        let why = format!("container {:?}: Image {namespace}/{name} has no tag yet: {why}", asked.name);
                         asked.answer = Answer::Keep { warning: Some(why) };
                     }
                 }
@@ -341,10 +310,7 @@ impl Review {
         let changes_before = applied.clone();
         for asked in self.containers {
             match asked.answer {
-                Answer::Run {
-                    reference,
-                    applied: entry,
-                } => {
+                Answer::Run { reference, applied: entry } => {
                     if reference != asked.text {
                         patches.push((asked.path, reference));
                     }
@@ -352,9 +318,7 @@ impl Review {
                     applied.push(entry);
                 }
                 Answer::Keep { warning } => unanswered.extend(warning),
-                Answer::Ask(image) => {
-                    unanswered.push(format!("Image {} was not asked about", image.name))
-                }
+                Answer::Ask(image) => unanswered.push(format!("Image {} was not asked about", image.name)),
             }
         }
         let fails = !unanswered.is_empty() && self.failure_policy == FailurePolicy::Fail;
@@ -365,22 +329,11 @@ impl Review {
                 self.namespace,
                 annotations::FAILURE_POLICY,
             );
-            let status = Some(Denial {
-                message,
-                reason: "Forbidden",
-                code: 403,
-            });
-            return Response::new(Verdict {
-                uid: self.uid,
-                status,
-                ..Verdict::default()
-            });
+            let status = Some(Denial { message, reason: "Forbidden", code: 403 });
+            return Response::new(Verdict { uid: self.uid, status, ..Verdict::default() });
         }
-        self.warnings.extend(
-            unanswered
-                .into_iter()
-                .map(|why| format!("kimup: {why}; it keeps the tag of its manifest")),
-        );
+        self.warnings
+            .extend(unanswered.into_iter().map(|why| format!("kimup: {why}; it keeps the tag of its manifest")));
         let mut warnings = self.warnings;
         warnings.truncate(MAX_WARNINGS);
         for warning in &mut warnings {

@@ -30,16 +30,7 @@ pub const POLICY: &str = "kimup.cloudavenue.io/policy";
 pub const MIRROR_POD: &str = "kubernetes.io/config.mirror";
 
 /// Every annotation and label of kimup's own that this version reads or writes.
-pub const ALL: &[&str] = &[
-    ENABLED,
-    FAILURE_POLICY,
-    ACTION,
-    REQUESTED_AT,
-    ROLLOUT,
-    APPLIED,
-    STAMP_PREFIX,
-    POLICY,
-];
+pub const ALL: &[&str] = &[ENABLED, FAILURE_POLICY, ACTION, REQUESTED_AT, ROLLOUT, APPLIED, STAMP_PREFIX, POLICY];
 
 /// The key of a container's stamp.
 pub fn stamp_key(container: &str) -> String {
@@ -62,17 +53,12 @@ impl Stamp {
     pub fn parse(value: &str) -> Option<Self> {
         let (text, reference) = value.split_once(' ')?;
         let word = |s: &str| !s.is_empty() && !s.contains(char::is_whitespace);
-        (word(text) && word(reference)).then(|| Self {
-            text: text.to_owned(),
-            reference: reference.to_owned(),
-        })
+        (word(text) && word(reference)).then(|| Self { text: text.to_owned(), reference: reference.to_owned() })
     }
 
     /// The stamp of `container` among the annotations of a Pod or Pod template.
     pub fn of(annotations: &Map, container: &str) -> Option<Self> {
-        annotations
-            .get(&stamp_key(container))
-            .and_then(|value| Self::parse(value))
+        annotations.get(&stamp_key(container)).and_then(|value| Self::parse(value))
     }
 }
 
@@ -111,11 +97,9 @@ impl FailurePolicy {
             None => Ok(None),
             Some("fail") => Ok(Some(Self::Fail)),
             Some("ignore") => Ok(Some(Self::Ignore)),
-            Some(other) => Err(AnnotationError {
-                key: FAILURE_POLICY,
-                value: other.to_owned(),
-                allowed: "\"fail\" or \"ignore\"",
-            }),
+            Some(other) => {
+                Err(AnnotationError { key: FAILURE_POLICY, value: other.to_owned(), allowed: "\"fail\" or \"ignore\"" })
+            }
         }
     }
 }
@@ -126,20 +110,13 @@ pub fn enabled(map: &Map) -> Result<Option<bool>, AnnotationError> {
         None => Ok(None),
         Some("true") => Ok(Some(true)),
         Some("false") => Ok(Some(false)),
-        Some(other) => Err(AnnotationError {
-            key: ENABLED,
-            value: other.to_owned(),
-            allowed: "\"true\" or \"false\"",
-        }),
+        Some(other) => Err(AnnotationError { key: ENABLED, value: other.to_owned(), allowed: "\"true\" or \"false\"" }),
     }
 }
 
 /// Whether a stamp stands among the annotations: its Pods belong to kimup, whoever opted them in.
 pub fn has_stamp(annotations: &Map) -> bool {
-    annotations
-        .range(STAMP_PREFIX.to_owned()..)
-        .next()
-        .is_some_and(|(key, _)| key.starts_with(STAMP_PREFIX))
+    annotations.range(STAMP_PREFIX.to_owned()..).next().is_some_and(|(key, _)| key.starts_with(STAMP_PREFIX))
 }
 
 /// What a Namespace says, from its labels and annotations (a label wins over an annotation: the API server sees it too).
@@ -157,8 +134,7 @@ impl NamespaceSettings {
     /// Reads a Namespace. A value that is none of those allowed counts as absent here; `errors` names it.
     pub fn read(labels: &Map, annotations: &Map) -> (Self, Vec<AnnotationError>) {
         let mut errors = Vec::new();
-        let mut keep =
-            |r: Result<Option<bool>, AnnotationError>| r.map_err(|e| errors.push(e)).ok().flatten();
+        let mut keep = |r: Result<Option<bool>, AnnotationError>| r.map_err(|e| errors.push(e)).ok().flatten();
         let by_label = keep(enabled(labels));
         let by_annotation = keep(enabled(annotations));
         let mut failure_policy = None;
@@ -180,10 +156,7 @@ impl NamespaceSettings {
 /// Whether a Pod is opted in: its own word first, then a stamp, then its Namespace.
 ///
 /// `enabled: "false"` on the Pod beats all. A value that is neither `"true"` nor `"false"` is an error, not a default.
-pub fn pod_enabled(
-    pod_annotations: &Map,
-    namespace: NamespaceSettings,
-) -> Result<bool, AnnotationError> {
+pub fn pod_enabled(pod_annotations: &Map, namespace: NamespaceSettings) -> Result<bool, AnnotationError> {
     Ok(match enabled(pod_annotations)? {
         Some(own) => own,
         None => has_stamp(pod_annotations) || namespace.enabled,
@@ -195,32 +168,20 @@ mod tests {
     use super::*;
 
     fn map(entries: &[(&str, &str)]) -> Map {
-        entries
-            .iter()
-            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
-            .collect()
+        entries.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
     }
 
     #[test]
     fn stamps_read_back_what_they_say() {
         fn check(value: &str, expected: Option<(&str, &str)>) {
             let parsed = Stamp::parse(value);
-            assert_eq!(
-                parsed
-                    .as_ref()
-                    .map(|s| (s.text.as_str(), s.reference.as_str())),
-                expected,
-                "{value:?}"
-            );
+            assert_eq!(parsed.as_ref().map(|s| (s.text.as_str(), s.reference.as_str())), expected, "{value:?}");
             if let Some(stamp) = parsed {
                 assert_eq!(stamp.to_string(), value);
             }
         }
         check("app:1.0.0 app:1.4.2", Some(("app:1.0.0", "app:1.4.2")));
-        check(
-            "app app:1.4.2@sha256:abc",
-            Some(("app", "app:1.4.2@sha256:abc")),
-        );
+        check("app app:1.4.2@sha256:abc", Some(("app", "app:1.4.2@sha256:abc")));
         check("app:1.0.0", None);
         check("", None);
         check(" app:1", None);
@@ -232,85 +193,34 @@ mod tests {
     #[test]
     fn a_pod_is_opted_in() {
         fn check(pod: &[(&str, &str)], namespace: bool, expected: Option<bool>) {
-            let settings = NamespaceSettings {
-                enabled: namespace,
-                ..NamespaceSettings::default()
-            };
-            assert_eq!(
-                pod_enabled(&map(pod), settings).ok(),
-                expected,
-                "{pod:?} {namespace}"
-            );
+            let settings = NamespaceSettings { enabled: namespace, ..NamespaceSettings::default() };
+            assert_eq!(pod_enabled(&map(pod), settings).ok(), expected, "{pod:?} {namespace}");
         }
         check(&[], false, Some(false));
         check(&[], true, Some(true));
         check(&[(ENABLED, "true")], false, Some(true));
         check(&[(ENABLED, "false")], true, Some(false));
         check(&[(ENABLED, "yes")], true, None);
-        check(
-            &[("stamp.kimup.cloudavenue.io/app", "a:1 a:2")],
-            false,
-            Some(true),
-        );
-        check(
-            &[
-                ("stamp.kimup.cloudavenue.io/app", "a:1 a:2"),
-                (ENABLED, "false"),
-            ],
-            true,
-            Some(false),
-        );
-        check(
-            &[("stamp.other.io/app", "a:1 a:2"), ("zzz", "")],
-            false,
-            Some(false),
-        );
+        check(&[("stamp.kimup.cloudavenue.io/app", "a:1 a:2")], false, Some(true));
+        check(&[("stamp.kimup.cloudavenue.io/app", "a:1 a:2"), (ENABLED, "false")], true, Some(false));
+        check(&[("stamp.other.io/app", "a:1 a:2"), ("zzz", "")], false, Some(false));
     }
 
     #[test]
     fn a_namespace_says() {
         type Pairs<'a> = &'a [(&'a str, &'a str)];
-        fn check(
-            labels: Pairs,
-            annotations: Pairs,
-            expected: (bool, bool, FailurePolicy),
-            errors: usize,
-        ) {
+        fn check(labels: Pairs, annotations: Pairs, expected: (bool, bool, FailurePolicy), errors: usize) {
             let (s, e) = NamespaceSettings::read(&map(labels), &map(annotations));
-            assert_eq!(
-                (s.enabled, s.enabled_by_annotation, s.failure_policy),
-                expected,
-                "{labels:?} {annotations:?}"
-            );
+            assert_eq!((s.enabled, s.enabled_by_annotation, s.failure_policy), expected, "{labels:?} {annotations:?}");
             assert_eq!(e.len(), errors, "{e:?}");
         }
         use FailurePolicy::{Fail, Ignore};
         check(&[], &[], (false, false, Fail), 0);
         check(&[(ENABLED, "true")], &[], (true, false, Fail), 0);
         check(&[], &[(ENABLED, "true")], (true, true, Fail), 0);
-        check(
-            &[(ENABLED, "false")],
-            &[(ENABLED, "true")],
-            (false, false, Fail),
-            0,
-        );
-        check(
-            &[(FAILURE_POLICY, "ignore")],
-            &[],
-            (false, false, Ignore),
-            0,
-        );
-        check(
-            &[(FAILURE_POLICY, "fail")],
-            &[(FAILURE_POLICY, "ignore")],
-            (false, false, Fail),
-            0,
-        );
-        check(
-            &[(FAILURE_POLICY, "Ignore")],
-            &[(ENABLED, "1")],
-            (false, false, Fail),
-            2,
-        );
+        check(&[(ENABLED, "false")], &[(ENABLED, "true")], (false, false, Fail), 0);
+        check(&[(FAILURE_POLICY, "ignore")], &[], (false, false, Ignore), 0);
+        check(&[(FAILURE_POLICY, "fail")], &[(FAILURE_POLICY, "ignore")], (false, false, Fail), 0);
+        check(&[(FAILURE_POLICY, "Ignore")], &[(ENABLED, "1")], (false, false, Fail), 2);
     }
 }

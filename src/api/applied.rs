@@ -51,19 +51,13 @@ impl Applied {
 
     /// The value of the annotation.
     pub fn join(entries: &[Self]) -> String {
-        entries
-            .iter()
-            .map(ToString::to_string)
-            .collect::<Vec<_>>()
-            .join("; ")
+        entries.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
     }
 
     fn parse(entry: &str) -> Option<Self> {
         let (container, rest) = entry.split_once(": ")?;
         let (tags, note) = match rest.rsplit_once(" (") {
-            Some((tags, note)) if note.ends_with(')') && note != "no tag)" => {
-                (tags, note.trim_end_matches(')'))
-            }
+            Some((tags, note)) if note.ends_with(')') && note != "no tag)" => (tags, note.trim_end_matches(')')),
             _ => (rest, ""),
         };
         let (from, to) = match tags.split_once(" -> ") {
@@ -73,11 +67,7 @@ impl Applied {
         if to.is_empty() || to.contains(' ') {
             return None;
         }
-        let field = |name: &str| {
-            note.split(", ")
-                .find_map(|part| part.strip_prefix(name))
-                .map(str::to_owned)
-        };
+        let field = |name: &str| note.split(", ").find_map(|part| part.strip_prefix(name)).map(str::to_owned);
         Some(Self {
             container: container.to_owned(),
             from,
@@ -94,26 +84,14 @@ mod tests {
 
     #[test]
     fn entries_read_back() {
-        type Entry<'a> = (
-            &'a str,
-            Option<&'a str>,
-            &'a str,
-            Option<&'a str>,
-            Option<&'a str>,
-        );
+        type Entry<'a> = (&'a str, Option<&'a str>, &'a str, Option<&'a str>, Option<&'a str>);
         fn check(value: &str, expected: &[Entry]) {
             let map = Map::from([(APPLIED.to_owned(), value.to_owned())]);
             let entries = Applied::of(&map);
             let found: Vec<_> = entries
                 .iter()
                 .map(|a| {
-                    (
-                        a.container.as_str(),
-                        a.from.as_deref(),
-                        a.to.as_str(),
-                        a.image.as_deref(),
-                        a.rollout.as_deref(),
-                    )
+                    (a.container.as_str(), a.from.as_deref(), a.to.as_str(), a.image.as_deref(), a.rollout.as_deref())
                 })
                 .collect();
             assert_eq!(found, expected, "{value:?}");
@@ -125,28 +103,13 @@ mod tests {
             "app: 1.0.0 -> 1.4.2 (Image web, rollout ab12)",
             &[("app", Some("1.0.0"), "1.4.2", Some("web"), Some("ab12"))],
         );
-        check(
-            "app: 1.4.2 (Image web)",
-            &[("app", Some("1.4.2"), "1.4.2", Some("web"), None)],
-        );
-        check(
-            "app: 1.0.0 -> 1.4.2 (rollout ab12)",
-            &[("app", Some("1.0.0"), "1.4.2", None, Some("ab12"))],
-        );
-        check(
-            "app: (no tag) -> 1.4.2 (Image web)",
-            &[("app", None, "1.4.2", Some("web"), None)],
-        );
-        check(
-            "app: (no tag) -> 1.4.2",
-            &[("app", None, "1.4.2", None, None)],
-        );
+        check("app: 1.4.2 (Image web)", &[("app", Some("1.4.2"), "1.4.2", Some("web"), None)]);
+        check("app: 1.0.0 -> 1.4.2 (rollout ab12)", &[("app", Some("1.0.0"), "1.4.2", None, Some("ab12"))]);
+        check("app: (no tag) -> 1.4.2 (Image web)", &[("app", None, "1.4.2", Some("web"), None)]);
+        check("app: (no tag) -> 1.4.2", &[("app", None, "1.4.2", None, None)]);
         check(
             "a: 1 -> 2 (Image x); b: 3 (Image y)",
-            &[
-                ("a", Some("1"), "2", Some("x"), None),
-                ("b", Some("3"), "3", Some("y"), None),
-            ],
+            &[("a", Some("1"), "2", Some("x"), None), ("b", Some("3"), "3", Some("y"), None)],
         );
         check("", &[]);
         check("nonsense", &[]);

@@ -27,18 +27,10 @@ use super::status::ImageStatus;
     printcolumn(name = "Tag", type_ = "string", json_path = ".status.tag"),
     printcolumn(name = "Last-Result", type_ = "string", json_path = ".status.result"),
     printcolumn(name = "Last-Sync", type_ = "date", json_path = ".status.time"),
-    printcolumn(
-        name = "Ready",
-        type_ = "string",
-        json_path = ".status.conditions[?(@.type==\"Ready\")].status"
-    ),
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
     printcolumn(name = "Pending", type_ = "string", json_path = ".status.pending.tag"),
     printcolumn(name = "Workloads", type_ = "string", json_path = ".status.workloads"),
-    printcolumn(
-        name = "Age",
-        type_ = "date",
-        json_path = ".metadata.creationTimestamp"
-    ),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     selectable = ".status.result",
     selectable = ".spec.image"
 )]
@@ -58,10 +50,7 @@ pub struct ImageSpec {
     /// Starting tag: an input to the first choice, never given to a Pod unless the registry lists it. Raised above
     /// `status.tag` by the rule's order, it becomes the current tag.
     #[serde(default = "default_base_tag")]
-    #[schemars(
-        length(max = 128),
-        regex(pattern = "^([A-Za-z0-9_][A-Za-z0-9._-]{0,127})?$")
-    )]
+    #[schemars(length(max = 128), regex(pattern = "^([A-Za-z0-9_][A-Za-z0-9._-]{0,127})?$"))]
     pub base_tag: String,
 
     /// Secrets in the same namespace, of type `kubernetes.io/dockerconfigjson` or `kubernetes.io/dockercfg`.
@@ -70,11 +59,7 @@ pub struct ImageSpec {
     pub image_pull_secrets: Vec<NameRef>,
 
     /// Accept any certificate from this Image's registry (and from no other host).
-    #[serde(
-        default,
-        rename = "insecureSkipTLSVerify",
-        skip_serializing_if = "std::ops::Not::not"
-    )]
+    #[serde(default, rename = "insecureSkipTLSVerify", skip_serializing_if = "std::ops::Not::not")]
     pub insecure_skip_tls_verify: bool,
 
     /// When to look at the registry.

@@ -12,15 +12,14 @@ mod status;
 
 pub use applied::Applied;
 pub use image::{
-    Action, ActionData, ActionType, AfterRollback, FilterSpec, Image, ImageSpec, KeyRef, NameRef,
-    RolloutSpec, RuleSpec, RuleType, TriggerSpec, TriggerType, ValueFrom, WindowKind, WindowSpec,
+    Action, ActionData, ActionType, AfterRollback, FilterSpec, Image, ImageSpec, KeyRef, NameRef, RolloutSpec,
+    RuleSpec, RuleType, TriggerSpec, TriggerType, ValueFrom, WindowKind, WindowSpec,
 };
 pub use order::Order;
 pub use schedule::{Schedule, ScheduleError};
 pub use spec::{CompiledRule, CompiledSpec, SpecError, compile, gate};
 pub use status::{
-    Held, HistoryEntry, ImageStatus, Pending, Rejected, RevisionRecord, RolloutStatus, SyncResult,
-    condition,
+    Held, HistoryEntry, ImageStatus, Pending, Rejected, RevisionRecord, RolloutStatus, SyncResult, condition,
 };
 
 use kube::CustomResourceExt;

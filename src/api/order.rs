@@ -18,25 +18,17 @@ impl Order {
     /// The order of a spec, also of one that cannot be used otherwise: rules that do not parse are left out, and where
     /// none is left plain versions are compared. So a typo in a rule never takes a version backwards at admission.
     pub fn of(spec: &ImageSpec) -> Self {
-        let mut rules: Vec<Rule> = spec
-            .rules
-            .iter()
-            .filter_map(|r| Rule::parse(r.kind.as_str(), r.value.as_deref()).ok())
-            .collect();
+        let mut rules: Vec<Rule> =
+            spec.rules.iter().filter_map(|r| Rule::parse(r.kind.as_str(), r.value.as_deref()).ok()).collect();
         if rules.is_empty() {
             rules.extend(Rule::parse("semver", None));
         }
-        Self {
-            rules,
-            filter: compile_filter(spec).unwrap_or_default(),
-        }
+        Self { rules, filter: compile_filter(spec).unwrap_or_default() }
     }
 
     /// The order of two tags by the first rule that can compare them; none if no rule can (`latest`, another variant).
     pub fn compare(&self, a: &str, b: &str) -> Option<Ordering> {
-        self.rules
-            .iter()
-            .find_map(|rule| policy::compare(rule, &self.filter, a, b))
+        self.rules.iter().find_map(|rule| policy::compare(rule, &self.filter, a, b))
     }
 
     /// The tag a container with the own tag `own` runs when its Image says `tag`: the newer of the two. An own tag that
@@ -51,9 +43,6 @@ impl Order {
 
 impl From<&CompiledSpec> for Order {
     fn from(spec: &CompiledSpec) -> Self {
-        Self {
-            rules: spec.rules.iter().map(|r| r.rule.clone()).collect(),
-            filter: spec.filter.clone(),
-        }
+        Self { rules: spec.rules.iter().map(|r| r.rule.clone()).collect(), filter: spec.filter.clone() }
     }
 }

@@ -37,9 +37,7 @@ pub enum ScheduleError {
         cause: String,
     },
     /// Not a cron line, or one that never fires.
-    #[error(
-        "invalid crontab {value:?}: {cause}; use 5, 6 or 7 fields (UTC) or a nickname such as @hourly"
-    )]
+    #[error("invalid crontab {value:?}: {cause}; use 5, 6 or 7 fields (UTC) or a nickname such as @hourly")]
     Crontab {
         /// What stands there.
         value: String,
@@ -71,10 +69,7 @@ impl Schedule {
 }
 
 fn parse_interval(value: &str) -> Result<Duration, ScheduleError> {
-    let error = |cause: String| ScheduleError::Interval {
-        value: value.to_owned(),
-        cause,
-    };
+    let error = |cause: String| ScheduleError::Interval { value: value.to_owned(), cause };
     let period = humantime::parse_duration(value.trim()).map_err(|e| error(e.to_string()))?;
     if period < MIN_INTERVAL {
         return Err(error("it is shorter than 1s".to_owned()));
@@ -86,17 +81,12 @@ fn parse_interval(value: &str) -> Result<Duration, ScheduleError> {
 }
 
 fn parse_crontab(value: &str, now: Timestamp) -> Result<Schedule, ScheduleError> {
-    let error = |cause: String| ScheduleError::Crontab {
-        value: value.to_owned(),
-        cause,
-    };
+    let error = |cause: String| ScheduleError::Crontab { value: value.to_owned(), cause };
     if value.len() > MAX_CRON {
         return Err(error(format!("it is longer than {MAX_CRON} bytes")));
     }
     if let Some(period) = value.strip_prefix("@every ") {
-        return parse_interval(period)
-            .map(Schedule::Every)
-            .map_err(|e| error(e.to_string()));
+        return parse_interval(period).map(Schedule::Every).map_err(|e| error(e.to_string()));
     }
     // `0/10` is no Vixie cron, but the original kimup accepted it, and its manifests work unchanged.
     let parser = CronParser::builder().sloppy_ranges(true).build();
@@ -107,9 +97,7 @@ fn parse_crontab(value: &str, now: Timestamp) -> Result<Schedule, ScheduleError>
 
 fn next_cron(cron: &Cron, after: Timestamp) -> Result<Timestamp, ()> {
     let start = after.to_zoned(TimeZone::UTC);
-    cron.find_next_occurrence(&start, false)
-        .map(|next| next.timestamp())
-        .map_err(|_| ())
+    cron.find_next_occurrence(&start, false).map(|next| next.timestamp()).map_err(|_| ())
 }
 
 #[cfg(test)]
@@ -118,22 +106,14 @@ mod tests {
 
     fn parse(kind: TriggerType, value: &str) -> Result<Option<Schedule>, ScheduleError> {
         let now = "2026-11-21T10:20:30Z".parse().unwrap(); // a Saturday
-        Schedule::parse(
-            &TriggerSpec {
-                kind,
-                value: value.to_owned(),
-            },
-            now,
-        )
+        Schedule::parse(&TriggerSpec { kind, value: value.to_owned() }, now)
     }
 
     #[test]
     fn cron_lines_fire_at() {
         fn check(line: &str, expected: &str) {
             let schedule = parse(TriggerType::Crontab, line).unwrap().unwrap();
-            let next = schedule
-                .next_after("2026-11-21T10:20:30Z".parse().unwrap())
-                .unwrap();
+            let next = schedule.next_after("2026-11-21T10:20:30Z".parse().unwrap()).unwrap();
             assert_eq!(next.to_string(), expected, "{line}");
         }
         check("*/5 * * * *", "2026-11-21T10:25:00Z");
@@ -180,10 +160,7 @@ mod tests {
     fn broken_lines_are_named() {
         fn check(line: &str) {
             let error = parse(TriggerType::Crontab, line).unwrap_err().to_string();
-            assert!(
-                error.starts_with(&format!("invalid crontab {line:?}")),
-                "{error}"
-            );
+            assert!(error.starts_with(&format!("invalid crontab {line:?}")), "{error}");
         }
         check("");
         check("* * *");

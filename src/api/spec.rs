@@ -86,10 +86,7 @@ impl SpecError {
     pub const fn reason(&self) -> &'static str {
         match self {
             Self::Image(_) => "ImageInvalid",
-            Self::Rule {
-                cause: RuleError::NotSupported { .. },
-                ..
-            } => "RuleNotSupported",
+            Self::Rule { cause: RuleError::NotSupported { .. }, .. } => "RuleNotSupported",
             Self::Rule { .. } => "RuleInvalid",
             Self::Filter(_) => "FilterInvalid",
             Self::Trigger { .. } => "TriggerInvalid",
@@ -100,57 +97,35 @@ impl SpecError {
 /// Parses a spec. Pure; `now` serves to refuse a cron line that never fires again.
 pub fn compile(spec: &ImageSpec, now: Timestamp) -> Result<CompiledSpec, SpecError> {
     let repository = Repository::parse(&spec.image)?;
-    let rules = spec
-        .rules
-        .iter()
-        .enumerate()
-        .map(|(i, rule)| compile_rule(i, rule))
-        .collect::<Result<_, _>>()?;
+    let rules = spec.rules.iter().enumerate().map(|(i, rule)| compile_rule(i, rule)).collect::<Result<_, _>>()?;
     let filter = compile_filter(spec)?;
     let mut schedules = Vec::new();
     for (index, trigger) in spec.triggers.iter().enumerate() {
-        let schedule =
-            Schedule::parse(trigger, now).map_err(|cause| SpecError::Trigger { index, cause })?;
+        let schedule = Schedule::parse(trigger, now).map_err(|cause| SpecError::Trigger { index, cause })?;
         schedules.extend(schedule);
     }
-    let base_tag =
-        Some(spec.base_tag.as_str()).filter(|t| policy::is_legal_tag(t) && *t != "latest");
+    let base_tag = Some(spec.base_tag.as_str()).filter(|t| policy::is_legal_tag(t) && *t != "latest");
     Ok(CompiledSpec {
         repository,
         base_tag: base_tag.map(str::to_owned),
         schedules,
         rules,
         filter,
-        max_concurrent: spec
-            .rollout
-            .as_ref()
-            .and_then(|r| r.max_concurrent)
-            .unwrap_or(1)
-            .max(1),
+        max_concurrent: spec.rollout.as_ref().and_then(|r| r.max_concurrent).unwrap_or(1).max(1),
         unsupported: unsupported(spec),
         gate: gate(spec),
     })
 }
 
 fn compile_rule(index: usize, spec: &RuleSpec) -> Result<CompiledRule, SpecError> {
-    let rule = Rule::parse(spec.kind.as_str(), spec.value.as_deref()).map_err(|cause| {
-        SpecError::Rule {
-            name: spec.name.clone(),
-            index,
-            field: if matches!(cause, RuleError::Invalid { .. }) {
-                "value"
-            } else {
-                "type"
-            },
-            cause,
-        }
+    let rule = Rule::parse(spec.kind.as_str(), spec.value.as_deref()).map_err(|cause| SpecError::Rule {
+        name: spec.name.clone(),
+        index,
+        field: if matches!(cause, RuleError::Invalid { .. }) { "value" } else { "type" },
+        cause,
     })?;
     let apply = spec.actions.iter().any(|a| a.kind == ActionType::Apply);
-    Ok(CompiledRule {
-        name: spec.name.clone(),
-        rule,
-        apply,
-    })
+    Ok(CompiledRule { name: spec.name.clone(), rule, apply })
 }
 
 /// The filter of a spec.
@@ -158,21 +133,12 @@ pub(super) fn compile_filter(spec: &ImageSpec) -> Result<Filter, SpecError> {
     let Some(filter) = &spec.filter else {
         return Ok(Filter::default());
     };
-    Filter::new(
-        filter.pattern.as_deref(),
-        filter.extract.as_deref(),
-        &filter.exclude,
-    )
-    .map_err(SpecError::Filter)
+    Filter::new(filter.pattern.as_deref(), filter.extract.as_deref(), &filter.exclude).map_err(SpecError::Filter)
 }
 
 /// The field that is meant to delay a newer tag and that this version cannot honour, if one is set.
 pub fn gate(spec: &ImageSpec) -> Option<&'static str> {
-    let asks = spec
-        .rules
-        .iter()
-        .flat_map(|r| &r.actions)
-        .any(|a| a.kind == ActionType::RequestApproval);
+    let asks = spec.rules.iter().flat_map(|r| &r.actions).any(|a| a.kind == ActionType::RequestApproval);
     [
         (spec.suspend == Some(true), "spec.suspend"),
         (spec.min_age.is_some(), "spec.minAge"),
@@ -186,46 +152,29 @@ pub fn gate(spec: &ImageSpec) -> Option<&'static str> {
 fn unsupported(spec: &ImageSpec) -> Vec<String> {
     let mut found = Vec::new();
     if let Some(gate) = gate(spec) {
-        found.push(format!(
-            "{gate} is not acted on by this version, so nothing newer is chosen while it is set"
-        ));
+        found.push(format!("{gate} is not acted on by this version, so nothing newer is chosen while it is set"));
     }
     let rollout = spec.rollout.clone().unwrap_or_default();
     let ignored = [
         (rollout.deadline.is_some(), "spec.rollout.deadline"),
         (rollout.soak.is_some(), "spec.rollout.soak"),
         (rollout.min_interval.is_some(), "spec.rollout.minInterval"),
-        (
-            rollout.after_rollback == Some(AfterRollback::Hold),
-            "spec.rollout.afterRollback: hold",
-        ),
+        (rollout.after_rollback == Some(AfterRollback::Hold), "spec.rollout.afterRollback: hold"),
         (spec.pin_digest == Some(true), "spec.pinDigest"),
         (!spec.platforms.is_empty(), "spec.platforms"),
     ];
     for (_, name) in ignored.into_iter().filter(|(set, _)| *set) {
-        found.push(format!(
-            "{name} is not acted on by this version and has no effect"
-        ));
+        found.push(format!("{name} is not acted on by this version and has no effect"));
     }
     if spec.triggers.iter().any(|t| t.kind == TriggerType::Webhook) {
-        found.push(
-            "a trigger of type webhook is not acted on by this version and never fires".to_owned(),
-        );
+        found.push("a trigger of type webhook is not acted on by this version and never fires".to_owned());
     }
-    let mut alerts: Vec<_> = spec
-        .rules
-        .iter()
-        .flat_map(|r| &r.actions)
-        .map(|a| a.kind)
-        .collect();
+    let mut alerts: Vec<_> = spec.rules.iter().flat_map(|r| &r.actions).map(|a| a.kind).collect();
     alerts.retain(|kind| !matches!(kind, ActionType::Apply | ActionType::RequestApproval));
     alerts.sort_by_key(|kind| kind.as_str());
     alerts.dedup();
     for kind in alerts {
-        found.push(format!(
-            "the action {} is not acted on by this version and sends nothing",
-            kind.as_str()
-        ));
+        found.push(format!("the action {} is not acted on by this version and sends nothing", kind.as_str()));
     }
     found
 }
@@ -256,31 +205,15 @@ mod tests {
             assert_eq!(error.result(), result, "{text}");
         }
         let rule = |kind: &str, value: &str| json!({"rules": [{"name": "stable", "type": kind, "value": value, "actions": [{"type": "apply"}]}]});
-        check(
-            &json!({"image": "UPPER/Case:tag"}),
-            &["fix spec.image"],
-            SyncResult::GetImageError,
-        );
+        check(&json!({"image": "UPPER/Case:tag"}), &["fix spec.image"], SyncResult::GetImageError);
         check(
             &rule("semver", ">=1.x.y"),
             &["rule \"stable\"", ">=1.x.y", "fix spec.rules[0].value"],
             SyncResult::GetRuleError,
         );
-        check(
-            &rule("regex", "("),
-            &["rule \"stable\"", "fix spec.rules[0].value"],
-            SyncResult::GetRuleError,
-        );
-        check(
-            &rule("calver-major", ""),
-            &["calver-major", "fix spec.rules[0].type"],
-            SyncResult::GetRuleError,
-        );
-        check(
-            &json!({"filter": {"pattern": "("}}),
-            &["filter", "fix spec.filter"],
-            SyncResult::GetRuleError,
-        );
+        check(&rule("regex", "("), &["rule \"stable\"", "fix spec.rules[0].value"], SyncResult::GetRuleError);
+        check(&rule("calver-major", ""), &["calver-major", "fix spec.rules[0].type"], SyncResult::GetRuleError);
+        check(&json!({"filter": {"pattern": "("}}), &["filter", "fix spec.filter"], SyncResult::GetRuleError);
         check(
             &json!({"triggers": [{"type": "crontab", "value": "bad"}]}),
             &["invalid crontab \"bad\"", "fix spec.triggers[0].value"],
@@ -308,31 +241,14 @@ mod tests {
             &["spec.windows"],
             true,
         );
-        check(
-            &json!({"rollout": {"maxConcurrent": 2, "afterRollback": "next"}}),
-            &[],
-            false,
-        );
+        check(&json!({"rollout": {"maxConcurrent": 2, "afterRollback": "next"}}), &[], false);
         check(
             &json!({"rollout": {"deadline": "5m", "soak": "1m", "minInterval": "1m", "afterRollback": "hold"}}),
-            &[
-                "spec.rollout.deadline",
-                "spec.rollout.soak",
-                "minInterval",
-                "afterRollback",
-            ],
+            &["spec.rollout.deadline", "spec.rollout.soak", "minInterval", "afterRollback"],
             false,
         );
-        check(
-            &json!({"pinDigest": true, "platforms": ["linux/amd64"]}),
-            &["spec.pinDigest", "spec.platforms"],
-            false,
-        );
-        check(
-            &json!({"triggers": [{"type": "webhook"}]}),
-            &["webhook"],
-            false,
-        );
+        check(&json!({"pinDigest": true, "platforms": ["linux/amd64"]}), &["spec.pinDigest", "spec.platforms"], false);
+        check(&json!({"triggers": [{"type": "webhook"}]}), &["webhook"], false);
         check(&action("alert-slack"), &["alert-slack"], false);
         check(&action("request-approval"), &["request-approval"], true);
     }
@@ -340,8 +256,7 @@ mod tests {
     #[test]
     fn a_base_tag_counts_unless_it_is_latest() {
         fn check(base_tag: &str, expected: Option<&str>) {
-            let compiled =
-                compile(&spec(&json!({"baseTag": base_tag})), Timestamp::UNIX_EPOCH).unwrap();
+            let compiled = compile(&spec(&json!({"baseTag": base_tag})), Timestamp::UNIX_EPOCH).unwrap();
             assert_eq!(compiled.base_tag.as_deref(), expected);
         }
         check("v1.0.0", Some("v1.0.0"));

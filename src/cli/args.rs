@@ -11,13 +11,7 @@ use crate::telemetry::LogFormat;
 
 /// Keeps Kubernetes workloads on the newest image tag a rule allows, without editing manifests.
 #[derive(Parser, Debug)]
-#[command(
-    name = "kimup",
-    version,
-    about,
-    propagate_version = true,
-    max_term_width = 100
-)]
+#[command(name = "kimup", version, about, propagate_version = true, max_term_width = 100)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -112,31 +106,16 @@ pub struct Common {
     #[arg(long, env = "KIMUP_IDENTITY")]
     pub identity: Option<String>,
     /// Address of /healthz, /readyz and /metrics (HTTP).
-    #[arg(
-        long,
-        env = "KIMUP_PROBES_LISTEN",
-        value_name = "ADDRESS",
-        default_value = "0.0.0.0:8080"
-    )]
+    #[arg(long, env = "KIMUP_PROBES_LISTEN", value_name = "ADDRESS", default_value = "0.0.0.0:8080")]
     pub probes_listen: SocketAddr,
     /// Look after these namespaces only; Roles there are enough, and the webhook configuration is static.
-    #[arg(
-        long,
-        env = "KIMUP_WATCH_NAMESPACE",
-        value_name = "NAMESPACE",
-        value_delimiter = ','
-    )]
+    #[arg(long, env = "KIMUP_WATCH_NAMESPACE", value_name = "NAMESPACE", value_delimiter = ',')]
     pub watch_namespace: Vec<String>,
     /// Format of the log on stderr.
     #[arg(long, env = "KIMUP_LOG_FORMAT", default_value = "text")]
     pub log_format: LogFormat,
-    /// error, warn, info, debug or trace, or directives such as info,kimup::registry=debug.
-    #[arg(
-        long,
-        env = "KIMUP_LOG_LEVEL",
-        value_name = "LEVEL",
-        default_value = "info"
-    )]
+    /// error, warn, info, debug or trace, or directives such as `info,kimup::registry=debug`.
+    #[arg(long, env = "KIMUP_LOG_LEVEL", value_name = "LEVEL", default_value = "info")]
     pub log_level: String,
 }
 
@@ -150,20 +129,10 @@ pub struct EndpointArgs {
     #[arg(long, env = "KIMUP_TAKEOVER", requires = "webhook_url")]
     pub takeover: bool,
     /// PEM chain of the webhook's certificate [default: self-managed]. Makes the webhook configuration static.
-    #[arg(
-        long,
-        env = "KIMUP_TLS_CERT_FILE",
-        value_name = "FILE",
-        requires = "tls_key_file"
-    )]
+    #[arg(long, env = "KIMUP_TLS_CERT_FILE", value_name = "FILE", requires = "tls_key_file")]
     pub tls_cert_file: Option<PathBuf>,
     /// PEM key of that certificate.
-    #[arg(
-        long,
-        env = "KIMUP_TLS_KEY_FILE",
-        value_name = "FILE",
-        requires = "tls_cert_file"
-    )]
+    #[arg(long, env = "KIMUP_TLS_KEY_FILE", value_name = "FILE", requires = "tls_cert_file")]
     pub tls_key_file: Option<PathBuf>,
 }
 
@@ -171,12 +140,7 @@ pub struct EndpointArgs {
 #[derive(Args, Clone, Debug)]
 pub struct ServerArgs {
     /// Address of the webhook (HTTPS).
-    #[arg(
-        long,
-        env = "KIMUP_WEBHOOK_LISTEN",
-        value_name = "ADDRESS",
-        default_value = "0.0.0.0:8443"
-    )]
+    #[arg(long, env = "KIMUP_WEBHOOK_LISTEN", value_name = "ADDRESS", default_value = "0.0.0.0:8443")]
     pub webhook_listen: SocketAddr,
     /// How long a Pod may wait for the first tag of an Image; below the webhook's own 10s.
     #[arg(long, env = "KIMUP_QUESTION_TIMEOUT", value_name = "DURATION", default_value = "2s", value_parser = question_timeout)]
@@ -187,12 +151,7 @@ pub struct ServerArgs {
 #[derive(Args, Clone, Debug)]
 pub struct LoopArgs {
     /// Registries that speak plain HTTP, as HOST:PORT.
-    #[arg(
-        long,
-        env = "KIMUP_PLAIN_HTTP_REGISTRY",
-        value_name = "HOST:PORT",
-        value_delimiter = ','
-    )]
+    #[arg(long, env = "KIMUP_PLAIN_HTTP_REGISTRY", value_name = "HOST:PORT", value_delimiter = ',')]
     pub plain_http_registry: Vec<String>,
     /// Most rollouts in flight in the whole cluster.
     #[arg(long, env = "KIMUP_MAX_ROLLOUTS", default_value_t = 20, value_parser = at_least_one)]
@@ -272,10 +231,7 @@ fn bytes(text: &str) -> Result<usize, String> {
         other => return Err(format!("unknown unit {other:?}; use KiB, MiB or GiB")),
     };
     let number: usize = digits.trim().parse().map_err(|e| format!("{e}"))?;
-    number
-        .checked_mul(unit)
-        .filter(|n| *n > 0)
-        .ok_or_else(|| "it is out of range".to_owned())
+    number.checked_mul(unit).filter(|n| *n > 0).ok_or_else(|| "it is out of range".to_owned())
 }
 
 #[cfg(test)]
@@ -290,22 +246,11 @@ mod tests {
 
     #[test]
     fn every_flag_has_its_environment_twin() {
-        for command in Cli::command()
-            .get_subcommands()
-            .filter(|c| !c.is_hide_set())
-        {
-            for flag in command
-                .get_arguments()
-                .filter(|a| !["help", "version"].contains(&a.get_id().as_str()))
-            {
+        for command in Cli::command().get_subcommands().filter(|c| !c.is_hide_set()) {
+            for flag in command.get_arguments().filter(|a| !["help", "version"].contains(&a.get_id().as_str())) {
                 let long = flag.get_long().unwrap();
                 let twin = format!("KIMUP_{}", long.replace('-', "_").to_uppercase());
-                assert_eq!(
-                    flag.get_env().and_then(|e| e.to_str()),
-                    Some(&*twin),
-                    "--{long} of {}",
-                    command.get_name()
-                );
+                assert_eq!(flag.get_env().and_then(|e| e.to_str()), Some(&*twin), "--{long} of {}", command.get_name());
             }
         }
     }

@@ -28,20 +28,13 @@ pub async fn connect(common: &Common) -> anyhow::Result<(kube::Client, String)> 
                 .await
                 .with_context(|| format!("cannot use the kubeconfig {}", path.display()))?
         }
-        None => kube::Config::infer()
-            .await
-            .context("no API server found; name a kubeconfig with --kubeconfig")?,
+        None => kube::Config::infer().await.context("no API server found; name a kubeconfig with --kubeconfig")?,
     };
     // kube's own retries would outlast every deadline here; whoever calls tries again.
     config.default_retry = false;
     let inferred = Some(config.default_namespace.clone()).filter(|n| n != "default");
-    let namespace = common
-        .namespace
-        .clone()
-        .or(inferred)
-        .unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned());
-    let client =
-        kube::Client::try_from(config).context("cannot make a client for the API server")?;
+    let namespace = common.namespace.clone().or(inferred).unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned());
+    let client = kube::Client::try_from(config).context("cannot make a client for the API server")?;
     Ok((client, namespace))
 }
 
@@ -62,19 +55,10 @@ impl Names {
     /// The names for an endpoint.
     pub fn of(endpoint: &EndpointArgs, namespace: &str) -> anyhow::Result<Self> {
         let Some(url) = &endpoint.webhook_url else {
-            let dns = ["", ".svc", ".svc.cluster.local"]
-                .map(|suffix| format!("{SERVICE}.{namespace}{suffix}"));
-            return Ok(Self {
-                name: "kimup",
-                ca_secret: "kimup-ca",
-                dns: dns.to_vec(),
-                ips: Vec::new(),
-            });
+            let dns = ["", ".svc", ".svc.cluster.local"].map(|suffix| format!("{SERVICE}.{namespace}{suffix}"));
+            return Ok(Self { name: "kimup", ca_secret: "kimup-ca", dns: dns.to_vec(), ips: Vec::new() });
         };
-        anyhow::ensure!(
-            url.scheme() == "https",
-            "--webhook-url {url}: the API server calls webhooks over https only"
-        );
+        anyhow::ensure!(url.scheme() == "https", "--webhook-url {url}: the API server calls webhooks over https only");
         let (mut dns, mut ips) = (Vec::new(), Vec::new());
         match url.host() {
             Some(Host::Domain(name)) => dns.push(name.to_owned()),
@@ -82,12 +66,7 @@ impl Names {
             Some(Host::Ipv6(ip)) => ips.push(ip.into()),
             None => anyhow::bail!("--webhook-url {url}: it names no host"),
         }
-        Ok(Self {
-            name: "kimup-url",
-            ca_secret: "kimup-url-ca",
-            dns,
-            ips,
-        })
+        Ok(Self { name: "kimup-url", ca_secret: "kimup-url-ca", dns, ips })
     }
 
     /// The Service in front of the webhook.
@@ -129,12 +108,9 @@ pub async fn owner(client: &kube::Client, namespace: &str) -> OwnerReference {
                 };
             }
             Ok(Err(error)) => {
-                tracing::warn!(namespace, %error, "cannot read kimup's own Namespace; trying again")
+                tracing::warn!(namespace, %error, "cannot read kimup's own Namespace; trying again");
             }
-            Err(_) => tracing::warn!(
-                namespace,
-                "cannot read kimup's own Namespace in time; trying again"
-            ),
+            Err(_) => tracing::warn!(namespace, "cannot read kimup's own Namespace in time; trying again"),
         }
         tokio::time::sleep(Duration::from_secs(2)).await;
     }
@@ -148,45 +124,17 @@ mod tests {
     fn names_depend_on_the_endpoint() {
         fn check(url: Option<&str>, expected: Option<(&str, &[&str], &[&str])>) {
             let webhook_url = url.map(|u| u.parse().unwrap());
-            let endpoint = EndpointArgs {
-                webhook_url,
-                takeover: false,
-                tls_cert_file: None,
-                tls_key_file: None,
-            };
+            let endpoint = EndpointArgs { webhook_url, takeover: false, tls_cert_file: None, tls_key_file: None };
             let names = Names::of(&endpoint, "ns").ok();
-            let found = names.map(|n| {
-                (
-                    n.name,
-                    n.dns,
-                    n.ips.iter().map(ToString::to_string).collect::<Vec<_>>(),
-                )
-            });
+            let found = names.map(|n| (n.name, n.dns, n.ips.iter().map(ToString::to_string).collect::<Vec<_>>()));
             let text = |list: &[&str]| list.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();
-            assert_eq!(
-                found,
-                expected.map(|(name, dns, ips)| (name, text(dns), text(ips))),
-                "{url:?}"
-            );
+            assert_eq!(found, expected.map(|(name, dns, ips)| (name, text(dns), text(ips))), "{url:?}");
         }
-        let service = [
-            "kimup-webhook.ns",
-            "kimup-webhook.ns.svc",
-            "kimup-webhook.ns.svc.cluster.local",
-        ];
+        let service = ["kimup-webhook.ns", "kimup-webhook.ns.svc", "kimup-webhook.ns.svc.cluster.local"];
         check(None, Some(("kimup", &service, &[])));
-        check(
-            Some("https://127.0.0.1:8443"),
-            Some(("kimup-url", &[], &["127.0.0.1"])),
-        );
-        check(
-            Some("https://[::1]:8443/x"),
-            Some(("kimup-url", &[], &["::1"])),
-        );
-        check(
-            Some("https://laptop.example:1"),
-            Some(("kimup-url", &["laptop.example"], &[])),
-        );
+        check(Some("https://127.0.0.1:8443"), Some(("kimup-url", &[], &["127.0.0.1"])));
+        check(Some("https://[::1]:8443/x"), Some(("kimup-url", &[], &["::1"])));
+        check(Some("https://laptop.example:1"), Some(("kimup-url", &["laptop.example"], &[])));
         check(Some("http://127.0.0.1:8443"), None);
     }
 }

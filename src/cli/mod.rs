@@ -17,9 +17,9 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.command {
         Command::Crds => print(&api::crds_yaml().map_err(anyhow::Error::from)),
-        Command::WebhookConfiguration(args) => print(
-            &admission::configuration::static_yaml(&args.namespace).map_err(anyhow::Error::from),
-        ),
+        Command::WebhookConfiguration(args) => {
+            print(&admission::configuration::static_yaml(&args.namespace).map_err(anyhow::Error::from))
+        }
         Command::Run(args) => serve(&args.common.clone(), serve::Roles::run(args)),
         Command::Webhook(args) => serve(&args.common.clone(), serve::Roles::webhook(args)),
         Command::Sync(args) => serve(&args.common.clone(), serve::Roles::sync(args)),
@@ -45,10 +45,7 @@ fn serve(common: &args::Common, roles: anyhow::Result<serve::Roles>) -> anyhow::
     telemetry::init(common.log_format, &common.log_level)?;
     // reqwest and rustls have no provider of their own: one is chosen for the whole process.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .worker_threads(workers())
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().worker_threads(workers()).build()?;
     let done = runtime.block_on(serve::run(common.clone(), roles));
     // What still blocks (a DNS look-up, say) must not hold up the end.
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));

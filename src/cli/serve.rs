@@ -48,37 +48,19 @@ pub struct Roles {
 impl Roles {
     /// Both, in one process.
     pub fn run(args: RunArgs) -> anyhow::Result<Self> {
-        Self {
-            endpoint: args.endpoint,
-            server: Some(args.server),
-            sync: Some(args.sync),
-            socket: None,
-        }
-        .checked()
+        Self { endpoint: args.endpoint, server: Some(args.server), sync: Some(args.sync), socket: None }.checked()
     }
 
     /// The webhook.
     pub fn webhook(args: WebhookArgs) -> anyhow::Result<Self> {
         let socket = Some(args.sync_socket);
-        Self {
-            endpoint: args.endpoint,
-            server: Some(args.server),
-            sync: None,
-            socket,
-        }
-        .checked()
+        Self { endpoint: args.endpoint, server: Some(args.server), sync: None, socket }.checked()
     }
 
     /// Sync.
     pub fn sync(args: SyncArgs) -> anyhow::Result<Self> {
         let socket = Some(args.sync_socket);
-        Self {
-            endpoint: args.endpoint,
-            server: None,
-            sync: Some(args.sync),
-            socket,
-        }
-        .checked()
+        Self { endpoint: args.endpoint, server: None, sync: Some(args.sync), socket }.checked()
     }
 
     fn checked(self) -> anyhow::Result<Self> {
@@ -106,9 +88,7 @@ struct Process {
 pub async fn run(common: Common, roles: Roles) -> anyhow::Result<()> {
     let stop = shutdown::on_signals().context("cannot listen for signals")?;
     let probes_at = common.probes_listen;
-    let listener = TcpListener::bind(probes_at)
-        .await
-        .with_context(|| format!("cannot listen on {probes_at}"))?;
+    let listener = TcpListener::bind(probes_at).await.with_context(|| format!("cannot listen on {probes_at}"))?;
     let (client, namespace) = cluster::connect(&common).await?;
     let names = Names::of(&roles.endpoint, &namespace)?;
     if roles.sync.is_some() {
@@ -116,22 +96,9 @@ pub async fn run(common: Common, roles: Roles) -> anyhow::Result<()> {
     }
     let (metrics, readiness) = (Metrics::new(), Readiness::default());
     let probes_stop = CancellationToken::new();
-    let probes = tokio::spawn(serve_probes(
-        listener,
-        readiness.clone(),
-        metrics.clone(),
-        probes_stop.clone(),
-    ));
+    let probes = tokio::spawn(serve_probes(listener, readiness.clone(), metrics.clone(), probes_stop.clone()));
     let identity = common.identity.clone().unwrap_or_else(host_name);
-    let process = Process {
-        common,
-        client,
-        namespace,
-        identity,
-        names,
-        metrics,
-        readiness,
-    };
+    let process = Process { common, client, namespace, identity, names, metrics, readiness };
     let done = tokio::select! {
         done = process.run(roles, &stop) => done,
         // A signal before everything has started: there is nothing to take down.
@@ -144,11 +111,7 @@ pub async fn run(common: Common, roles: Roles) -> anyhow::Result<()> {
 
 impl Process {
     async fn run(&self, roles: Roles, stop: &CancellationToken) -> anyhow::Result<()> {
-        tracing::info!(
-            version = env!("CARGO_PKG_VERSION"),
-            namespace = self.namespace,
-            "kimup starts"
-        );
+        tracing::info!(version = env!("CARGO_PKG_VERSION"), namespace = self.namespace, "kimup starts");
         let stages = Stages::default();
         let scope = scope(&self.common.watch_namespace);
         let index = index::start(&self.client, &scope, &stages.caches);
@@ -162,22 +125,14 @@ impl Process {
             asker = Some(Arc::new(OverSocket { path: path.clone() }));
         }
         if let (Some(args), Some(asker)) = (&roles.server, asker) {
-            self.start_webhook(args, &roles, &index, ca, asker, &stages, &mut parts)
-                .await?;
+            self.start_webhook(args, &roles, &index, ca, asker, &stages, &mut parts).await?;
         }
         self.wait(&index, parts, stages, stop, &roles).await;
         Ok(())
     }
 
     /// Serves until the signal, then stops in order: sync, the configuration and the Lease, the webhook, the caches.
-    async fn wait(
-        &self,
-        index: &Index,
-        parts: Parts,
-        stages: Stages,
-        stop: &CancellationToken,
-        roles: &Roles,
-    ) {
+    async fn wait(&self, index: &Index, parts: Parts, stages: Stages, stop: &CancellationToken, roles: &Roles) {
         let filled = self.readiness.register("images");
         filled.set(false, "Images and Namespaces are not listed yet");
         tokio::select! {
@@ -189,9 +144,7 @@ impl Process {
         self.readiness.register("running").set(false, "stopping");
         stages.sync.cancel();
         finish(parts.sync).await;
-        if let Some(leadership) = parts
-            .leadership
-            .filter(|_| roles.endpoint.webhook_url.is_some())
+        if let Some(leadership) = parts.leadership.filter(|_| roles.endpoint.webhook_url.is_some())
             && leadership.is_leader()
             && let Err(error) = configuration::delete(&self.client, self.names.name).await
         {
@@ -219,10 +172,7 @@ impl Process {
                 }
                 Err(error) => {
                     tracing::warn!(%error, "no CA yet; trying again");
-                    condition.set(
-                        false,
-                        format!("no CA from Secret {namespace}/{secret} yet: {error}"),
-                    );
+                    condition.set(false, format!("no CA from Secret {namespace}/{secret} yet: {error}"));
                 }
             }
             tokio::time::sleep(CA_PAUSE).await;
@@ -245,24 +195,12 @@ impl Process {
         };
         let registry = registry::Client::new(config).context("cannot make the registry client")?;
         let identity = leader::unique_identity(&self.identity);
-        let lease = LeaderConfig::new(
-            &self.namespace,
-            self.names.name,
-            &identity,
-            self.metrics.clone(),
-        );
+        let lease = LeaderConfig::new(&self.namespace, self.names.name, &identity, self.metrics.clone());
         let (leadership, lease) = leader::spawn(self.client.clone(), lease, stages.lease.clone());
         parts.lease.push(lease);
         parts.leadership = Some(leadership.clone());
-        let events = Events::new(
-            self.client.clone(),
-            self.identity.clone(),
-            self.metrics.clone(),
-        );
-        let question_timeout = roles
-            .server
-            .as_ref()
-            .map_or(Duration::from_secs(2), |s| s.question_timeout);
+        let events = Events::new(self.client.clone(), self.identity.clone(), self.metrics.clone());
+        let question_timeout = roles.server.as_ref().map_or(Duration::from_secs(2), |s| s.question_timeout);
         let options = sync::Options {
             scope: match scope(&self.common.watch_namespace) {
                 index::Scope::All => sync::Scope::All,
@@ -274,15 +212,7 @@ impl Process {
             question_timeout: question_timeout.saturating_sub(QUESTION_MARGIN),
         };
         let (client, metrics) = (self.client.clone(), self.metrics.clone());
-        let running = sync::start(
-            client,
-            registry,
-            leadership.clone(),
-            events,
-            metrics,
-            options,
-            stages.sync.clone(),
-        );
+        let running = sync::start(client, registry, leadership.clone(), events, metrics, options, stages.sync.clone());
         parts.sync.push(running.task);
         let warm = self.readiness.register("workloads");
         warm.set(false, "workloads are not listed yet");
@@ -293,14 +223,10 @@ impl Process {
             }
         });
         if let (Some(ca), true) = (ca, self.common.watch_namespace.is_empty()) {
-            parts
-                .sync
-                .push(self.keep_configuration(roles, index, ca, &leadership, stages));
+            parts.sync.push(self.keep_configuration(roles, index, ca, &leadership, stages));
         }
         if let Some(path) = roles.socket.clone() {
-            parts
-                .sync
-                .push(answer_on(path, running.sync.clone(), stages.sync.clone()));
+            parts.sync.push(answer_on(path, running.sync.clone(), stages.sync.clone()));
         }
         Ok(running.sync)
     }
@@ -316,16 +242,9 @@ impl Process {
     ) -> JoinHandle<()> {
         let endpoint = match &roles.endpoint.webhook_url {
             Some(url) => Endpoint::Url(url.to_string()),
-            None => Endpoint::Service {
-                namespace: self.namespace.clone(),
-                name: Names::service().to_owned(),
-            },
+            None => Endpoint::Service { namespace: self.namespace.clone(), name: Names::service().to_owned() },
         };
-        let (client, namespace, name) = (
-            self.client.clone(),
-            self.namespace.clone(),
-            self.names.name.to_owned(),
-        );
+        let (client, namespace, name) = (self.client.clone(), self.namespace.clone(), self.names.name.to_owned());
         let ca_bundle = CaBundle::Own(ca.certificate_pem().as_bytes().to_vec());
         let (index, leads, stop) = (index.clone(), leadership.subscribe(), stages.sync.clone());
         let (published, _) = tokio::sync::watch::channel(false);
@@ -333,22 +252,8 @@ impl Process {
             let work = async {
                 index.ready().await;
                 let owner = Some(cluster::owner(&client, &namespace).await);
-                let options = configuration::Options {
-                    name,
-                    namespace,
-                    endpoint,
-                    owner,
-                    ca_bundle,
-                };
-                configuration::keep(
-                    client,
-                    options,
-                    index.annotated(),
-                    leads,
-                    published,
-                    stop.clone(),
-                )
-                .await;
+                let options = configuration::Options { name, namespace, endpoint, owner, ca_bundle };
+                configuration::keep(client, options, index.annotated(), leads, published, stop.clone()).await;
             };
             stop.run_until_cancelled(work).await;
         })
@@ -366,32 +271,16 @@ impl Process {
         parts: &mut Parts,
     ) -> anyhow::Result<()> {
         let at = args.webhook_listen;
-        let listener = TcpListener::bind(at)
-            .await
-            .with_context(|| format!("cannot listen on {at}"))?;
-        let files = roles
-            .endpoint
-            .tls_cert_file
-            .clone()
-            .zip(roles.endpoint.tls_key_file.clone());
+        let listener = TcpListener::bind(at).await.with_context(|| format!("cannot listen on {at}"))?;
+        let files = roles.endpoint.tls_cert_file.clone().zip(roles.endpoint.tls_key_file.clone());
         let source = match (ca, files) {
-            (Some(ca), _) => CertSource::SelfManaged {
-                ca,
-                dns: self.names.dns.clone(),
-                ips: self.names.ips.clone(),
-            },
+            (Some(ca), _) => CertSource::SelfManaged { ca, dns: self.names.dns.clone(), ips: self.names.ips.clone() },
             (None, Some((certificate, key))) => CertSource::Files { certificate, key },
             (None, None) => anyhow::bail!("there is neither a CA nor a certificate file"),
         };
         let served = self.readiness.register("certificate");
-        let (shared, _) = tls::start(
-            source,
-            tls::system_clock(),
-            served,
-            self.metrics.clone(),
-            stages.server.clone(),
-        )
-        .await?;
+        let (shared, _) =
+            tls::start(source, tls::system_clock(), served, self.metrics.clone(), stages.server.clone()).await?;
         let admission = Arc::new(Admission {
             index: index.clone(),
             asker: Deduplicated::new(asker, args.question_timeout),
@@ -399,28 +288,15 @@ impl Process {
         });
         let in_cluster = roles.endpoint.webhook_url.is_none();
         let options = ServerOptions {
-            shutdown_delay: if in_cluster {
-                UNREADY_DELAY
-            } else {
-                Duration::ZERO
-            },
+            shutdown_delay: if in_cluster { UNREADY_DELAY } else { Duration::ZERO },
             drain: Duration::from_secs(15),
             ..ServerOptions::default()
         };
         tracing::info!(address = %at, "the webhook listens");
-        let server = serve_https(
-            listener,
-            shared,
-            router(admission),
-            options,
-            stages.server.clone(),
-        );
-        parts.server.push(tokio::spawn(server.map(|drained| {
+        let serving = serve_https(listener, shared, router(admission), options, stages.server.clone());
+        parts.server.push(tokio::spawn(serving.map(|drained| {
             if drained.cut > 0 {
-                tracing::warn!(
-                    connections = drained.cut,
-                    "connections were cut: they did not end in time"
-                );
+                tracing::warn!(connections = drained.cut, "connections were cut: they did not end in time");
             }
         })));
         Ok(())
@@ -454,11 +330,7 @@ async fn finish(tasks: Vec<JoinHandle<()>>) {
 }
 
 fn scope(namespaces: &[String]) -> index::Scope {
-    if namespaces.is_empty() {
-        index::Scope::All
-    } else {
-        index::Scope::Namespaces(namespaces.to_vec())
-    }
+    if namespaces.is_empty() { index::Scope::All } else { index::Scope::Namespaces(namespaces.to_vec()) }
 }
 
 fn answer_on(path: PathBuf, sync: Arc<sync::Sync>, stop: CancellationToken) -> JoinHandle<()> {
@@ -470,8 +342,7 @@ fn answer_on(path: PathBuf, sync: Arc<sync::Sync>, stop: CancellationToken) -> J
         while !stop.is_cancelled() {
             if let Err(error) = socket::serve_socket(&path, handler.clone(), stop.clone()).await {
                 tracing::error!(%error, "the webhook's questions cannot be answered; trying again");
-                stop.run_until_cancelled(tokio::time::sleep(Duration::from_secs(2)))
-                    .await;
+                stop.run_until_cancelled(tokio::time::sleep(Duration::from_secs(2))).await;
             }
         }
     })
@@ -487,8 +358,7 @@ impl Ask for OverSocket {
         async move {
             // The asker's own deadline is the one that counts; this one only bounds what it leaves behind.
             let deadline = Duration::from_secs(10);
-            let answer: Result<Result<Answered, String>, _> =
-                socket::ask(&self.path, &question, deadline).await;
+            let answer: Result<Result<Answered, String>, _> = socket::ask(&self.path, &question, deadline).await;
             answer.unwrap_or_else(|error| Err(format!("sync does not answer: {error}")))
         }
         .boxed()
@@ -496,9 +366,6 @@ impl Ask for OverSocket {
 }
 
 fn host_name() -> String {
-    let name =
-        std::fs::read_to_string("/proc/sys/kernel/hostname").map(|name| name.trim().to_owned());
-    name.ok()
-        .filter(|n| !n.is_empty())
-        .unwrap_or_else(|| format!("kimup-{}", Timestamp::now().as_millisecond()))
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").map(|name| name.trim().to_owned());
+    name.ok().filter(|n| !n.is_empty()).unwrap_or_else(|| format!("kimup-{}", Timestamp::now().as_millisecond()))
 }

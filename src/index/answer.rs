@@ -45,12 +45,7 @@ pub enum Answer {
 const KEEP: Answer = Answer::Keep { warning: None };
 
 /// Answers for one container with the image `text`. `namespace` is none if nothing is known of it.
-pub fn answer(
-    namespace: Option<&NamespaceEntry>,
-    pod: &PodView<'_>,
-    container: &str,
-    text: &str,
-) -> Answer {
+pub fn answer(namespace: Option<&NamespaceEntry>, pod: &PodView<'_>, container: &str, text: &str) -> Answer {
     let Ok(reference) = Reference::parse(text) else {
         return KEEP;
     };
@@ -62,16 +57,11 @@ pub fn answer(
         return stamped(&stamp, &reference, pod, container, text, image);
     }
     let Some(image) = image else { return KEEP };
-    let answered = pod
-        .applied
-        .iter()
-        .any(|a| a.container == container && Some(&*a.to) == reference.tag());
+    let answered = pod.applied.iter().any(|a| a.container == container && Some(&*a.to) == reference.tag());
     if answered {
         return KEEP;
     }
-    let recorded = pod
-        .owner_uid
-        .and_then(|uid| image.recorded(uid, pod.hash, container));
+    let recorded = pod.owner_uid.and_then(|uid| image.recorded(uid, pod.hash, container));
     if let Some(stamp) = recorded.filter(|stamp| stamp.text == text) {
         return run(&stamp.reference, &reference, container, Some(image), None);
     }
@@ -80,9 +70,7 @@ pub fn answer(
         (None, Some(gate)) => {
             let (name, tag) = (&image.name, "keeps the tag of its manifest");
             let why = format!("Image {name}: {gate} is not acted on by this version");
-            Answer::Keep {
-                warning: Some(format!("kimup: container {container:?} {tag}: {why}")),
-            }
+            Answer::Keep { warning: Some(format!("kimup: container {container:?} {tag}: {why}")) }
         }
         (None, None) => Answer::Ask(image.clone()),
     }
@@ -94,11 +82,7 @@ pub fn with_tag(image: &ImageEntry, container: &str, text: &str, tag: &str) -> A
         return KEEP;
     };
     let newer = image.order.newer_of(reference.tag(), tag);
-    let wanted = if reference.tag() == Some(newer) {
-        text.to_owned()
-    } else {
-        reference.with_tag(newer)
-    };
+    let wanted = if reference.tag() == Some(newer) { text.to_owned() } else { reference.with_tag(newer) };
     run(&wanted, &reference, container, Some(image), None)
 }
 
@@ -114,36 +98,16 @@ fn stamped(
         // A person changed the manifest since; sync decides what that means.
         return KEEP;
     }
-    let same = Reference::parse(&stamp.reference)
-        .is_ok_and(|to| to.repository() == reference.repository());
+    let same = Reference::parse(&stamp.reference).is_ok_and(|to| to.repository() == reference.repository());
     if !same {
-        let warning = format!(
-            "kimup: container {container:?}: its stamp names another repository and is not followed"
-        );
-        return Answer::Keep {
-            warning: Some(warning),
-        };
+        let warning = format!("kimup: container {container:?}: its stamp names another repository and is not followed");
+        return Answer::Keep { warning: Some(warning) };
     }
-    run(
-        &stamp.reference,
-        reference,
-        container,
-        image.map(AsRef::as_ref),
-        pod.rollout,
-    )
+    run(&stamp.reference, reference, container, image.map(AsRef::as_ref), pod.rollout)
 }
 
-fn run(
-    wanted: &str,
-    own: &Reference,
-    container: &str,
-    image: Option<&ImageEntry>,
-    rollout: Option<&str>,
-) -> Answer {
-    let to = Reference::parse(wanted)
-        .ok()
-        .and_then(|r| r.tag().map(str::to_owned))
-        .unwrap_or_default();
+fn run(wanted: &str, own: &Reference, container: &str, image: Option<&ImageEntry>, rollout: Option<&str>) -> Answer {
+    let to = Reference::parse(wanted).ok().and_then(|r| r.tag().map(str::to_owned)).unwrap_or_default();
     let applied = Applied {
         container: container.to_owned(),
         from: own.tag().map(str::to_owned),
@@ -151,10 +115,7 @@ fn run(
         image: image.map(|i| i.name.clone()),
         rollout: rollout.map(str::to_owned),
     };
-    Answer::Run {
-        reference: wanted.to_owned(),
-        applied,
-    }
+    Answer::Run { reference: wanted.to_owned(), applied }
 }
 
 #[cfg(test)]
@@ -187,40 +148,23 @@ mod tests {
 
     impl Pod {
         fn new(annotations: &[(&str, &str)]) -> Self {
-            let pairs = annotations
-                .iter()
-                .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
-            Self {
-                annotations: pairs.collect(),
-                owner: None,
-                hash: "",
-            }
+            let pairs = annotations.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+            Self { annotations: pairs.collect(), owner: None, hash: "" }
         }
 
         fn of(owner: &'static str, hash: &'static str) -> Self {
-            Self {
-                owner: Some(owner),
-                hash,
-                ..Self::new(&[])
-            }
+            Self { owner: Some(owner), hash, ..Self::new(&[]) }
         }
     }
 
     fn ask(entry: &NamespaceEntry, pod: &Pod, text: &str) -> String {
         let applied = Applied::of(&pod.annotations);
         let rollout = Some("ab12");
-        let view = PodView {
-            annotations: &pod.annotations,
-            owner_uid: pod.owner,
-            hash: pod.hash,
-            rollout,
-            applied: &applied,
-        };
+        let view =
+            PodView { annotations: &pod.annotations, owner_uid: pod.owner, hash: pod.hash, rollout, applied: &applied };
         match answer(Some(entry), &view, "app", text) {
             Answer::Keep { warning: None } => "keep".to_owned(),
-            Answer::Keep {
-                warning: Some(warning),
-            } => format!("keep with warning: {warning}"),
+            Answer::Keep { warning: Some(warning) } => format!("keep with warning: {warning}"),
             Answer::Run { reference, applied } => format!("{reference} | {applied}"),
             Answer::Ask(image) => format!("ask {}", image.name),
         }
@@ -237,30 +181,15 @@ mod tests {
             NamespaceSettings::default(),
             [
                 image("web", "app", "2026-01-01T00:00:00Z", &record),
-                image(
-                    "younger",
-                    "app",
-                    "2026-02-01T00:00:00Z",
-                    &json!({"status": {"tag": "9.9.9"}}),
-                ),
-                image(
-                    "untagged",
-                    "new",
-                    "2026-01-01T00:00:00Z",
-                    &json!({"status": null}),
-                ),
+                image("younger", "app", "2026-02-01T00:00:00Z", &json!({"status": {"tag": "9.9.9"}})),
+                image("untagged", "new", "2026-01-01T00:00:00Z", &json!({"status": null})),
                 image(
                     "moved",
                     "now",
                     "2026-01-01T00:00:00Z",
                     &json!({"status": {"repository": "docker.io/library/then"}}),
                 ),
-                image(
-                    "gated",
-                    "gated",
-                    "2026-01-01T00:00:00Z",
-                    &json!({"status": null, "spec": {"suspend": true}}),
-                ),
+                image("gated", "gated", "2026-01-01T00:00:00Z", &json!({"status": null, "spec": {"suspend": true}})),
                 image(
                     "typo",
                     "typo",
@@ -269,22 +198,12 @@ mod tests {
                 ),
             ],
         );
-        let check = |pod: &Pod, text: &str, expected: &str| {
-            assert_eq!(ask(&entry, pod, text), expected, "{text}")
-        };
+        let check = |pod: &Pod, text: &str, expected: &str| assert_eq!(ask(&entry, pod, text), expected, "{text}");
         let plain = Pod::new(&[]);
         let stamp = |value| Pod::new(&[("stamp.kimup.cloudavenue.io/app", value)]);
         // A stamp for exactly this text; with an Image, and without.
-        check(
-            &stamp("app:1.0.0 app:1.4.0"),
-            "app:1.0.0",
-            "app:1.4.0 | app: 1.0.0 -> 1.4.0 (Image web, rollout ab12)",
-        );
-        check(
-            &stamp("x/y:1 x/y:2"),
-            "x/y:1",
-            "x/y:2 | app: 1 -> 2 (rollout ab12)",
-        );
+        check(&stamp("app:1.0.0 app:1.4.0"), "app:1.0.0", "app:1.4.0 | app: 1.0.0 -> 1.4.0 (Image web, rollout ab12)");
+        check(&stamp("x/y:1 x/y:2"), "x/y:1", "x/y:2 | app: 1 -> 2 (rollout ab12)");
         // A stamp for another text, for another repository, or that is none.
         check(&stamp("app:1.0.0 app:1.4.0"), "app:1.1.0", "keep");
         check(
@@ -292,72 +211,25 @@ mod tests {
             "app:1.0.0",
             "keep with warning: kimup: container \"app\": its stamp names another repository and is not followed",
         );
-        check(
-            &stamp("broken"),
-            "app:1.0.0",
-            "app:1.4.2 | app: 1.0.0 -> 1.4.2 (Image web)",
-        );
+        check(&stamp("broken"), "app:1.0.0", "app:1.4.2 | app: 1.0.0 -> 1.4.2 (Image web)");
         // Not ours.
         check(&plain, "other:1.0.0", "keep");
-        check(
-            &plain,
-            "app@sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
-            "keep",
-        );
+        check(&plain, "app@sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", "keep");
         check(&plain, "NOT A REFERENCE", "keep");
         // Reinvocation.
-        check(
-            &Pod::new(&[(
-                "kimup.cloudavenue.io/applied",
-                "app: 1.0.0 -> 1.3.0 (Image web)",
-            )]),
-            "app:1.3.0",
-            "keep",
-        );
+        check(&Pod::new(&[("kimup.cloudavenue.io/applied", "app: 1.0.0 -> 1.3.0 (Image web)")]), "app:1.3.0", "keep");
         // A recorded revision, by owner, hash, container and text.
-        check(
-            &Pod::of("rs", "h1"),
-            "app:1.0.0",
-            "app:1.3.0 | app: 1.0.0 -> 1.3.0 (Image web)",
-        );
-        check(
-            &Pod::of("job", ""),
-            "app:1.0.0",
-            "app:1.2.0 | app: 1.0.0 -> 1.2.0 (Image web)",
-        );
-        check(
-            &Pod::of("rs", "h2"),
-            "app:1.0.0",
-            "app:1.4.2 | app: 1.0.0 -> 1.4.2 (Image web)",
-        );
-        check(
-            &Pod::of("rs", "h1"),
-            "app:1.0.1",
-            "app:1.4.2 | app: 1.0.1 -> 1.4.2 (Image web)",
-        );
-        check(
-            &Pod::of("sts", "db-1"),
-            "app:1.0.0",
-            "app:1.4.2 | app: 1.0.0 -> 1.4.2 (Image web)",
-        );
+        check(&Pod::of("rs", "h1"), "app:1.0.0", "app:1.3.0 | app: 1.0.0 -> 1.3.0 (Image web)");
+        check(&Pod::of("job", ""), "app:1.0.0", "app:1.2.0 | app: 1.0.0 -> 1.2.0 (Image web)");
+        check(&Pod::of("rs", "h2"), "app:1.0.0", "app:1.4.2 | app: 1.0.0 -> 1.4.2 (Image web)");
+        check(&Pod::of("rs", "h1"), "app:1.0.1", "app:1.4.2 | app: 1.0.1 -> 1.4.2 (Image web)");
+        check(&Pod::of("sts", "db-1"), "app:1.0.0", "app:1.4.2 | app: 1.0.0 -> 1.4.2 (Image web)");
         // The newer of own and settled, in any spelling of the repository; `latest` and none are replaced.
-        check(
-            &plain,
-            "docker.io/library/app:1.0.0",
-            "docker.io/library/app:1.4.2 | app: 1.0.0 -> 1.4.2 (Image web)",
-        );
+        check(&plain, "docker.io/library/app:1.0.0", "docker.io/library/app:1.4.2 | app: 1.0.0 -> 1.4.2 (Image web)");
         check(&plain, "app:1.4.2", "app:1.4.2 | app: 1.4.2 (Image web)");
         check(&plain, "app:1.10.0", "app:1.10.0 | app: 1.10.0 (Image web)");
-        check(
-            &plain,
-            "app:latest",
-            "app:1.4.2 | app: latest -> 1.4.2 (Image web)",
-        );
-        check(
-            &plain,
-            "app",
-            "app:1.4.2 | app: (no tag) -> 1.4.2 (Image web)",
-        );
+        check(&plain, "app:latest", "app:1.4.2 | app: latest -> 1.4.2 (Image web)");
+        check(&plain, "app", "app:1.4.2 | app: (no tag) -> 1.4.2 (Image web)");
         check(&plain, "typo:2.0.0", "typo:2.0.0 | app: 2.0.0 (Image typo)");
         // Nothing known.
         check(&plain, "new:1.0.0", "ask untagged");

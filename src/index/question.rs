@@ -44,11 +44,7 @@ pub struct Deduplicated {
 impl Deduplicated {
     /// `deadline` counts for each who asks, from when it asks.
     pub fn new(inner: Arc<dyn Ask>, deadline: Duration) -> Self {
-        Self {
-            inner,
-            deadline,
-            pending: Arc::default(),
-        }
+        Self { inner, deadline, pending: Arc::default() }
     }
 
     /// Asks, or joins those who are asking.
@@ -56,12 +52,7 @@ impl Deduplicated {
         let answer = self.join(&question);
         tokio::time::timeout(self.deadline, answer)
             .await
-            .unwrap_or_else(|_| {
-                Err(format!(
-                    "no answer within {}",
-                    humantime::format_duration(self.deadline)
-                ))
-            })
+            .unwrap_or_else(|_| Err(format!("no answer within {}", humantime::format_duration(self.deadline))))
     }
 
     fn join(&self, question: &Question) -> Pending {
@@ -74,15 +65,10 @@ impl Deduplicated {
         // A task of its own, so that it ends and is forgotten also when everybody who asked has gone.
         let task = tokio::spawn(async move {
             let answer = tokio::time::timeout(deadline, inner.ask(key.clone())).await;
-            all.lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .remove(&key);
+            all.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
             answer.unwrap_or_else(|_| Err("no answer in time".to_owned()))
         });
-        let answer = async move {
-            task.await
-                .unwrap_or_else(|_| Err("the question was dropped".to_owned()))
-        };
+        let answer = async move { task.await.unwrap_or_else(|_| Err("the question was dropped".to_owned())) };
         let answer = answer.boxed().shared();
         pending.insert(question.clone(), answer.clone());
         answer
@@ -106,49 +92,31 @@ mod tests {
             async move {
                 let wait = if self.never { 3600 } else { 1 };
                 tokio::time::sleep(Duration::from_secs(wait)).await;
-                Ok(Answered {
-                    tag: Some(question.image),
-                    reason: String::new(),
-                })
+                Ok(Answered { tag: Some(question.image), reason: String::new() })
             }
             .boxed()
         }
     }
 
     fn question(image: &str) -> Question {
-        Question {
-            namespace: "shop".to_owned(),
-            image: image.to_owned(),
-        }
+        Question { namespace: "shop".to_owned(), image: image.to_owned() }
     }
 
     #[tokio::test(start_paused = true)]
     async fn who_asks_the_same_at_once_asks_once() {
         let slow = Arc::new(Slow::default());
         let asker = Deduplicated::new(slow.clone(), Duration::from_secs(2));
-        let all = futures::future::join_all(
-            (0..10).map(|i| asker.ask(question(if i % 2 == 0 { "a" } else { "b" }))),
-        )
-        .await;
+        let all =
+            futures::future::join_all((0..10).map(|i| asker.ask(question(if i % 2 == 0 { "a" } else { "b" })))).await;
         assert!(all.iter().all(Result::is_ok));
         assert_eq!(slow.asked.load(Ordering::SeqCst), 2);
         asker.ask(question("a")).await.unwrap();
-        assert_eq!(
-            slow.asked.load(Ordering::SeqCst),
-            3,
-            "an answer is not kept"
-        );
+        assert_eq!(slow.asked.load(Ordering::SeqCst), 3, "an answer is not kept");
     }
 
     #[tokio::test(start_paused = true)]
     async fn nobody_waits_past_the_deadline() {
-        let asker = Deduplicated::new(
-            Arc::new(Slow {
-                never: true,
-                ..Slow::default()
-            }),
-            Duration::from_secs(2),
-        );
+        let asker = Deduplicated::new(Arc::new(Slow { never: true, ..Slow::default() }), Duration::from_secs(2));
         let start = tokio::time::Instant::now();
         let error = asker.ask(question("a")).await.unwrap_err();
         assert!(error.contains("2s") || error.contains("in time"), "{error}");

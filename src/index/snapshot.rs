@@ -47,20 +47,10 @@ impl ImageEntry {
         let repository = Repository::parse(&image.spec.image).ok()?;
         let status = image.status.clone().unwrap_or_default();
         // A status that speaks of another repository is none: the spec changed since.
-        let current = status
-            .repository
-            .as_ref()
-            .is_none_or(|then| *then == repository.to_string());
-        let records = if current {
-            status.revisions
-        } else {
-            Vec::new()
-        };
+        let current = status.repository.as_ref().is_none_or(|then| *then == repository.to_string());
+        let records = if current { status.revisions } else { Vec::new() };
         let revisions = records.into_iter().map(|record| {
-            let stamps = record
-                .containers
-                .iter()
-                .filter_map(|(c, s)| Some((c.clone(), Stamp::parse(s)?)));
+            let stamps = record.containers.iter().filter_map(|(c, s)| Some((c.clone(), Stamp::parse(s)?)));
             ((record.uid, record.hash), stamps.collect())
         });
         Some(Self {
@@ -79,18 +69,13 @@ impl ImageEntry {
         if self.revisions.is_empty() {
             return None;
         }
-        self.revisions
-            .get(&(owner_uid.to_owned(), hash.to_owned()))?
-            .get(container)
+        self.revisions.get(&(owner_uid.to_owned(), hash.to_owned()))?.get(container)
     }
 }
 
 impl NamespaceEntry {
     /// Builds a namespace's part. Of several Images for one repository the oldest counts.
-    pub fn new(
-        settings: NamespaceSettings,
-        images: impl IntoIterator<Item = Arc<ImageEntry>>,
-    ) -> Self {
+    pub fn new(settings: NamespaceSettings, images: impl IntoIterator<Item = Arc<ImageEntry>>) -> Self {
         let mut by_repository: HashMap<Repository, Arc<ImageEntry>> = HashMap::new();
         for image in images {
             let older = by_repository
@@ -100,10 +85,7 @@ impl NamespaceEntry {
                 by_repository.insert(image.repository.clone(), image);
             }
         }
-        Self {
-            settings,
-            images: by_repository,
-        }
+        Self { settings, images: by_repository }
     }
 
     /// The Image for a repository.
@@ -131,10 +113,7 @@ impl Snapshot {
 
     /// Namespaces that opted in by an annotation alone, sorted: the webhook configuration must name them.
     pub fn annotated(&self) -> Vec<String> {
-        let annotated = self
-            .namespaces
-            .iter()
-            .filter(|(_, entry)| entry.settings.enabled_by_annotation);
+        let annotated = self.namespaces.iter().filter(|(_, entry)| entry.settings.enabled_by_annotation);
         let mut names: Vec<String> = annotated.map(|(name, _)| name.clone()).collect();
         names.sort_unstable();
         names
@@ -143,11 +122,6 @@ impl Snapshot {
 
 impl FromIterator<(String, NamespaceEntry)> for Snapshot {
     fn from_iter<I: IntoIterator<Item = (String, NamespaceEntry)>>(entries: I) -> Self {
-        Self {
-            namespaces: entries
-                .into_iter()
-                .map(|(name, entry)| (name, Arc::new(entry)))
-                .collect(),
-        }
+        Self { namespaces: entries.into_iter().map(|(name, entry)| (name, Arc::new(entry))).collect() }
     }
 }

@@ -84,12 +84,7 @@ impl Index {
         let known = state.namespaces.get(namespace);
         let entry = known
             .filter(|k| k.settings.is_some() || !k.images.is_empty())
-            .map(|known| {
-                NamespaceEntry::new(
-                    known.settings.unwrap_or_default(),
-                    known.images.values().cloned(),
-                )
-            });
+            .map(|known| NamespaceEntry::new(known.settings.unwrap_or_default(), known.images.values().cloned()));
         if entry.is_none() {
             state.namespaces.remove(namespace);
         }
@@ -117,12 +112,7 @@ impl Index {
             Err(invalid) => {
                 let namespace = invalid.metadata.namespace.unwrap_or_default();
                 let name = invalid.metadata.name.unwrap_or_default();
-                tracing::warn!(
-                    namespace,
-                    name,
-                    error = invalid.error,
-                    "an Image cannot be read; it is left out"
-                );
+                tracing::warn!(namespace, name, error = invalid.error, "an Image cannot be read; it is left out");
             }
         }
     }
@@ -144,9 +134,7 @@ impl Index {
                 continue;
             };
             if images {
-                known
-                    .images
-                    .retain(|name, _| seen.contains(&(namespace.clone(), name.clone())));
+                known.images.retain(|name, _| seen.contains(&(namespace.clone(), name.clone())));
             } else if !seen.contains(&(String::new(), namespace.clone())) {
                 known.settings = None;
             }
@@ -162,44 +150,21 @@ pub fn start(client: &kube::Client, scope: &Scope, shutdown: &CancellationToken)
         Scope::All => 2,
         Scope::Namespaces(names) => 2 * names.len(),
     };
-    let index = Arc::new(Index {
-        lists,
-        ..Index::default()
-    });
+    let index = Arc::new(Index { lists, ..Index::default() });
     match scope {
         Scope::All => {
             let api: Api<PartialObjectMeta<Namespace>> = Api::all(client.clone());
             let stream = watcher::watcher(api, watcher::Config::default()).boxed();
-            let saw = |index: &Index, object: PartialObjectMeta<Namespace>| {
-                index.saw_namespace(&object.name_any(), &object)
-            };
-            let gone = |index: &Index, _: &str, name: &str| {
-                index.change(name, |known| known.settings = None)
-            };
-            tokio::spawn(follow(
-                stream,
-                index.clone(),
-                shutdown.clone(),
-                Some(false),
-                saw,
-                gone,
-            ));
+            let saw =
+                |index: &Index, object: PartialObjectMeta<Namespace>| index.saw_namespace(&object.name_any(), &object);
+            let gone = |index: &Index, _: &str, name: &str| index.change(name, |known| known.settings = None);
+            tokio::spawn(follow(stream, index.clone(), shutdown.clone(), Some(false), saw, gone));
             watch_images(Api::all(client.clone()), &index, shutdown, Some(true));
         }
         Scope::Namespaces(names) => {
             for name in names {
-                tokio::spawn(poll_namespace(
-                    client.clone(),
-                    index.clone(),
-                    name.clone(),
-                    shutdown.clone(),
-                ));
-                watch_images(
-                    Api::namespaced(client.clone(), name),
-                    &index,
-                    shutdown,
-                    None,
-                );
+                tokio::spawn(poll_namespace(client.clone(), index.clone(), name.clone(), shutdown.clone()));
+                watch_images(Api::namespaced(client.clone(), name), &index, shutdown, None);
             }
         }
     }
@@ -213,25 +178,12 @@ fn watch_images(
     retain: Option<bool>,
 ) {
     let stream = watcher::watcher(api, watcher::Config::default()).boxed();
-    let gone = |index: &Index, namespace: &str, name: &str| {
-        index.change(namespace, |known| _ = known.images.remove(name))
-    };
-    tokio::spawn(follow(
-        stream,
-        index.clone(),
-        shutdown.clone(),
-        retain,
-        Index::saw_image,
-        gone,
-    ));
+    let gone =
+        |index: &Index, namespace: &str, name: &str| index.change(namespace, |known| _ = known.images.remove(name));
+    tokio::spawn(follow(stream, index.clone(), shutdown.clone(), retain, Index::saw_image, gone));
 }
 
-async fn poll_namespace(
-    client: kube::Client,
-    index: Arc<Index>,
-    name: String,
-    shutdown: CancellationToken,
-) {
+async fn poll_namespace(client: kube::Client, index: Arc<Index>, name: String, shutdown: CancellationToken) {
     let api: Api<Namespace> = Api::all(client);
     let mut pause = Pause::default();
     let mut first = true;
@@ -246,11 +198,7 @@ async fn poll_namespace(
                 NAMESPACE_POLL
             }
             failed => {
-                tracing::warn!(
-                    namespace = name,
-                    ?failed,
-                    "cannot read the Namespace; trying again"
-                );
+                tracing::warn!(namespace = name, ?failed, "cannot read the Namespace; trying again");
                 pause.next().unwrap_or(NAMESPACE_POLL)
             }
         };
@@ -279,12 +227,7 @@ async fn follow<K>(
             event = stream.try_next() => event,
             () = shutdown.cancelled() => return,
         };
-        let name = |object: &K| {
-            (
-                object.meta().namespace.clone().unwrap_or_default(),
-                object.name_any(),
-            )
-        };
+        let name = |object: &K| (object.meta().namespace.clone().unwrap_or_default(), object.name_any());
         match event {
             Ok(Some(Event::Init)) => seen.clear(),
             Ok(Some(Event::InitApply(object))) => {
@@ -302,7 +245,7 @@ async fn follow<K>(
             }
             Ok(None) => return,
             Err(error) => {
-                tracing::warn!(%error, "a watch failed; what is known stays, trying again")
+                tracing::warn!(%error, "a watch failed; what is known stays, trying again");
             }
         }
     }

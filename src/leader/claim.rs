@@ -36,12 +36,7 @@ impl Leadership {
 
     fn with(claim: Claim) -> Self {
         let (changes, _) = watch::channel(!matches!(claim, Claim::None));
-        Self {
-            inner: Arc::new(Inner {
-                claim: Mutex::new(claim),
-                changes,
-            }),
-        }
+        Self { inner: Arc::new(Inner { claim: Mutex::new(claim), changes }) }
     }
 
     /// Whether this process leads right now. Ask before each write: it takes a lock that is held for nanoseconds.
@@ -76,15 +71,10 @@ impl Leadership {
     }
 
     fn announce(&self, leading: bool) -> bool {
-        self.inner
-            .changes
-            .send_if_modified(|said| std::mem::replace(said, leading) != leading)
+        self.inner.changes.send_if_modified(|said| std::mem::replace(said, leading) != leading)
     }
 
     fn claim(&self) -> std::sync::MutexGuard<'_, Claim> {
-        self.inner
-            .claim
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.inner.claim.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -32,10 +32,7 @@ impl LeaseRecord {
         let spec = lease.spec.as_ref().unwrap_or(&empty);
         let seconds = u64::try_from(spec.lease_duration_seconds.unwrap_or(0)).unwrap_or(0);
         Self {
-            holder: spec
-                .holder_identity
-                .clone()
-                .filter(|holder| !holder.is_empty()),
+            holder: spec.holder_identity.clone().filter(|holder| !holder.is_empty()),
             duration: Duration::from_secs(seconds).min(MAX_DURATION),
             acquired: spec.acquire_time.as_ref().map(|at| at.0),
             renewed: spec.renew_time.as_ref().map(|at| at.0),
@@ -62,46 +59,29 @@ pub enum Action {
 /// `observed` is the record as last read, `observed_since` when this process first read it like that. A holder has
 /// expired when its record has not changed for its duration by the **local** clock; the times in the record come from
 /// the holder's clock and say nothing here. An action that writes must carry the resourceVersion of `observed`.
-pub fn decide(
-    observed: Option<&LeaseRecord>,
-    observed_since: Instant,
-    me: &str,
-    now: Instant,
-) -> Action {
+pub fn decide(observed: Option<&LeaseRecord>, observed_since: Instant, me: &str, now: Instant) -> Action {
     let Some(record) = observed else {
         return Action::Create;
     };
     match record.holder.as_deref() {
         None => Action::Acquire,
         Some(holder) if holder == me => Action::Renew,
-        Some(_) if now.saturating_duration_since(observed_since) >= record.duration => {
-            Action::Acquire
-        }
+        Some(_) if now.saturating_duration_since(observed_since) >= record.duration => Action::Acquire,
         Some(_) => Action::Wait,
     }
 }
 
 /// The spec to write for `me` to hold the Lease after `before`; the same holder keeps its time and count.
-pub(super) fn held(
-    before: Option<&LeaseSpec>,
-    me: &str,
-    duration: Duration,
-    now: Timestamp,
-) -> LeaseSpec {
+pub(super) fn held(before: Option<&LeaseSpec>, me: &str, duration: Duration, now: Timestamp) -> LeaseSpec {
     let mut spec = before.cloned().unwrap_or_default();
     if spec.holder_identity.as_deref() != Some(me) {
         // The first holder is no transition.
         let transitions = spec.lease_transitions.unwrap_or(0);
-        spec.lease_transitions = Some(if before.is_some() {
-            transitions.saturating_add(1)
-        } else {
-            0
-        });
+        spec.lease_transitions = Some(if before.is_some() { transitions.saturating_add(1) } else { 0 });
         spec.acquire_time = Some(MicroTime(now));
         spec.holder_identity = Some(me.to_owned());
     }
-    spec.lease_duration_seconds =
-        Some(i32::try_from(duration.as_secs()).unwrap_or(i32::MAX).max(1));
+    spec.lease_duration_seconds = Some(i32::try_from(duration.as_secs()).unwrap_or(i32::MAX).max(1));
     spec.renew_time = Some(MicroTime(now));
     spec
 }

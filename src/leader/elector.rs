@@ -35,14 +35,7 @@ pub(super) struct Elector {
 impl Elector {
     pub fn new(client: kube::Client, config: LeaderConfig, leadership: Leadership) -> Self {
         let api = Api::namespaced(client, &config.namespace);
-        Self {
-            api,
-            config,
-            leadership,
-            observed: None,
-            give_up: None,
-            failing: false,
-        }
+        Self { api, config, leadership, observed: None, give_up: None, failing: false }
     }
 
     pub async fn run(mut self, shutdown: CancellationToken) {
@@ -81,10 +74,7 @@ impl Elector {
             Err(_) => "the API server does not answer".to_owned(),
         };
         self.failed(&failure);
-        if self
-            .give_up
-            .is_some_and(|give_up| Instant::now() >= give_up)
-        {
+        if self.give_up.is_some_and(|give_up| Instant::now() >= give_up) {
             self.step_down("the Lease could not be renewed in time");
         }
     }
@@ -138,11 +128,7 @@ impl Elector {
                 Some(before) if before.record == record => before.since,
                 _ => Instant::now(),
             };
-            Observed {
-                lease,
-                record,
-                since,
-            }
+            Observed { lease, record, since }
         });
     }
 
@@ -151,12 +137,7 @@ impl Elector {
         let params = PostParams::default();
         if let (Some(observed), Action::Acquire | Action::Renew) = (&self.observed, action) {
             let before = observed.lease.spec.clone().unwrap_or_default();
-            let spec = Some(held(
-                Some(&before),
-                &config.identity,
-                config.lease_duration,
-                now,
-            ));
+            let spec = Some(held(Some(&before), &config.identity, config.lease_duration, now));
             // The metadata, and with it the resourceVersion, is that of what was read.
             let metadata = observed.lease.metadata.clone();
             let lease = Lease { metadata, spec };
@@ -164,10 +145,7 @@ impl Elector {
         }
         let spec = Some(held(None, &config.identity, config.lease_duration, now));
         let name = Some(config.lease_name.clone());
-        let metadata = ObjectMeta {
-            name,
-            ..ObjectMeta::default()
-        };
+        let metadata = ObjectMeta { name, ..ObjectMeta::default() };
         self.api.create(&params, &Lease { metadata, spec }).await
     }
 
@@ -217,10 +195,7 @@ impl Elector {
     }
 
     fn holds_by_record(&self) -> bool {
-        let holder = self
-            .observed
-            .as_ref()
-            .and_then(|observed| observed.record.holder.as_deref());
+        let holder = self.observed.as_ref().and_then(|observed| observed.record.holder.as_deref());
         holder == Some(self.config.identity.as_str())
     }
 
@@ -244,11 +219,7 @@ impl Elector {
                     spec: Some(released(&before, Timestamp::now())),
                 };
                 let params = PostParams::default();
-                match self
-                    .api
-                    .replace(&self.config.lease_name, &params, &lease)
-                    .await
-                {
+                match self.api.replace(&self.config.lease_name, &params, &lease).await {
                     Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {
                         self.observe().await?;
                     }

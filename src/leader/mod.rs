@@ -66,11 +66,7 @@ pub fn unique_identity(name: &str) -> String {
 /// Cancel `shutdown` only when everything that relies on leadership has stopped writing. Losing the Lease or the API
 /// server never ends the task: it stands again. `client` must be made with `default_retry = false`: kube's own retries
 /// would outlast every deadline here. RBAC: `get`, `create` and `update` on leases in the namespace.
-pub fn spawn(
-    client: kube::Client,
-    config: LeaderConfig,
-    shutdown: CancellationToken,
-) -> (Leadership, JoinHandle<()>) {
+pub fn spawn(client: kube::Client, config: LeaderConfig, shutdown: CancellationToken) -> (Leadership, JoinHandle<()>) {
     let leadership = Leadership::none();
     let elector = elector::Elector::new(client, config, leadership.clone());
     (leadership, tokio::spawn(elector.run(shutdown)))

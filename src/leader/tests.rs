@@ -23,11 +23,7 @@ fn the_decision() {
             transitions: 3,
         };
         let now = since + Duration::from_millis(seen_for_ms);
-        assert_eq!(
-            decide(Some(&record), since, "me", now),
-            action,
-            "{record:?} {seen_for_ms}"
-        );
+        assert_eq!(decide(Some(&record), since, "me", now), action, "{record:?} {seen_for_ms}");
     }
     check(None, 15, 0, Action::Acquire);
     check(None, 1, 99_000, Action::Acquire);
@@ -41,13 +37,8 @@ fn the_decision() {
     let now = Instant::now();
     assert_eq!(decide(None, now, "me", now), Action::Create);
     // A clock that seems to run backwards is no expiry.
-    let record = LeaseRecord::of(&lease(
-        &json!({"holderIdentity": "other", "leaseDurationSeconds": 15}),
-    ));
-    assert_eq!(
-        decide(Some(&record), now + Duration::from_secs(99), "me", now),
-        Action::Wait
-    );
+    let record = LeaseRecord::of(&lease(&json!({"holderIdentity": "other", "leaseDurationSeconds": 15})));
+    assert_eq!(decide(Some(&record), now + Duration::from_secs(99), "me", now), Action::Wait);
 }
 
 fn lease(spec: &Value) -> Lease {
@@ -58,34 +49,15 @@ fn lease(spec: &Value) -> Lease {
 fn records_are_read_with_care() {
     fn check(spec: &Value, holder: Option<&str>, duration_s: u64, transitions: i32) {
         let record = LeaseRecord::of(&lease(spec));
-        let read = (
-            record.holder.as_deref(),
-            record.duration.as_secs(),
-            record.transitions,
-        );
+        let read = (record.holder.as_deref(), record.duration.as_secs(), record.transitions);
         assert_eq!(read, (holder, duration_s, transitions), "{spec}");
     }
     check(&json!({}), None, 0, 0);
     check(&Value::Null, None, 0, 0);
     check(&json!({"holderIdentity": ""}), None, 0, 0);
-    check(
-        &json!({"holderIdentity": "a", "leaseDurationSeconds": 15, "leaseTransitions": 2}),
-        Some("a"),
-        15,
-        2,
-    );
-    check(
-        &json!({"holderIdentity": "a", "leaseDurationSeconds": -1}),
-        Some("a"),
-        0,
-        0,
-    );
-    check(
-        &json!({"holderIdentity": "a", "leaseDurationSeconds": i32::MAX}),
-        Some("a"),
-        3600,
-        0,
-    );
+    check(&json!({"holderIdentity": "a", "leaseDurationSeconds": 15, "leaseTransitions": 2}), Some("a"), 15, 2);
+    check(&json!({"holderIdentity": "a", "leaseDurationSeconds": -1}), Some("a"), 0, 0);
+    check(&json!({"holderIdentity": "a", "leaseDurationSeconds": i32::MAX}), Some("a"), 3600, 0);
 }
 
 #[test]
@@ -98,32 +70,17 @@ fn what_is_written() {
         assert_eq!(spec.lease_duration_seconds, Some(15));
         assert_eq!(spec.renew_time.as_ref().unwrap().0, now);
         assert_eq!(spec.lease_transitions, Some(transitions), "{before:?}");
-        assert_eq!(
-            spec.acquire_time.as_ref().is_some_and(|at| at.0 == now),
-            acquired_now,
-            "{before:?}"
-        );
+        assert_eq!(spec.acquire_time.as_ref().is_some_and(|at| at.0 == now), acquired_now, "{before:?}");
     };
     check(None, 0, true);
-    check(
-        Some(json!({"holderIdentity": "other", "leaseTransitions": 4})),
-        5,
-        true,
-    );
-    check(
-        Some(json!({"holderIdentity": "", "leaseTransitions": 4})),
-        5,
-        true,
-    );
+    check(Some(json!({"holderIdentity": "other", "leaseTransitions": 4})), 5, true);
+    check(Some(json!({"holderIdentity": "", "leaseTransitions": 4})), 5, true);
     check(Some(json!({"leaseTransitions": i32::MAX})), i32::MAX, true);
     let mine = json!({"holderIdentity": "me", "leaseTransitions": 4, "acquireTime": "2025-01-01T00:00:00.000000Z"});
     check(Some(mine.clone()), 4, false);
     let free = released(&serde_json::from_value(mine).unwrap(), now);
     assert_eq!(free.holder_identity.as_deref(), Some(""));
-    assert_eq!(
-        (free.lease_duration_seconds, free.lease_transitions),
-        (Some(1), Some(4))
-    );
+    assert_eq!((free.lease_duration_seconds, free.lease_transitions), (Some(1), Some(4)));
 }
 
 /// An API server with one Lease: optimistic locking as Kubernetes does it, and faults on demand.
@@ -150,19 +107,14 @@ impl Server {
         };
         let mut sent: Value = match *method {
             Method::GET => {
-                return self
-                    .lease
-                    .clone()
-                    .map_or(status(404), |l| (StatusCode::OK, l));
+                return self.lease.clone().map_or(status(404), |l| (StatusCode::OK, l));
             }
             _ => serde_json::from_slice(body).unwrap(),
         };
         match (method.as_str(), &self.lease) {
             ("POST", Some(_)) => return status(409),
             ("PUT", None) => return status(404),
-            ("PUT", Some(now))
-                if sent["metadata"]["resourceVersion"] != now["metadata"]["resourceVersion"] =>
-            {
+            ("PUT", Some(now)) if sent["metadata"]["resourceVersion"] != now["metadata"]["resourceVersion"] => {
                 return status(409);
             }
             ("POST" | "PUT", _) => {}
@@ -175,10 +127,7 @@ impl Server {
     }
 
     fn holder(&self) -> &str {
-        self.lease
-            .as_ref()
-            .and_then(|l| l["spec"]["holderIdentity"].as_str())
-            .unwrap_or("nobody")
+        self.lease.as_ref().and_then(|l| l["spec"]["holderIdentity"].as_str()).unwrap_or("nobody")
     }
 }
 
@@ -217,9 +166,7 @@ impl Cluster {
             10..13 => sleep(Duration::from_millis(after)).await,
             _ => {}
         }
-        Ok(Response::builder()
-            .status(code)
-            .body(Body::from(serde_json::to_vec(&answer)?))?)
+        Ok(Response::builder().status(code).body(Body::from(serde_json::to_vec(&answer)?))?)
     }
 
     fn stand(&self, identity: &str) -> Candidate {
@@ -230,12 +177,7 @@ impl Cluster {
         let shutdown = CancellationToken::new();
         let client = kube::Client::new(service, "kimup-system");
         let (leadership, task) = spawn(client, config, shutdown.clone());
-        Candidate {
-            leadership,
-            task,
-            shutdown,
-            metrics,
-        }
+        Candidate { leadership, task, shutdown, metrics }
     }
 }
 
@@ -251,10 +193,7 @@ impl Candidate {
     async fn leads(&self) -> u64 {
         let start = Instant::now();
         let mut changes = self.leadership.subscribe();
-        timeout(Duration::from_secs(60), changes.wait_for(|leads| *leads))
-            .await
-            .unwrap()
-            .unwrap();
+        timeout(Duration::from_secs(60), changes.wait_for(|leads| *leads)).await.unwrap().unwrap();
         assert!(self.leadership.is_leader());
         assert!(self.metrics.encode().contains("kimup_leader 1\n"));
         start.elapsed().as_secs()
@@ -263,10 +202,7 @@ impl Candidate {
     async fn loses(&self) -> u64 {
         let start = Instant::now();
         let mut changes = self.leadership.subscribe();
-        timeout(Duration::from_secs(60), changes.wait_for(|leads| !*leads))
-            .await
-            .unwrap()
-            .unwrap();
+        timeout(Duration::from_secs(60), changes.wait_for(|leads| !*leads)).await.unwrap().unwrap();
         assert!(!self.leadership.is_leader());
         assert!(self.metrics.encode().contains("kimup_leader 0\n"));
         start.elapsed().as_secs()
@@ -299,10 +235,7 @@ async fn a_dead_leader_is_followed_within_20_seconds_and_a_stopped_one_at_once()
     first.task.abort();
     let took = second.leads().await;
     assert!((13..20).contains(&took), "{took}");
-    assert!(
-        !first.leadership.is_leader(),
-        "the claim of a dead task runs out"
-    );
+    assert!(!first.leadership.is_leader(), "the claim of a dead task runs out");
 
     let third = cluster.stand("third");
     sleep(Duration::from_secs(30)).await;
@@ -312,10 +245,7 @@ async fn a_dead_leader_is_followed_within_20_seconds_and_a_stopped_one_at_once()
     assert_eq!(cluster.server().holder(), "");
     let took = third.leads().await;
     assert!(took < 5, "{took}");
-    assert_eq!(
-        cluster.server().lease.as_ref().unwrap()["spec"]["leaseTransitions"],
-        2
-    );
+    assert_eq!(cluster.server().lease.as_ref().unwrap()["spec"]["leaseTransitions"], 2);
 }
 
 #[tokio::test(start_paused = true)]
@@ -387,10 +317,8 @@ async fn never_two_leaders_under_faults() {
     for seed in 0..20 {
         let cluster = Cluster::default();
         cluster.server().faults = Some(fastrand::Rng::with_seed(seed));
-        let mut candidates: Vec<Candidate> = ["a", "b", "c"]
-            .into_iter()
-            .map(|identity| cluster.stand(identity))
-            .collect();
+        let mut candidates: Vec<Candidate> =
+            ["a", "b", "c"].into_iter().map(|identity| cluster.stand(identity)).collect();
         for tick in 1..=3000 {
             sleep(Duration::from_millis(100)).await;
             let leading = |c: &&Candidate| c.leadership.is_leader();
@@ -409,10 +337,7 @@ async fn never_two_leaders_under_faults() {
             candidate.task.abort();
         }
     }
-    assert!(
-        led > 20 * 3000 / 4,
-        "there is a leader for much of the time: {led}"
-    );
+    assert!(led > 20 * 3000 / 4, "there is a leader for much of the time: {led}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -420,10 +345,7 @@ async fn a_claim_runs_out_by_itself() {
     let leadership = Leadership::none();
     assert!(!leadership.is_leader());
     assert!(leadership.hold(Instant::now() + Duration::from_secs(10)));
-    assert!(
-        !leadership.hold(Instant::now() + Duration::from_secs(10)),
-        "no news"
-    );
+    assert!(!leadership.hold(Instant::now() + Duration::from_secs(10)), "no news");
     tokio::time::advance(Duration::from_millis(9_999)).await;
     assert!(leadership.is_leader());
     tokio::time::advance(Duration::from_millis(1)).await;

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, PublicKeyData, SanType,
 };
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -42,9 +42,7 @@ pub enum CaError {
         names: usize,
     },
     /// The stored pair is no usable CA.
-    #[error(
-        "{origin} is no usable certificate authority: {reason}; delete it and kimup makes a new one"
-    )]
+    #[error("{origin} is no usable certificate authority: {reason}; delete it and kimup makes a new one")]
     Unusable {
         /// What was read (`Secret kimup-system/kimup-ca`).
         origin: String,
@@ -96,10 +94,7 @@ pub struct Leaf {
 impl CertificateAuthority {
     /// A new CA (ECDSA P-256) named `name`, valid for ten years from an hour before `now`.
     pub fn generate(name: &str, now: Timestamp) -> Result<Self, CaError> {
-        let make = |source| CaError::Make {
-            name: name.to_owned(),
-            source,
-        };
+        let make = |source| CaError::Make { name: name.to_owned(), source };
         let not_after = later(now, CA_LIFE);
         let mut params = CertificateParams::default();
         params.distinguished_name = subject(name);
@@ -108,30 +103,17 @@ impl CertificateAuthority {
         set_validity(&mut params, backdated(now), not_after);
         let key = KeyPair::generate().map_err(make)?;
         let certificate = params.self_signed(&key).map_err(make)?.pem();
-        Ok(Self {
-            name: name.to_owned(),
-            certificate,
-            issuer: Issuer::new(params, key),
-            not_after,
-        })
+        Ok(Self { name: name.to_owned(), certificate, issuer: Issuer::new(params, key), not_after })
     }
 
     /// A stored CA. `origin` names where it came from, for errors. Refused: what does not parse, is no CA, has another
     /// key than the certificate's or is expired at `now`.
-    pub fn from_pem(
-        origin: &str,
-        certificate: &str,
-        key: &SecretString,
-        now: Timestamp,
-    ) -> Result<Self, CaError> {
-        let unusable = |reason: String| CaError::Unusable {
-            origin: origin.to_owned(),
-            reason,
-        };
+    pub fn from_pem(origin: &str, certificate: &str, key: &SecretString, now: Timestamp) -> Result<Self, CaError> {
+        let unusable = |reason: String| CaError::Unusable { origin: origin.to_owned(), reason };
         let der = CertificateDer::from_pem_slice(certificate.as_bytes())
             .map_err(|e| unusable(format!("the certificate is no PEM: {e}")))?;
-        let (_, parsed) = X509Certificate::from_der(&der)
-            .map_err(|e| unusable(format!("the certificate does not parse: {e}")))?;
+        let (_, parsed) =
+            X509Certificate::from_der(&der).map_err(|e| unusable(format!("the certificate does not parse: {e}")))?;
         if !parsed.is_ca() {
             return Err(unusable("the certificate is not one of a CA".to_owned()));
         }
@@ -139,9 +121,7 @@ impl CertificateAuthority {
         let key = KeyPair::from_pem(key.expose_secret())
             .map_err(|_| unusable("the private key does not parse".to_owned()))?;
         if key.subject_public_key_info() != parsed.public_key().raw {
-            return Err(unusable(
-                "the private key is not the certificate's".to_owned(),
-            ));
+            return Err(unusable("the private key is not the certificate's".to_owned()));
         }
         let validity = Validity::of(&parsed);
         if validity.not_after <= now {
@@ -149,12 +129,7 @@ impl CertificateAuthority {
         }
         let name = origin.to_owned();
         let issuer = Issuer::from_ca_cert_der(&der, key).map_err(|e| unusable(e.to_string()))?;
-        Ok(Self {
-            name,
-            certificate: certificate.to_owned(),
-            issuer,
-            not_after: validity.not_after,
-        })
+        Ok(Self { name, certificate: certificate.to_owned(), issuer, not_after: validity.not_after })
     }
 
     /// The CA certificate, PEM: what goes into `caBundle`.
@@ -175,12 +150,7 @@ impl CertificateAuthority {
     /// A new key and a serving certificate for it: 90 days, but never longer than the CA, from an hour before `now`.
     ///
     /// At least one name is needed, at most 64. Takes about a millisecond.
-    pub fn sign_leaf(
-        &self,
-        dns: &[String],
-        ips: &[IpAddr],
-        now: Timestamp,
-    ) -> Result<Leaf, CaError> {
+    pub fn sign_leaf(&self, dns: &[String], ips: &[IpAddr], now: Timestamp) -> Result<Leaf, CaError> {
         let names = dns.len() + ips.len();
         if names == 0 || names > MAX_NAMES {
             return Err(CaError::Names { names });
@@ -192,16 +162,11 @@ impl CertificateAuthority {
             });
         }
         let name = dns.first().cloned().unwrap_or_else(|| format!("{ips:?}"));
-        let make = |source| CaError::Make {
-            name: name.clone(),
-            source,
-        };
+        let make = |source| CaError::Make { name: name.clone(), source };
         let not_before = backdated(now);
         let not_after = later(now, LEAF_LIFE).min(self.not_after);
         let mut params = CertificateParams::new(dns.to_vec()).map_err(make)?;
-        params
-            .subject_alt_names
-            .extend(ips.iter().copied().map(SanType::IpAddress));
+        params.subject_alt_names.extend(ips.iter().copied().map(SanType::IpAddress));
         params.distinguished_name = subject("kimup webhook");
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
@@ -209,12 +174,7 @@ impl CertificateAuthority {
         set_validity(&mut params, not_before, not_after);
         let key = KeyPair::generate().map_err(make)?;
         let chain = params.signed_by(&key, &self.issuer).map_err(make)?.pem();
-        Ok(Leaf {
-            chain,
-            key: key.serialize_pem().into(),
-            not_before,
-            not_after,
-        })
+        Ok(Leaf { chain, key: key.serialize_pem().into(), not_before, not_after })
     }
 }
 
@@ -227,8 +187,7 @@ fn subject(common_name: &str) -> DistinguishedName {
 /// Whole seconds, never before 1970. rcgen takes dates of the `time` crate; the one it hands out is a calendar day.
 fn set_validity(params: &mut CertificateParams, not_before: Timestamp, not_after: Timestamp) {
     let date = |at: Timestamp| {
-        rcgen::date_time_ymd(1970, 1, 1)
-            + Duration::from_secs(u64::try_from(at.as_second()).unwrap_or(0))
+        rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(u64::try_from(at.as_second()).unwrap_or(0))
     };
     params.not_before = date(not_before);
     params.not_after = date(not_after);
@@ -239,8 +198,7 @@ fn later(at: Timestamp, by: SignedDuration) -> Timestamp {
 }
 
 fn backdated(now: Timestamp) -> Timestamp {
-    now.saturating_sub(BACKDATED)
-        .unwrap_or(Timestamp::UNIX_EPOCH)
+    now.saturating_sub(BACKDATED).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
 /// When a certificate is valid, as read from it.
@@ -277,15 +235,11 @@ mod tests {
     fn a_stored_pair_signs_leaves_that_chain_to_it() {
         let ca = generated();
         let now = at("2026-02-01T00:00:00Z");
-        let stored =
-            CertificateAuthority::from_pem("Secret a/b", ca.certificate_pem(), &ca.key_pem(), now)
-                .unwrap();
+        let stored = CertificateAuthority::from_pem("Secret a/b", ca.certificate_pem(), &ca.key_pem(), now).unwrap();
         assert_eq!(stored.certificate_pem(), ca.certificate_pem());
         assert_eq!(stored.not_after(), at("2035-12-30T00:00:00Z"));
         let names = ["kimup.kimup-system.svc".to_owned()];
-        let leaf = stored
-            .sign_leaf(&names, &["::1".parse().unwrap()], now)
-            .unwrap();
+        let leaf = stored.sign_leaf(&names, &["::1".parse().unwrap()], now).unwrap();
         assert_eq!(leaf.not_before, at("2026-01-31T23:00:00Z"));
         assert_eq!(leaf.not_after, at("2026-05-02T00:00:00Z"));
 
@@ -296,10 +250,7 @@ mod tests {
         assert_eq!(parsed.issuer(), issuer.subject());
         assert!(!parsed.is_ca() && issuer.is_ca());
         let validity = Validity::of(&parsed);
-        assert_eq!(
-            (validity.not_before, validity.not_after),
-            (leaf.not_before, leaf.not_after)
-        );
+        assert_eq!((validity.not_before, validity.not_after), (leaf.not_before, leaf.not_after));
         let san = parsed.subject_alternative_name().unwrap().unwrap();
         let names = format!("{:?}", san.value.general_names);
         assert!(names.contains("kimup.kimup-system.svc"), "{names}");
@@ -311,9 +262,7 @@ mod tests {
         let now = at("2026-02-01T00:00:00Z");
         let leaf = ca.sign_leaf(&["a.b".to_owned()], &[], now).unwrap();
         let check = |certificate: &str, key: &SecretString, now: Timestamp, reason: &str| {
-            let error = CertificateAuthority::from_pem("Secret a/b", certificate, key, now)
-                .unwrap_err()
-                .to_string();
+            let error = CertificateAuthority::from_pem("Secret a/b", certificate, key, now).unwrap_err().to_string();
             assert!(error.starts_with("Secret a/b is no usable"), "{error}");
             assert!(error.contains(reason), "{error}");
         };
@@ -323,12 +272,7 @@ mod tests {
         check(good, &"".into(), now, "private key does not parse");
         check(good, &generated().key_pem(), now, "not the certificate's");
         check(&leaf.chain, &leaf.key, now, "not one of a CA");
-        check(
-            good,
-            &key,
-            at("2036-01-01T00:00:00Z"),
-            "expired at 2035-12-30",
-        );
+        check(good, &key, at("2036-01-01T00:00:00Z"), "expired at 2035-12-30");
     }
 
     #[test]
@@ -337,9 +281,7 @@ mod tests {
         let last_month = at("2035-12-01T00:00:00Z");
         let leaf = ca.sign_leaf(&["a.b".to_owned()], &[], last_month).unwrap();
         assert_eq!(leaf.not_after, ca.not_after());
-        let error = ca
-            .sign_leaf(&["a.b".to_owned()], &[], ca.not_after())
-            .unwrap_err();
+        let error = ca.sign_leaf(&["a.b".to_owned()], &[], ca.not_after()).unwrap_err();
         assert!(matches!(error, CaError::Unusable { .. }), "{error}");
     }
 
@@ -349,11 +291,7 @@ mod tests {
         let now = at("2026-02-01T00:00:00Z");
         let check = |count: usize, good: bool| {
             let names: Vec<String> = (0..count).map(|n| format!("name-{n}")).collect();
-            assert_eq!(
-                ca.sign_leaf(&names, &[], now).is_ok(),
-                good,
-                "{count} names"
-            );
+            assert_eq!(ca.sign_leaf(&names, &[], now).is_ok(), good, "{count} names");
         };
         check(0, false);
         check(1, true);
@@ -364,9 +302,7 @@ mod tests {
     #[test]
     fn keys_do_not_print() {
         let ca = generated();
-        let leaf = ca
-            .sign_leaf(&["a.b".to_owned()], &[], at("2026-02-01T00:00:00Z"))
-            .unwrap();
+        let leaf = ca.sign_leaf(&["a.b".to_owned()], &[], at("2026-02-01T00:00:00Z")).unwrap();
         let printed = format!("{ca:?} {leaf:?} {:?}", ca.key_pem());
         assert!(!printed.contains("PRIVATE"), "{printed}");
     }

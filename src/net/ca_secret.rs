@@ -51,14 +51,8 @@ pub async fn load_or_create_ca(
     })
 }
 
-async fn call<T>(
-    verb: &str,
-    origin: &str,
-    work: impl Future<Output = kube::Result<T>>,
-) -> Result<T, CaError> {
-    timed(work)
-        .await
-        .map_err(|error| api_error(verb, origin, &error))
+async fn call<T>(verb: &str, origin: &str, work: impl Future<Output = kube::Result<T>>) -> Result<T, CaError> {
+    timed(work).await.map_err(|error| api_error(verb, origin, &error))
 }
 
 /// The work's own result, or a deadline that looks like a failed connection.
@@ -75,10 +69,7 @@ fn api_error(verb: &str, origin: &str, error: &kube::Error) -> CaError {
         kube::Error::SerdeError(_) => "the answer does not parse as a Secret".to_owned(),
         other => other.to_string(),
     };
-    CaError::Api {
-        what: format!("cannot {verb} {origin}"),
-        reason,
-    }
+    CaError::Api { what: format!("cannot {verb} {origin}"), reason }
 }
 
 fn to_secret(name: &str, ca: &CertificateAuthority) -> Secret {
@@ -88,10 +79,7 @@ fn to_secret(name: &str, ca: &CertificateAuthority) -> Secret {
             name: Some(name.to_owned()),
             labels: Some(BTreeMap::from([
                 ("app.kubernetes.io/name".to_owned(), "kimup".to_owned()),
-                (
-                    "app.kubernetes.io/managed-by".to_owned(),
-                    "kimup".to_owned(),
-                ),
+                ("app.kubernetes.io/managed-by".to_owned(), "kimup".to_owned()),
             ])),
             ..ObjectMeta::default()
         },
@@ -106,15 +94,10 @@ fn to_secret(name: &str, ca: &CertificateAuthority) -> Secret {
 }
 
 fn from_secret(origin: &str, secret: Secret) -> Result<CertificateAuthority, CaError> {
-    let unusable = |reason: String| CaError::Unusable {
-        origin: origin.to_owned(),
-        reason,
-    };
+    let unusable = |reason: String| CaError::Unusable { origin: origin.to_owned(), reason };
     let mut data = secret.data.unwrap_or_default();
     let mut take = |key: &str| {
-        let value = data
-            .remove(key)
-            .ok_or_else(|| unusable(format!("it has no `{key}`")))?;
+        let value = data.remove(key).ok_or_else(|| unusable(format!("it has no `{key}`")))?;
         String::from_utf8(value.0).map_err(|_| unusable(format!("its `{key}` is no text")))
     };
     let certificate = take("tls.crt")?;
@@ -166,10 +149,7 @@ mod tests {
                         (StatusCode::CREATED, body)
                     }
                 };
-                let response = Response::builder()
-                    .status(code)
-                    .body(Body::from(body))
-                    .unwrap();
+                let response = Response::builder().status(code).body(Body::from(body)).unwrap();
                 Ok::<_, tower::BoxError>(response)
             }
         });
@@ -204,10 +184,7 @@ mod tests {
     async fn the_loser_of_a_race_takes_the_winners() {
         let winner = CertificateAuthority::generate("kimup-ca", Timestamp::now()).unwrap();
         let rival = serde_json::to_vec(&to_secret("kimup-ca", &winner)).unwrap();
-        let store = Arc::new(Mutex::new(Store {
-            rival: Some(rival),
-            ..Store::default()
-        }));
+        let store = Arc::new(Mutex::new(Store { rival: Some(rival), ..Store::default() }));
         let loaded = load(&store).await.unwrap();
         assert_eq!(loaded.certificate_pem(), winner.certificate_pem());
         assert_eq!(store.lock().unwrap().writes, 0);
@@ -217,10 +194,7 @@ mod tests {
     async fn an_unusable_secret_is_named_and_left_alone() {
         async fn check(secret: serde_json::Value, reason: &str) {
             let body = serde_json::to_vec(&secret).unwrap();
-            let store = Arc::new(Mutex::new(Store {
-                secret: Some(body.clone()),
-                ..Store::default()
-            }));
+            let store = Arc::new(Mutex::new(Store { secret: Some(body.clone()), ..Store::default() }));
             let error = load(&store).await.unwrap_err().to_string();
             assert!(error.contains("Secret kimup-system/kimup-ca"), "{error}");
             assert!(error.contains(reason), "{error}");
@@ -229,20 +203,8 @@ mod tests {
         }
         let base = json!({"metadata": {"name": "kimup-ca"}});
         check(base, "no `tls.crt`").await;
-        check(
-            json!({"data": {"tls.crt": "c2VjcmV0", "tls.key": "c2VjcmV0"}}),
-            "no PEM",
-        )
-        .await;
-        check(
-            json!({"data": {"tls.crt": "/w==", "tls.key": "c2VjcmV0"}}),
-            "no text",
-        )
-        .await;
-        check(
-            json!({"data": {"tls.crt": 7, "x": "c2VjcmV0"}}),
-            "does not parse",
-        )
-        .await;
+        check(json!({"data": {"tls.crt": "c2VjcmV0", "tls.key": "c2VjcmV0"}}), "no PEM").await;
+        check(json!({"data": {"tls.crt": "/w==", "tls.key": "c2VjcmV0"}}), "no text").await;
+        check(json!({"data": {"tls.crt": 7, "x": "c2VjcmV0"}}), "does not parse").await;
     }
 }

@@ -74,19 +74,13 @@ impl<S> GuardIo<S> {
     }
 
     /// The result of a write, or an error when the peer has taken nothing for too long.
-    fn written<T>(
-        &mut self,
-        cx: &mut Context<'_>,
-        result: Poll<io::Result<T>>,
-    ) -> Poll<io::Result<T>> {
+    fn written<T>(&mut self, cx: &mut Context<'_>, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if result.is_ready() {
             self.write_deadline = None;
             return result;
         }
         let patience = self.patience.write;
-        let deadline = self
-            .write_deadline
-            .get_or_insert_with(|| Box::pin(sleep(patience)));
+        let deadline = self.write_deadline.get_or_insert_with(|| Box::pin(sleep(patience)));
         ready!(deadline.as_mut().poll(cx));
         Poll::Ready(Err(timed_out("the peer takes no bytes")))
     }
@@ -97,11 +91,7 @@ fn timed_out(what: &'static str) -> io::Error {
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for GuardIo<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.busy.get() {
             self.reading = Reading::Body;
             return Pin::new(&mut self.inner).poll_read(cx, buf);
@@ -124,11 +114,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for GuardIo<S> {
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for GuardIo<S> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.inner).poll_write(cx, buf);
         self.written(cx, result)
     }
@@ -163,11 +149,8 @@ mod tests {
 
     use super::*;
 
-    const PATIENCE: Patience = Patience {
-        header: Duration::from_secs(10),
-        idle: Duration::from_secs(120),
-        write: Duration::from_secs(30),
-    };
+    const PATIENCE: Patience =
+        Patience { header: Duration::from_secs(10), idle: Duration::from_secs(120), write: Duration::from_secs(30) };
 
     /// Seconds until a read fails when the peer stays silent.
     async fn silent_for(io: &mut GuardIo<tokio::io::DuplexStream>) -> u64 {

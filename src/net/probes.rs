@@ -36,13 +36,9 @@ impl Readiness {
     /// Adds a condition, not met until [`Condition::set`] says so. Registering a name again gives a handle to the same one.
     pub fn register(&self, name: &str) -> Condition {
         self.write(|all| {
-            all.entry(name.to_owned())
-                .or_insert_with(|| Some("not reported yet".to_owned()));
+            all.entry(name.to_owned()).or_insert_with(|| Some("not reported yet".to_owned()));
         });
-        Condition {
-            name: name.to_owned(),
-            all: self.clone(),
-        }
+        Condition { name: name.to_owned(), all: self.clone() }
     }
 
     /// Whether every condition is met.
@@ -72,21 +68,11 @@ impl Readiness {
     }
 
     fn read<T>(&self, work: impl FnOnce(&Conditions) -> T) -> T {
-        work(
-            &self
-                .conditions
-                .read()
-                .unwrap_or_else(PoisonError::into_inner),
-        )
+        work(&self.conditions.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn write<T>(&self, work: impl FnOnce(&mut Conditions) -> T) -> T {
-        work(
-            &mut self
-                .conditions
-                .write()
-                .unwrap_or_else(PoisonError::into_inner),
-        )
+        work(&mut self.conditions.write().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -94,10 +80,7 @@ impl Condition {
     /// Sets the condition. `reason` says why it is not met (`not listed yet`); it is not kept when it is.
     pub fn set(&self, met: bool, reason: impl Into<String>) {
         let unmet = (!met).then(|| reason.into());
-        let before = self
-            .all
-            .write(|all| all.insert(self.name.clone(), unmet.clone()))
-            .flatten();
+        let before = self.all.write(|all| all.insert(self.name.clone(), unmet.clone())).flatten();
         match (before, unmet) {
             (Some(_), None) => tracing::info!(condition = %self.name, "readiness condition is met"),
             (None, Some(reason)) => {
@@ -111,12 +94,7 @@ impl Condition {
 /// Serves `/healthz`, `/readyz` (`?verbose`) and `/metrics` until `shutdown`.
 ///
 /// Cancel `shutdown` after the webhook's own server has drained: the kubelet asks until the end.
-pub async fn serve_probes(
-    listener: TcpListener,
-    readiness: Readiness,
-    metrics: Metrics,
-    shutdown: CancellationToken,
-) {
+pub async fn serve_probes(listener: TcpListener, readiness: Readiness, metrics: Metrics, shutdown: CancellationToken) {
     let options = ServerOptions {
         max_connections: 64,
         body_limit: 1024,
@@ -136,26 +114,15 @@ fn router(readiness: Readiness, metrics: Metrics) -> Router {
 }
 
 async fn readyz(State(readiness): State<Readiness>, RawQuery(query): RawQuery) -> Response {
-    let verbose = query.is_some_and(|query| {
-        query
-            .split('&')
-            .any(|part| part == "verbose" || part.starts_with("verbose="))
-    });
+    let verbose =
+        query.is_some_and(|query| query.split('&').any(|part| part == "verbose" || part.starts_with("verbose=")));
     let (ready, text) = readiness.report(verbose);
-    let status = if ready {
-        StatusCode::OK
-    } else {
-        StatusCode::SERVICE_UNAVAILABLE
-    };
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, text).into_response()
 }
 
 async fn expose(State(metrics): State<Metrics>) -> Response {
-    (
-        [(header::CONTENT_TYPE, METRICS_CONTENT_TYPE)],
-        metrics.encode(),
-    )
-        .into_response()
+    ([(header::CONTENT_TYPE, METRICS_CONTENT_TYPE)], metrics.encode()).into_response()
 }
 
 #[cfg(test)]
@@ -172,51 +139,17 @@ mod tests {
                     condition.set(*met, "not listed yet");
                 }
             }
-            assert_eq!(
-                readiness.report(verbose),
-                (ready, text.to_owned()),
-                "{set:?}"
-            );
+            assert_eq!(readiness.report(verbose), (ready, text.to_owned()), "{set:?}");
             assert_eq!(readiness.is_ready(), ready, "{set:?}");
         }
         check(&[], false, true, "ok\n");
-        check(
-            &[("images", None)],
-            false,
-            false,
-            "images: not reported yet\n",
-        );
-        check(
-            &[("images", Some(false))],
-            false,
-            false,
-            "images: not listed yet\n",
-        );
+        check(&[("images", None)], false, false, "images: not reported yet\n");
+        check(&[("images", Some(false))], false, false, "images: not listed yet\n");
         check(&[("images", Some(true))], false, true, "ok\n");
-        check(
-            &[("images", Some(true)), ("images", None)],
-            false,
-            true,
-            "ok\n",
-        );
-        check(
-            &[("a", Some(true)), ("b", Some(false))],
-            false,
-            false,
-            "b: not listed yet\n",
-        );
-        check(
-            &[("a", Some(true)), ("b", Some(false))],
-            true,
-            false,
-            "[+] a\n[-] b: not listed yet\n",
-        );
-        check(
-            &[("a", Some(true)), ("b", Some(true))],
-            true,
-            true,
-            "[+] a\n[+] b\nok\n",
-        );
+        check(&[("images", Some(true)), ("images", None)], false, true, "ok\n");
+        check(&[("a", Some(true)), ("b", Some(false))], false, false, "b: not listed yet\n");
+        check(&[("a", Some(true)), ("b", Some(false))], true, false, "[+] a\n[-] b: not listed yet\n");
+        check(&[("a", Some(true)), ("b", Some(true))], true, true, "[+] a\n[+] b\nok\n");
     }
 
     #[tokio::test]
@@ -227,12 +160,7 @@ mod tests {
         let (readiness, metrics) = (Readiness::default(), Metrics::new());
         let images = readiness.register("images");
         let shutdown = CancellationToken::new();
-        let server = tokio::spawn(serve_probes(
-            listener,
-            readiness,
-            metrics.clone(),
-            shutdown.clone(),
-        ));
+        let server = tokio::spawn(serve_probes(listener, readiness, metrics.clone(), shutdown.clone()));
         let client = reqwest::Client::new();
         let check = async |path: &str, status: u16, part: &str| {
             let response = client.get(format!("{base}{path}")).send().await.unwrap();

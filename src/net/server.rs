@@ -133,13 +133,7 @@ async fn serve(
     let router = bounded(router, &options);
     let (closing, cut) = (CancellationToken::new(), CancellationToken::new());
     let slots = Arc::new(Semaphore::new(options.max_connections));
-    let shared = Arc::new(Shared {
-        transport,
-        router,
-        options,
-        closing,
-        cut,
-    });
+    let shared = Arc::new(Shared { transport, router, options, closing, cut });
     let connections = TaskTracker::new();
     let stop = async {
         shutdown.cancelled().await;
@@ -156,8 +150,7 @@ async fn serve(
         let shared = Arc::clone(&shared);
         connections.spawn(async move {
             let cut = shared.cut.clone();
-            cut.run_until_cancelled_owned(connection(stream, &shared))
-                .await;
+            cut.run_until_cancelled_owned(connection(stream, &shared)).await;
             drop(permit);
         });
     }
@@ -173,10 +166,7 @@ async fn drain(shared: &Shared, connections: TaskTracker) -> Drained {
         Err(_) => connections.len(),
     };
     if cut > 0 {
-        tracing::warn!(
-            connections = cut,
-            "requests did not end in time: their connections are cut"
-        );
+        tracing::warn!(connections = cut, "requests did not end in time: their connections are cut");
     }
     shared.cut.cancel();
     connections.wait().await;
@@ -259,9 +249,7 @@ where
         }
     });
     // No timer is given to hyper: the deadlines are those of GuardIo.
-    let connection = hyper::server::conn::http1::Builder::new()
-        .max_buf_size(MAX_HEAD)
-        .serve_connection(io, service);
+    let connection = hyper::server::conn::http1::Builder::new().max_buf_size(MAX_HEAD).serve_connection(io, service);
     tokio::pin!(connection);
     let result = tokio::select! {
         result = connection.as_mut() => result,
@@ -281,10 +269,7 @@ fn bounded(router: Router, options: &ServerOptions) -> Router {
         // axum's own limit of 2 MB would refuse large reviews before the one below.
         .layer(DefaultBodyLimit::disable())
         .layer(RequestBodyLimitLayer::new(options.body_limit))
-        .layer(TimeoutLayer::with_status_code(
-            StatusCode::GATEWAY_TIMEOUT,
-            options.request_timeout,
-        ))
+        .layer(TimeoutLayer::with_status_code(StatusCode::GATEWAY_TIMEOUT, options.request_timeout))
         .layer(CatchPanicLayer::custom(panicked))
 }
 

@@ -12,30 +12,20 @@ use tokio_util::sync::CancellationToken;
 /// to wait for the drain. Must be called within a runtime; an error means that the runtime cannot watch signals.
 pub fn on_signals() -> io::Result<CancellationToken> {
     let token = CancellationToken::new();
-    let signals = stream::select(
-        arrivals(SignalKind::terminate())?,
-        arrivals(SignalKind::interrupt())?,
-    );
-    tokio::spawn(watch(signals, token.clone(), |code| {
-        std::process::exit(code)
-    }));
+    let signals = stream::select(arrivals(SignalKind::terminate())?, arrivals(SignalKind::interrupt())?);
+    tokio::spawn(watch(signals, token.clone(), |code| std::process::exit(code)));
     Ok(token)
 }
 
 /// The number of the signal, each time it arrives.
 fn arrivals(kind: SignalKind) -> io::Result<impl Stream<Item = i32> + Unpin> {
     let number = kind.as_raw_value();
-    let arrivals = stream::unfold(signal(kind)?, |mut signal: Signal| async move {
-        signal.recv().await.map(|()| ((), signal))
-    });
+    let arrivals =
+        stream::unfold(signal(kind)?, |mut signal: Signal| async move { signal.recv().await.map(|()| ((), signal)) });
     Ok(Box::pin(arrivals.map(move |()| number)))
 }
 
-async fn watch(
-    mut signals: impl Stream<Item = i32> + Unpin,
-    token: CancellationToken,
-    exit: impl FnOnce(i32),
-) {
+async fn watch(mut signals: impl Stream<Item = i32> + Unpin, token: CancellationToken, exit: impl FnOnce(i32)) {
     let Some(signal) = signals.next().await else {
         return;
     };
@@ -57,11 +47,7 @@ mod tests {
             let mut code = None;
             let arrivals = stream::iter(signals.to_vec());
             watch(arrivals, token.clone(), |exit_code| code = Some(exit_code)).await;
-            assert_eq!(
-                (token.is_cancelled(), code),
-                (cancelled, exit_code),
-                "{signals:?}"
-            );
+            assert_eq!((token.is_cancelled(), code), (cancelled, exit_code), "{signals:?}");
         }
         check(&[], false, None).await;
         check(&[15], true, None).await;
@@ -73,10 +59,7 @@ mod tests {
     async fn a_real_signal_arrives() {
         let token = on_signals().unwrap();
         let me = std::process::id().to_string();
-        let sent = std::process::Command::new("kill")
-            .args(["-TERM", &me])
-            .status()
-            .unwrap();
+        let sent = std::process::Command::new("kill").args(["-TERM", &me]).status().unwrap();
         assert!(sent.success());
         token.cancelled().await;
     }

@@ -81,21 +81,14 @@ enum Reply<A> {
 ///
 /// A socket file that nobody listens on is replaced; one that somebody listens on, or a file of another kind, is an
 /// error. A handler gets 30 seconds and is dropped when its client goes away.
-pub async fn serve_socket<F, Fut, Q, A>(
-    path: &Path,
-    handler: F,
-    shutdown: CancellationToken,
-) -> Result<(), SocketError>
+pub async fn serve_socket<F, Fut, Q, A>(path: &Path, handler: F, shutdown: CancellationToken) -> Result<(), SocketError>
 where
     F: Fn(Q) -> Fut + Clone + Send + 'static,
     Fut: Future<Output = A> + Send + 'static,
     Q: DeserializeOwned + Send + 'static,
     A: Serialize + Send + 'static,
 {
-    let failed = |source| SocketError::Listen {
-        path: path.to_owned(),
-        source,
-    };
+    let failed = |source| SocketError::Listen { path: path.to_owned(), source };
     let listener = listen(path).await.map_err(failed)?;
     let inode = fs::metadata(path).map_err(failed)?.ino();
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
@@ -139,12 +132,8 @@ where
     A: DeserializeOwned,
 {
     let asking = async {
-        let stream = UnixStream::connect(path)
-            .await
-            .map_err(|source| SocketError::Connect {
-                path: path.to_owned(),
-                source,
-            })?;
+        let stream =
+            UnixStream::connect(path).await.map_err(|source| SocketError::Connect { path: path.to_owned(), source })?;
         let (read, mut write) = stream.into_split();
         write.write_all(&line(question)?).await?;
         let answer = read_line(&mut BufReader::new(read)).await?;
@@ -153,9 +142,7 @@ where
             Reply::Error(error) => Err(SocketError::Refused(error)),
         }
     };
-    timeout(deadline, asking)
-        .await
-        .unwrap_or(Err(SocketError::Timeout { deadline }))
+    timeout(deadline, asking).await.unwrap_or(Err(SocketError::Timeout { deadline }))
 }
 
 async fn one_question<F, Fut, Q, A>(stream: UnixStream, handler: F) -> Result<(), SocketError>
@@ -167,12 +154,8 @@ where
 {
     let (read, mut write) = stream.into_split();
     let mut read = BufReader::new(read);
-    let late = |_| SocketError::Timeout {
-        deadline: LINE_DEADLINE,
-    };
-    let question = timeout(LINE_DEADLINE, read_line(&mut read))
-        .await
-        .map_err(late)??;
+    let late = |_| SocketError::Timeout { deadline: LINE_DEADLINE };
+    let question = timeout(LINE_DEADLINE, read_line(&mut read)).await.map_err(late)??;
     let reply = match serde_json::from_slice(&question) {
         Err(error) => Reply::Error(format!("the question is not understood: {error}")),
         Ok(question) => tokio::select! {
@@ -183,14 +166,9 @@ where
             () = gone(&mut read) => return Ok(()),
         },
     };
-    let reply = line(&reply).or_else(|error| {
-        line(&Reply::<()>::Error(format!(
-            "the answer cannot be sent: {error}"
-        )))
-    })?;
-    timeout(LINE_DEADLINE, write.write_all(&reply))
-        .await
-        .map_err(late)??;
+    let reply =
+        line(&reply).or_else(|error| line(&Reply::<()>::Error(format!("the answer cannot be sent: {error}"))))?;
+    timeout(LINE_DEADLINE, write.write_all(&reply)).await.map_err(late)??;
     Ok(())
 }
 
@@ -203,9 +181,7 @@ fn line<T: Serialize>(value: &T) -> Result<Vec<u8>, SocketError> {
     let mut line = serde_json::to_vec(value).map_err(SocketError::Malformed)?;
     line.push(b'\n');
     if line.len() as u64 > MAX_LINE {
-        return Err(SocketError::Broken(io::Error::other(format!(
-            "longer than {MAX_LINE} bytes"
-        ))));
+        return Err(SocketError::Broken(io::Error::other(format!("longer than {MAX_LINE} bytes"))));
     }
     Ok(line)
 }
@@ -231,10 +207,7 @@ async fn listen(path: &Path) -> io::Result<UnixListener> {
             return Err(io::Error::other("something that is no socket is there"));
         }
         Ok(_) if UnixStream::connect(path).await.is_ok() => {
-            return Err(io::Error::new(
-                io::ErrorKind::AddrInUse,
-                "another process listens there",
-            ));
+            return Err(io::Error::new(io::ErrorKind::AddrInUse, "another process listens there"));
         }
         _ => {}
     }
@@ -270,11 +243,7 @@ mod tests {
     impl Bed {
         fn new() -> Self {
             let folder = tempfile::tempdir().unwrap();
-            Self {
-                folder,
-                shutdown: CancellationToken::new(),
-                server: None,
-            }
+            Self { folder, shutdown: CancellationToken::new(), server: None }
         }
         fn path(&self) -> PathBuf {
             self.folder.path().join("sync.sock")
@@ -314,64 +283,36 @@ mod tests {
         let bed = Bed::served().await;
         assert_eq!(bed.ask(3, SOON).await.unwrap(), "222");
         let many = futures::future::join_all((1..300).map(|n| bed.ask(n, SOON))).await;
-        assert!(
-            many.into_iter()
-                .enumerate()
-                .all(|(i, answer)| answer.unwrap().len() == i + 1)
-        );
+        assert!(many.into_iter().enumerate().all(|(i, answer)| answer.unwrap().len() == i + 1));
         let mode = fs::metadata(bed.path()).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         let left: Vec<_> = fs::read_dir(bed.folder.path()).unwrap().collect();
         assert_eq!(left.len(), 1, "{left:?}");
         bed.shutdown.cancel();
         bed.server.unwrap().await.unwrap().unwrap();
-        assert_eq!(
-            fs::read_dir(bed.folder.path()).unwrap().count(),
-            0,
-            "the socket is removed"
-        );
+        assert_eq!(fs::read_dir(bed.folder.path()).unwrap().count(), 0, "the socket is removed");
     }
 
     #[tokio::test]
     async fn what_can_go_wrong_is_told_apart() {
         let bed = Bed::served().await;
         let check = async |number: u64, kind: fn(&SocketError) -> bool| {
-            let error = bed
-                .ask(number, Duration::from_millis(500))
-                .await
-                .unwrap_err();
+            let error = bed.ask(number, Duration::from_millis(500)).await.unwrap_err();
             assert!(kind(&error), "{number}: {error:?}");
         };
         check(0, |e| matches!(e, SocketError::Timeout { .. })).await;
         check(1000, |e| matches!(e, SocketError::Broken(_))).await;
-        check(
-            MAX_LINE,
-            |e| matches!(e, SocketError::Refused(text) if text.contains("longer")),
-        )
-        .await;
-        let wrong = ask::<_, String>(&bed.path(), &"no number", SOON)
-            .await
-            .unwrap_err();
-        assert!(
-            matches!(&wrong, SocketError::Refused(text) if text.contains("understood")),
-            "{wrong}"
-        );
+        check(MAX_LINE, |e| matches!(e, SocketError::Refused(text) if text.contains("longer"))).await;
+        let wrong = ask::<_, String>(&bed.path(), &"no number", SOON).await.unwrap_err();
+        assert!(matches!(&wrong, SocketError::Refused(text) if text.contains("understood")), "{wrong}");
         let wrong = ask::<_, u64>(&bed.path(), &1, SOON).await.unwrap_err();
         assert!(matches!(wrong, SocketError::Malformed(_)), "{wrong}");
         let long = "x".repeat(usize::try_from(MAX_LINE).unwrap());
-        let wrong = ask::<_, String>(&bed.path(), &long, SOON)
-            .await
-            .unwrap_err();
+        let wrong = ask::<_, String>(&bed.path(), &long, SOON).await.unwrap_err();
         assert!(matches!(wrong, SocketError::Broken(_)), "{wrong}");
-        let nobody = ask::<_, String>(Path::new("/nowhere"), &1, SOON)
-            .await
-            .unwrap_err();
+        let nobody = ask::<_, String>(Path::new("/nowhere"), &1, SOON).await.unwrap_err();
         assert!(matches!(nobody, SocketError::Connect { .. }), "{nobody}");
-        assert_eq!(
-            bed.ask(1, SOON).await.unwrap(),
-            "2",
-            "and the server goes on"
-        );
+        assert_eq!(bed.ask(1, SOON).await.unwrap(), "2", "and the server goes on");
     }
 
     #[tokio::test]
@@ -403,9 +344,7 @@ mod tests {
         })
         .await;
         bed.ask(1, Duration::from_millis(100)).await.unwrap_err();
-        timeout(SOON, dropped.notified())
-            .await
-            .expect("the handler goes on without its client");
+        timeout(SOON, dropped.notified()).await.expect("the handler goes on without its client");
     }
 
     #[tokio::test]
@@ -419,11 +358,7 @@ mod tests {
         let check = async |path: &Path, reason: &str| {
             let handler = |number: u64| async move { number };
             let served = serve_socket(path, handler, CancellationToken::new());
-            let error = timeout(SOON, served)
-                .await
-                .expect("served")
-                .unwrap_err()
-                .to_string();
+            let error = timeout(SOON, served).await.expect("served").unwrap_err().to_string();
             assert!(error.contains(reason), "{error}");
         };
         check(&bed.path(), "another process listens there").await;

@@ -102,11 +102,7 @@ pub async fn start(
     let mut keeper = Keeper::start(source, clock, served, metrics).await?;
     let shared = Arc::clone(&keeper.shared);
     let task = tokio::spawn(async move {
-        while shutdown
-            .run_until_cancelled(tokio::time::sleep(poll))
-            .await
-            .is_some()
-        {
+        while shutdown.run_until_cancelled(tokio::time::sleep(poll)).await.is_some() {
             keeper.check().await;
         }
     });
@@ -139,26 +135,12 @@ struct Keeper {
 }
 
 impl Keeper {
-    async fn start(
-        source: CertSource,
-        clock: Clock,
-        served: Condition,
-        metrics: Metrics,
-    ) -> Result<Self, TlsError> {
+    async fn start(source: CertSource, clock: Clock, served: Condition, metrics: Metrics) -> Result<Self, TlsError> {
         let now = clock();
         let pair = source.next(now).await?;
         let (config, validity) = source.judge(&pair, now)?;
         let shared = Arc::new(ArcSwap::from_pointee(config));
-        let keeper = Self {
-            source,
-            clock,
-            served,
-            metrics,
-            shared,
-            pair,
-            validity,
-            warned: None,
-        };
+        let keeper = Self { source, clock, served, metrics, shared, pair, validity, warned: None };
         keeper.report(now);
         Ok(keeper)
     }
@@ -209,8 +191,7 @@ impl Keeper {
         if now < not_after {
             self.served.set(true, "served");
         } else {
-            self.served
-                .set(false, format!("the certificate expired at {not_after}"));
+            self.served.set(false, format!("the certificate expired at {not_after}"));
         }
     }
 }
@@ -232,41 +213,29 @@ impl CertSource {
             Self::SelfManaged { ca, dns, ips } => {
                 let leaf = ca.sign_leaf(dns, ips, now)?;
                 let key = leaf.key.expose_secret().as_bytes().to_vec().into();
-                Ok(Pair {
-                    chain: leaf.chain.into_bytes(),
-                    key,
-                })
+                Ok(Pair { chain: leaf.chain.into_bytes(), key })
             }
-            Self::Files { certificate, key } => Ok(Pair {
-                chain: read(certificate).await?,
-                key: read(key).await?.into(),
-            }),
+            Self::Files { certificate, key } => {
+                Ok(Pair { chain: read(certificate).await?, key: read(key).await?.into() })
+            }
         }
     }
 
     /// The server configuration for a pair, if it is whole, matched and valid now.
     fn judge(&self, pair: &Pair, now: Timestamp) -> Result<(ServerConfig, Validity), TlsError> {
-        let refuse = |reason: String| TlsError::Pair {
-            origin: self.origin(),
-            reason,
-        };
+        let refuse = |reason: String| TlsError::Pair { origin: self.origin(), reason };
         let chain = CertificateDer::pem_slice_iter(&pair.chain)
             .collect::<Result<Vec<_>, _>>()
             .map_err(|e| refuse(format!("the certificate is no PEM: {e}")))?;
-        let leaf = chain
-            .first()
-            .ok_or_else(|| refuse("the certificate file has none".to_owned()))?;
-        let (_, parsed) = X509Certificate::from_der(leaf)
-            .map_err(|e| refuse(format!("the certificate does not parse: {e}")))?;
+        let leaf = chain.first().ok_or_else(|| refuse("the certificate file has none".to_owned()))?;
+        let (_, parsed) =
+            X509Certificate::from_der(leaf).map_err(|e| refuse(format!("the certificate does not parse: {e}")))?;
         let validity = Validity::of(&parsed);
         if validity.not_after <= now {
             return Err(refuse(format!("it expired at {}", validity.not_after)));
         }
         if validity.not_before > now {
-            return Err(refuse(format!(
-                "it is valid only from {}",
-                validity.not_before
-            )));
+            return Err(refuse(format!("it is valid only from {}", validity.not_before)));
         }
         // The library's error could quote what it could not read: the key.
         let key = PrivateKeyDer::from_pem_slice(pair.key.expose_secret())
@@ -299,20 +268,12 @@ fn server_config(
 }
 
 async fn read(path: &PathBuf) -> Result<Vec<u8>, TlsError> {
-    let failed = |source| TlsError::Read {
-        path: path.clone(),
-        source,
-    };
+    let failed = |source| TlsError::Read { path: path.clone(), source };
     let file = tokio::fs::File::open(path).await.map_err(failed)?;
     let mut bytes = Vec::new();
-    file.take(MAX_FILE + 1)
-        .read_to_end(&mut bytes)
-        .await
-        .map_err(failed)?;
+    file.take(MAX_FILE + 1).read_to_end(&mut bytes).await.map_err(failed)?;
     if bytes.len() as u64 > MAX_FILE {
-        return Err(failed(std::io::Error::other(format!(
-            "larger than {MAX_FILE} bytes"
-        ))));
+        return Err(failed(std::io::Error::other(format!("larger than {MAX_FILE} bytes"))));
     }
     Ok(bytes)
 }

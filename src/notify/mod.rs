@@ -68,10 +68,7 @@ impl Reason {
     }
 
     const fn warns(self) -> bool {
-        matches!(
-            self,
-            Self::Duplicate | Self::PolicyInvalid | Self::RegistryUnreachable | Self::RolloutFailed
-        )
+        matches!(self, Self::Duplicate | Self::PolicyInvalid | Self::RegistryUnreachable | Self::RolloutFailed)
     }
 }
 
@@ -88,11 +85,7 @@ pub struct Events {
 impl Events {
     /// `instance` names this process (the Pod's name in a cluster).
     pub const fn new(client: kube::Client, instance: String, metrics: Metrics) -> Self {
-        Self {
-            client,
-            instance,
-            metrics,
-        }
+        Self { client, instance, metrics }
     }
 
     /// Says one Event on an object. An Event that cannot be written is logged and forgotten: nothing waits for it.
@@ -106,11 +99,7 @@ impl Events {
         match tokio::time::timeout(TIMEOUT, api.create(&PostParams::default(), &event)).await {
             Ok(Ok(_)) => self.metrics.kubernetes_write("Event"),
             Ok(Err(error)) => tracing::warn!(namespace, object, %error, "cannot write the Event"),
-            Err(_) => tracing::warn!(
-                namespace,
-                object,
-                "cannot write the Event: no answer in time"
-            ),
+            Err(_) => tracing::warn!(namespace, object, "cannot write the Event: no answer in time"),
         }
     }
 
@@ -118,17 +107,9 @@ impl Events {
         let now = Timestamp::now();
         let object = on.name.as_deref().unwrap_or_default();
         // As client-go names them; the random part keeps two in the same microsecond apart.
-        let name = format!(
-            "{object}.{:x}{:04x}",
-            now.as_microsecond(),
-            fastrand::u16(..)
-        );
+        let name = format!("{object}.{:x}{:04x}", now.as_microsecond(), fastrand::u16(..));
         Event {
-            metadata: ObjectMeta {
-                name: Some(name),
-                namespace: on.namespace.clone(),
-                ..ObjectMeta::default()
-            },
+            metadata: ObjectMeta { name: Some(name), namespace: on.namespace.clone(), ..ObjectMeta::default() },
             event_time: Some(MicroTime(now)),
             reporting_controller: Some(CONTROLLER.to_owned()),
             reporting_instance: Some(cut(&self.instance, 128).to_owned()),

@@ -14,14 +14,7 @@ impl Number {
             return None;
         }
         let significant = text.trim_start_matches('0');
-        Some(Self(
-            if significant.is_empty() {
-                "0"
-            } else {
-                significant
-            }
-            .into(),
-        ))
+        Some(Self(if significant.is_empty() { "0" } else { significant }.into()))
     }
 
     pub(super) fn zero() -> Self {
@@ -90,10 +83,7 @@ pub(super) fn natural_cmp(a: &str, b: &str) -> Ordering {
 
 /// Takes the leading run of digits and returns it without its leading zeros (nothing, for zero).
 fn take_run<'a>(bytes: &mut &'a [u8]) -> &'a [u8] {
-    let end = bytes
-        .iter()
-        .position(|byte| !byte.is_ascii_digit())
-        .unwrap_or(bytes.len());
+    let end = bytes.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(bytes.len());
     let (run, rest) = bytes.split_at(end);
     *bytes = rest;
     let zeros = run.iter().take_while(|&&byte| byte == b'0').count();
@@ -102,8 +92,7 @@ fn take_run<'a>(bytes: &mut &'a [u8]) -> &'a [u8] {
 
 /// Whether a run of digits in `text` is written with a leading zero, as in `2024.01`.
 pub(super) fn has_leading_zero(text: &str) -> bool {
-    text.split(|c: char| !c.is_ascii_digit())
-        .any(|run| run.len() > 1 && run.starts_with('0'))
+    text.split(|c: char| !c.is_ascii_digit()).any(|run| run.len() > 1 && run.starts_with('0'))
 }
 
 #[cfg(test)]
@@ -113,11 +102,7 @@ mod tests {
     #[test]
     fn numbers_of_any_length_count_up() {
         let check = |text: &str, next: &str| {
-            assert_eq!(
-                Number::parse(text).unwrap().next().to_string(),
-                next,
-                "{text}"
-            );
+            assert_eq!(Number::parse(text).unwrap().next().to_string(), next, "{text}");
         };
         check("0", "1");
         check("000", "1");
@@ -126,10 +111,7 @@ mod tests {
         check("19", "20");
         check("99", "100");
         check("18446744073709551615", "18446744073709551616");
-        check(
-            "99999999999999999999999999999999",
-            "100000000000000000000000000000000",
-        );
+        check("99999999999999999999999999999999", "100000000000000000000000000000000");
         for bad in ["", "1a", "-1", "١"] {
             assert_eq!(Number::parse(bad), None, "{bad}");
         }
@@ -148,11 +130,7 @@ mod tests {
         check("a", Ordering::Greater, "1");
         check("-", Ordering::Less, "1");
         check("v2", Ordering::Greater, "v1.99");
-        check(
-            "20240101000000000000000000000001",
-            Ordering::Less,
-            "20240101000000000000000000000002",
-        );
+        check("20240101000000000000000000000001", Ordering::Less, "20240101000000000000000000000002");
         check("0", Ordering::Equal, "00");
         check("A", Ordering::Less, "a");
         check("", Ordering::Less, "0");
@@ -160,13 +138,7 @@ mod tests {
 
     #[test]
     fn leading_zeros() {
-        for (text, expected) in [
-            ("1.02.3", true),
-            ("2024.01", true),
-            ("1.0.0", false),
-            ("", false),
-            ("10", false),
-        ] {
+        for (text, expected) in [("1.02.3", true), ("2024.01", true), ("1.0.0", false), ("", false), ("10", false)] {
             assert_eq!(has_leading_zero(text), expected, "{text}");
         }
     }

@@ -51,8 +51,7 @@ impl<'t> Entry<'t> {
         };
         match rule {
             Rule::SemverMajor | Rule::SemverMinor | Rule::SemverPatch | Rule::Semver(_) => {
-                Self::version(tag, &passed, &[Reading::Candidate])
-                    .ok_or_else(|| not_a_version(&passed))
+                Self::version(tag, &passed, &[Reading::Candidate]).ok_or_else(|| not_a_version(&passed))
             }
             Rule::Regex(_) | Rule::Always => Self::text(rule, tag, passed),
         }
@@ -78,10 +77,12 @@ impl<'t> Entry<'t> {
     /// match and then inside the tag.
     fn version(tag: &'t str, passed: &Passed, readings: &[Reading]) -> Option<Self> {
         readings.iter().find_map(|&reading| match passed {
-            Passed::Extracted(text) => Version::parse(text, reading)
-                .map(|version| Self::versioned(tag, version, text, ("", ""))),
-            Passed::Unfiltered => Version::parse(tag, reading)
-                .map(|version| Self::versioned(tag, version, tag, ("", ""))),
+            Passed::Extracted(text) => {
+                Version::parse(text, reading).map(|version| Self::versioned(tag, version, text, ("", "")))
+            }
+            Passed::Unfiltered => {
+                Version::parse(tag, reading).map(|version| Self::versioned(tag, version, tag, ("", "")))
+            }
             Passed::Matched(range) => {
                 if let Some(version) = Version::parse(tag, reading) {
                     return Some(Self::versioned(tag, version, tag, ("", "")));
@@ -98,16 +99,8 @@ impl<'t> Entry<'t> {
     }
 
     fn versioned(tag: &'t str, version: Version, text: &str, around: (&'t str, &'t str)) -> Self {
-        let style = Style {
-            around,
-            v: text.starts_with(['v', 'V']),
-            zeros: has_leading_zero(text),
-        };
-        Self {
-            tag,
-            key: Key::Version(version),
-            style,
-        }
+        let style = Style { around, v: text.starts_with(['v', 'V']), zeros: has_leading_zero(text) };
+        Self { tag, key: Key::Version(version), style }
     }
 
     fn text(rule: &Rule, tag: &'t str, passed: Passed) -> Result<Self, String> {
@@ -123,16 +116,8 @@ impl<'t> Entry<'t> {
         {
             return Err(format!("does not match the regex {:?}", pattern.as_str()));
         }
-        let style = Style {
-            around: ("", ""),
-            v: text.starts_with('v'),
-            zeros: has_leading_zero(&text),
-        };
-        Ok(Self {
-            tag,
-            key: Key::Text(text),
-            style,
-        })
+        let style = Style { around: ("", ""), v: text.starts_with('v'), zeros: has_leading_zero(&text) };
+        Ok(Self { tag, key: Key::Text(text), style })
     }
 
     /// Whether the tag is a version without prerelease and variant.
@@ -143,11 +128,7 @@ impl<'t> Entry<'t> {
     /// Ascending order of tags that may be chosen from `current`: best last. Total: no two different tags are equal.
     pub(super) fn rank(&self, other: &Self, current: Option<&Self>) -> Ordering {
         self.rank_keys(other, current)
-            .then_with(|| {
-                current.map_or(Ordering::Equal, |current| {
-                    self.rank_styles(other, &current.style)
-                })
-            })
+            .then_with(|| current.map_or(Ordering::Equal, |current| self.rank_styles(other, &current.style)))
             .then_with(|| self.tag.len().cmp(&other.tag.len()))
             .then_with(|| self.tag.cmp(other.tag))
     }
@@ -177,13 +158,8 @@ impl<'t> Entry<'t> {
     }
 
     fn rank_styles(&self, other: &Self, current: &Style<'_>) -> Ordering {
-        let alike = |style: &Style<'_>| {
-            (
-                style.v == current.v,
-                style.zeros == current.zeros,
-                style.around == current.around,
-            )
-        };
+        let alike =
+            |style: &Style<'_>| (style.v == current.v, style.zeros == current.zeros, style.around == current.around);
         alike(&self.style).cmp(&alike(&other.style))
     }
 }
@@ -200,8 +176,7 @@ pub fn compare(rule: &Rule, filter: &Filter, a: &str, b: &str) -> Option<Orderin
             if left.variant.is_same_family(&right.variant) {
                 return left.cmp_versions(right);
             }
-            let named =
-                |entry: &Entry<'_>| !entry.is_plain_version() && filter.pattern_matches(entry.tag);
+            let named = |entry: &Entry<'_>| !entry.is_plain_version() && filter.pattern_matches(entry.tag);
             (named(&a) || named(&b)).then(|| left.cmp_precedence(right))
         }
         _ => None,
@@ -210,12 +185,9 @@ pub fn compare(rule: &Rule, filter: &Filter, a: &str, b: &str) -> Option<Orderin
 
 /// `sha256-<64 hex>` with or without `.sig`, `.att`, `.sbom`: what cosign and the OCI referrers tag schema write.
 fn is_signature(tag: &str) -> bool {
-    tag.strip_prefix("sha256-")
-        .and_then(|rest| rest.split_at_checked(64))
-        .is_some_and(|(digest, suffix)| {
-            digest.bytes().all(|byte| byte.is_ascii_hexdigit())
-                && matches!(suffix, "" | ".sig" | ".att" | ".sbom")
-        })
+    tag.strip_prefix("sha256-").and_then(|rest| rest.split_at_checked(64)).is_some_and(|(digest, suffix)| {
+        digest.bytes().all(|byte| byte.is_ascii_hexdigit()) && matches!(suffix, "" | ".sig" | ".att" | ".sbom")
+    })
 }
 
 fn not_a_version(passed: &Passed) -> String {

@@ -30,9 +30,7 @@ impl Pattern {
             Err(regex::Error::Syntax(_)) => build(source, true),
             other => other,
         };
-        compiled
-            .map(Self)
-            .map_err(|error| RuleError::invalid(kind, source, describe(&error)))
+        compiled.map(Self).map_err(|error| RuleError::invalid(kind, source, describe(&error)))
     }
 
     /// Whether the pattern matches anywhere in `text`.
@@ -81,16 +79,9 @@ pub(super) enum Passed {
 impl Filter {
     /// A tag passes if it matches `pattern` and none of `exclude` (at most 100). `extract` is a template on the groups
     /// of `pattern`, as in Go's `Regexp.Expand`; the rule then reads its result instead of the tag.
-    pub fn new(
-        pattern: Option<&str>,
-        extract: Option<&str>,
-        exclude: &[String],
-    ) -> Result<Self, RuleError> {
+    pub fn new(pattern: Option<&str>, extract: Option<&str>, exclude: &[String]) -> Result<Self, RuleError> {
         if exclude.len() > MAX_EXCLUDES {
-            let reason = format!(
-                "{} patterns, at most {MAX_EXCLUDES} are allowed",
-                exclude.len()
-            );
+            let reason = format!("{} patterns, at most {MAX_EXCLUDES} are allowed", exclude.len());
             return Err(RuleError::invalid("exclude", "", reason));
         }
         if let Some(template) = extract {
@@ -105,14 +96,9 @@ impl Filter {
             }
         }
         Ok(Self {
-            pattern: pattern
-                .map(|source| Pattern::new("pattern", source))
-                .transpose()?,
+            pattern: pattern.map(|source| Pattern::new("pattern", source)).transpose()?,
             extract: extract.map(str::to_owned),
-            exclude: exclude
-                .iter()
-                .map(|source| Pattern::new("exclude", source))
-                .collect::<Result<_, _>>()?,
+            exclude: exclude.iter().map(|source| Pattern::new("exclude", source)).collect::<Result<_, _>>()?,
         })
     }
 
@@ -122,9 +108,7 @@ impl Filter {
 
     /// Whether there is a pattern and it matches `tag`.
     pub(super) fn pattern_matches(&self, tag: &str) -> bool {
-        self.pattern
-            .as_ref()
-            .is_some_and(|pattern| pattern.is_match(tag))
+        self.pattern.as_ref().is_some_and(|pattern| pattern.is_match(tag))
     }
 
     /// The first exclude pattern that matches `tag`.
@@ -141,28 +125,19 @@ impl Filter {
             let groups = pattern.0.captures(tag.as_bytes())?;
             return Some(Passed::Extracted(expand(template, &pattern.0, &groups)));
         }
-        pattern
-            .0
-            .find(tag.as_bytes())
-            .map(|found| Passed::Matched(found.range()))
+        pattern.0.find(tag.as_bytes()).map(|found| Passed::Matched(found.range()))
     }
 }
 
 fn build(source: &str, unicode: bool) -> Result<Regex, regex::Error> {
-    RegexBuilder::new(source)
-        .unicode(unicode)
-        .size_limit(MAX_COMPILED_SIZE)
-        .build()
+    RegexBuilder::new(source).unicode(unicode).size_limit(MAX_COMPILED_SIZE).build()
 }
 
 pub(super) fn check_length(kind: &'static str, source: &str) -> Result<(), RuleError> {
     if source.len() <= MAX_SOURCE_LENGTH {
         return Ok(());
     }
-    let reason = format!(
-        "it has {} bytes, at most {MAX_SOURCE_LENGTH} are allowed",
-        source.len()
-    );
+    let reason = format!("it has {} bytes, at most {MAX_SOURCE_LENGTH} are allowed", source.len());
     Err(RuleError::invalid(kind, source, reason))
 }
 
@@ -175,11 +150,7 @@ fn describe(error: &regex::Error) -> String {
         ),
         other => {
             let text = other.to_string();
-            let line = text
-                .lines()
-                .rev()
-                .find(|line| !line.trim().is_empty())
-                .unwrap_or_default();
+            let line = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
             line.trim().trim_start_matches("error: ").to_owned()
         }
     }
@@ -228,34 +199,23 @@ fn expand(template: &str, pattern: &Regex, groups: &Captures<'_>) -> String {
 fn group_name(text: &str) -> Option<(&str, &str)> {
     let braced = text.strip_prefix('{');
     let body = braced.unwrap_or(text);
-    let end = body
-        .find(|c: char| !c.is_alphanumeric() && c != '_')
-        .unwrap_or(body.len());
+    let end = body.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(body.len());
     let (name, after) = body.split_at(end);
     if name.is_empty() {
         return None;
     }
-    if braced.is_some() {
-        after.strip_prefix('}').map(|after| (name, after))
-    } else {
-        Some((name, after))
-    }
+    if braced.is_some() { after.strip_prefix('}').map(|after| (name, after)) } else { Some((name, after)) }
 }
 
 fn group_text<'t>(name: &str, pattern: &Regex, groups: &Captures<'t>) -> &'t str {
-    let is_index = name.bytes().all(|byte| byte.is_ascii_digit())
-        && (name.len() == 1 || !name.starts_with('0'));
+    let is_index = name.bytes().all(|byte| byte.is_ascii_digit()) && (name.len() == 1 || !name.starts_with('0'));
     let group = if is_index {
         name.parse().ok().and_then(|index: usize| groups.get(index))
     } else {
-        let index = pattern
-            .capture_names()
-            .position(|group| group == Some(name));
+        let index = pattern.capture_names().position(|group| group == Some(name));
         index.and_then(|index| groups.get(index))
     };
-    group
-        .and_then(|group| std::str::from_utf8(group.as_bytes()).ok())
-        .unwrap_or_default()
+    group.and_then(|group| std::str::from_utf8(group.as_bytes()).ok()).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -273,11 +233,7 @@ mod tests {
     #[test]
     fn templates_expand_as_in_go() {
         let check = |pattern: &str, template: &str, tag: &str, expected: &str| {
-            assert_eq!(
-                extract(pattern, template, tag).as_deref(),
-                Some(expected),
-                "{pattern} {template} {tag}"
-            );
+            assert_eq!(extract(pattern, template, tag).as_deref(), Some(expected), "{pattern} {template} {tag}");
         };
         let named = r"^main-(?P<sha>[0-9a-f]+)-(?P<ts>\d+)$";
         check(named, "$ts", "main-abc-17", "17");
@@ -310,13 +266,8 @@ mod tests {
     #[test]
     fn patterns_are_linear_and_bounded() {
         let fails = |source: &str, reason: &str| {
-            let error = Filter::new(Some(source), None, &[])
-                .unwrap_err()
-                .to_string();
-            assert!(
-                error.starts_with("invalid pattern ") && error.contains(reason),
-                "{source}: {error}"
-            );
+            let error = Filter::new(Some(source), None, &[]).unwrap_err().to_string();
+            assert!(error.starts_with("invalid pattern ") && error.contains(reason), "{source}: {error}");
             assert!(!error.contains('\n') && error.len() < 400, "{error}");
         };
         fails("(", "unclosed group");
@@ -327,17 +278,9 @@ mod tests {
         fails(r"\p{L}{1000}", "256 KiB");
         fails(&"a".repeat(1_001), "1001 bytes");
         let matches = |source: &str, tag: &str, expected: bool| {
-            assert_eq!(
-                Pattern::new("pattern", source).unwrap().is_match(tag),
-                expected,
-                "{source} {tag}"
-            );
+            assert_eq!(Pattern::new("pattern", source).unwrap().is_match(tag), expected, "{source} {tag}");
         };
-        matches(
-            r"^\w+-\w+-\w+-\w+-\w+-\w+-\w+-\w+-\w+$",
-            "a-b-c-d-e-f-g-h-i",
-            true,
-        );
+        matches(r"^\w+-\w+-\w+-\w+-\w+-\w+-\w+-\w+-\w+$", "a-b-c-d-e-f-g-h-i", true);
         matches(r"[é1]", "1", true);
         matches(r"\p{L}", "a", true);
         matches("é", "e", false);
@@ -349,25 +292,12 @@ mod tests {
 
     #[test]
     fn filters_refuse_what_cannot_work() {
-        let check =
-            |pattern: Option<&str>, extract: Option<&str>, exclude: &[String], expected: &str| {
-                let error = Filter::new(pattern, extract, exclude)
-                    .unwrap_err()
-                    .to_string();
-                assert!(error.contains(expected), "{error}");
-            };
-        check(
-            None,
-            Some("$1"),
-            &[],
-            r#"invalid extract "$1": it needs a pattern"#,
-        );
-        check(
-            Some("a"),
-            Some(""),
-            &[],
-            r#"invalid extract "": it is empty"#,
-        );
+        let check = |pattern: Option<&str>, extract: Option<&str>, exclude: &[String], expected: &str| {
+            let error = Filter::new(pattern, extract, exclude).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        };
+        check(None, Some("$1"), &[], r#"invalid extract "$1": it needs a pattern"#);
+        check(Some("a"), Some(""), &[], r#"invalid extract "": it is empty"#);
         check(Some("a"), Some(&"a".repeat(1_001)), &[], "1001 bytes");
         check(None, None, &["[".to_owned()], r#"invalid exclude "[": "#);
         check(None, None, &vec![String::new(); 101], "101 patterns");

@@ -59,27 +59,16 @@ impl Range {
     /// Reads a range of at most 1,000 bytes.
     pub fn parse(text: &str) -> Result<Self, RuleError> {
         check_length("range", text)?;
-        let groups = text
-            .split("||")
-            .map(|group| Parser(group).group())
-            .collect::<Result<_, _>>();
+        let groups = text.split("||").map(|group| Parser(group).group()).collect::<Result<_, _>>();
         let groups = groups.map_err(|reason| RuleError::invalid("range", text, reason))?;
-        Ok(Self {
-            source: text.trim().to_owned(),
-            groups,
-        })
+        Ok(Self { source: text.trim().to_owned(), groups })
     }
 
     /// Whether a version is inside; a variant plays no part.
     pub(super) fn contains(&self, core: &Core, prerelease: Option<&Prerelease>) -> bool {
         self.groups.iter().any(|group| {
-            (prerelease.is_none()
-                || group
-                    .iter()
-                    .any(|comparator| comparator.version.prerelease.is_some()))
-                && group
-                    .iter()
-                    .all(|comparator| comparator.holds(core, prerelease))
+            (prerelease.is_none() || group.iter().any(|comparator| comparator.version.prerelease.is_some()))
+                && group.iter().all(|comparator| comparator.holds(core, prerelease))
         })
     }
 }
@@ -117,9 +106,7 @@ impl Comparator {
                 Given::Minor => minor != Ordering::Equal || prerelease != bound.prerelease.as_ref(),
             },
             Operator::Equal if bound.given == Given::Patch => order == Ordering::Equal,
-            Operator::Equal | Operator::Tilde => {
-                order != Ordering::Less && bound.tilde(major, minor)
-            }
+            Operator::Equal | Operator::Tilde => order != Ordering::Less && bound.tilde(major, minor),
             Operator::Caret => order != Ordering::Less && bound.caret(core, major, minor),
         }
     }
@@ -185,20 +172,11 @@ impl<'a> Parser<'a> {
                 return Err("a range with a hyphen has no operator".to_owned());
             }
             self.0 = rest;
-            into.push(Comparator {
-                operator: Operator::GreaterEqual,
-                version,
-            });
-            into.push(Comparator {
-                operator: Operator::LessEqual,
-                version: self.version()?,
-            });
+            into.push(Comparator { operator: Operator::GreaterEqual, version });
+            into.push(Comparator { operator: Operator::LessEqual, version: self.version()? });
             return Ok(());
         }
-        into.push(Comparator {
-            operator: operator.unwrap_or(Operator::Equal),
-            version,
-        });
+        into.push(Comparator { operator: operator.unwrap_or(Operator::Equal), version });
         Ok(())
     }
 
@@ -240,8 +218,7 @@ impl<'a> Parser<'a> {
                 open = true;
             } else {
                 let digits = self.take_while(|c| c.is_ascii_digit());
-                let number =
-                    Number::parse(digits).ok_or_else(|| self.unexpected("a number, x or *"))?;
+                let number = Number::parse(digits).ok_or_else(|| self.unexpected("a number, x or *"))?;
                 // What follows an open part does not count.
                 if !open {
                     *part = number;
@@ -252,11 +229,7 @@ impl<'a> Parser<'a> {
         let prerelease = self.identifiers('-')?.map(Prerelease::parse);
         self.identifiers('+')?; // Build metadata: tags have none, and it has no order.
         let given = [Given::Nothing, Given::Major, Given::Minor, Given::Patch][given];
-        Ok(Bound {
-            core,
-            given,
-            prerelease,
-        })
+        Ok(Bound { core, given, prerelease })
     }
 
     /// Dot-separated identifiers behind `sign`, if it is next.
@@ -275,17 +248,13 @@ impl<'a> Parser<'a> {
     /// What follows ` - `, if that is next.
     fn after_hyphen(&self) -> Option<&'a str> {
         let rest = trim_start(self.0);
-        let after = rest
-            .strip_prefix('-')
-            .filter(|_| rest.len() < self.0.len())?;
+        let after = rest.strip_prefix('-').filter(|_| rest.len() < self.0.len())?;
         let version = trim_start(after);
         (version.len() < after.len()).then_some(version)
     }
 
     fn take_while(&mut self, accept: impl Fn(char) -> bool) -> &'a str {
-        let (taken, rest) = self
-            .0
-            .split_at(self.0.find(|c| !accept(c)).unwrap_or(self.0.len()));
+        let (taken, rest) = self.0.split_at(self.0.find(|c| !accept(c)).unwrap_or(self.0.len()));
         self.0 = rest;
         taken
     }

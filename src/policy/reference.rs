@@ -63,11 +63,7 @@ impl Repository {
         if bare_id && path.len() == name.len() {
             return Err(Problem::ImageId);
         }
-        let path = if host == DOCKER_HUB && !path.contains('/') {
-            format!("library/{path}")
-        } else {
-            path
-        };
+        let path = if host == DOCKER_HUB && !path.contains('/') { format!("library/{path}") } else { path };
         if host.len() + 1 + path.len() > MAX_NAME_LENGTH {
             return Err(Problem::NameTooLong);
         }
@@ -162,10 +158,7 @@ pub struct ReferenceError {
 
 impl ReferenceError {
     fn new(text: &str, problem: Problem) -> Self {
-        Self {
-            text: super::pattern::shorten(text),
-            problem,
-        }
+        Self { text: super::pattern::shorten(text), problem }
     }
 
     /// What is wrong, for callers that branch.
@@ -200,9 +193,7 @@ pub enum Problem {
     Tag,
     #[error("the digest is not of the form sha256:<64 lower-case hexadecimal digits>")]
     Digest,
-    #[error(
-        "a repository is named without a tag; if this was meant as host and port, the path is missing"
-    )]
+    #[error("a repository is named without a tag; if this was meant as host and port, the path is missing")]
     UnexpectedTag,
     #[error("a repository is named without a digest")]
     UnexpectedDigest,
@@ -213,19 +204,14 @@ pub fn is_legal_tag(tag: &str) -> bool {
     let word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
     tag.len() <= MAX_TAG_LENGTH
         && tag.bytes().next().is_some_and(word)
-        && tag
-            .bytes()
-            .all(|byte| word(byte) || matches!(byte, b'.' | b'-'))
+        && tag.bytes().all(|byte| word(byte) || matches!(byte, b'.' | b'-'))
 }
 
 /// Splits at the last colon of the last path component: an earlier one belongs to a port.
 fn split_tag(text: &str) -> (&str, Option<&str>) {
     let last_component = text.rfind('/').map_or(0, |slash| slash + 1);
     match text[last_component..].find(':') {
-        Some(colon) => (
-            &text[..last_component + colon],
-            Some(&text[last_component + colon + 1..]),
-        ),
+        Some(colon) => (&text[..last_component + colon], Some(&text[last_component + colon + 1..])),
         None => (text, None),
     }
 }
@@ -239,9 +225,7 @@ fn is_host(component: &str) -> bool {
 
 fn normalise_host(text: &str) -> Result<String, Problem> {
     let (host, port) = split_port(text)?;
-    let address = host
-        .strip_prefix('[')
-        .and_then(|rest| rest.strip_suffix(']'));
+    let address = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
     let legal = match address {
         Some(address) => !address.contains('.') && address.parse::<Ipv6Addr>().is_ok(),
         None => host.split('.').all(is_host_label),
@@ -252,9 +236,7 @@ fn normalise_host(text: &str) -> Result<String, Problem> {
     let host = host.to_ascii_lowercase();
     Ok(match port {
         Some(port) => format!("{host}:{port}"),
-        None if matches!(&*host, "index.docker.io" | "registry-1.docker.io") => {
-            DOCKER_HUB.to_owned()
-        }
+        None if matches!(&*host, "index.docker.io" | "registry-1.docker.io") => DOCKER_HUB.to_owned(),
         None => host,
     })
 }
@@ -265,10 +247,7 @@ fn split_port(text: &str) -> Result<(&str, Option<u16>), Problem> {
     let Some(colon) = text[after_address..].find(':') else {
         return Ok((text, None));
     };
-    let (host, port) = (
-        &text[..after_address + colon],
-        &text[after_address + colon + 1..],
-    );
+    let (host, port) = (&text[..after_address + colon], &text[after_address + colon + 1..]);
     // `u16::from_str` accepts a sign.
     if !port.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(Problem::Port);
@@ -283,20 +262,14 @@ fn is_host_label(label: &str) -> bool {
     !label.is_empty()
         && !label.starts_with('-')
         && !label.ends_with('-')
-        && label
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+        && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
 }
 
 fn check_path(path: &str) -> Result<(), Problem> {
     if path.bytes().any(|byte| byte.is_ascii_uppercase()) {
         return Err(Problem::UpperCase);
     }
-    if path.split('/').all(is_path_component) {
-        Ok(())
-    } else {
-        Err(Problem::Path)
-    }
+    if path.split('/').all(is_path_component) { Ok(()) } else { Err(Problem::Path) }
 }
 
 /// `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*`
@@ -307,8 +280,7 @@ fn is_path_component(component: &str) -> bool {
     ends_well(bytes.first())
         && ends_well(bytes.last())
         && bytes.split(|&byte| alphanumeric(byte)).all(|separator| {
-            matches!(separator, b"" | b"." | b"_" | b"__")
-                || separator.iter().all(|&byte| byte == b'-')
+            matches!(separator, b"" | b"." | b"_" | b"__") || separator.iter().all(|&byte| byte == b'-')
         })
 }
 
@@ -327,8 +299,7 @@ fn is_digest(digest: &str) -> bool {
         && digest.len() <= MAX_DIGEST_LENGTH
         && encoded.bytes().all(is_lower_hex)
         && algorithm.split(['+', '.', '-', '_']).all(|part| {
-            part.starts_with(|c: char| c.is_ascii_alphabetic())
-                && part.bytes().all(|byte| byte.is_ascii_alphanumeric())
+            part.starts_with(|c: char| c.is_ascii_alphabetic()) && part.bytes().all(|byte| byte.is_ascii_alphanumeric())
         })
 }
 

@@ -53,17 +53,12 @@ impl Rule {
                 None => Err(RuleError::invalid(
                     "regex",
                     "",
-                    "the rule needs a value, the regular expression that tags must match"
-                        .to_owned(),
+                    "the rule needs a value, the regular expression that tags must match".to_owned(),
                 )),
             },
             "always" => Ok(Self::Always),
-            later if LATER.contains(&later) => Err(RuleError::NotSupported {
-                kind: kind.to_owned(),
-            }),
-            unknown => Err(RuleError::Unknown {
-                kind: super::pattern::shorten(unknown),
-            }),
+            later if LATER.contains(&later) => Err(RuleError::NotSupported { kind: kind.to_owned() }),
+            unknown => Err(RuleError::Unknown { kind: super::pattern::shorten(unknown) }),
         }
     }
 
@@ -95,29 +90,19 @@ impl fmt::Display for Rule {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RuleError {
     /// No such rule type.
-    #[error(
-        "unknown rule {kind:?}: use one of semver, semver-major, semver-minor, semver-patch, regex, always"
-    )]
+    #[error("unknown rule {kind:?}: use one of semver, semver-major, semver-minor, semver-patch, regex, always")]
     Unknown { kind: String },
     /// A rule type that a later version brings.
     #[error("rule {kind:?} is not supported by this version of kimup")]
     NotSupported { kind: String },
     /// `kind` is what is wrong: `range`, `regex`, `pattern`, `extract` or `exclude`.
     #[error("invalid {kind} {value:?}: {reason}")]
-    Invalid {
-        kind: &'static str,
-        value: String,
-        reason: String,
-    },
+    Invalid { kind: &'static str, value: String, reason: String },
 }
 
 impl RuleError {
     pub(super) fn invalid(kind: &'static str, value: &str, reason: String) -> Self {
-        Self::Invalid {
-            kind,
-            value: super::pattern::shorten(value),
-            reason,
-        }
+        Self::Invalid { kind, value: super::pattern::shorten(value), reason }
     }
 }
 
@@ -128,11 +113,7 @@ mod tests {
     #[test]
     fn rules_are_read_by_type_and_value() {
         let check = |kind: &str, value: Option<&str>| {
-            assert_eq!(
-                Rule::parse(kind, value).unwrap().kind(),
-                kind,
-                "{kind} {value:?}"
-            );
+            assert_eq!(Rule::parse(kind, value).unwrap().kind(), kind, "{kind} {value:?}");
         };
         check("semver-major", None);
         check("semver-minor", None);
@@ -143,10 +124,7 @@ mod tests {
         check("regex", Some("^v"));
         check("always", None);
         assert_eq!(Rule::parse("semver", Some(" ")), Ok(Rule::Semver(None)));
-        assert!(matches!(
-            Rule::parse("semver", Some("*")),
-            Ok(Rule::Semver(Some(_)))
-        ));
+        assert!(matches!(Rule::parse("semver", Some("*")), Ok(Rule::Semver(Some(_)))));
     }
 
     #[test]
@@ -158,24 +136,12 @@ mod tests {
         check("semver", Some(">=1.x.y"), r#"invalid range ">=1.x.y": "#);
         check("regex", Some("("), r#"invalid regex "(": unclosed group"#);
         check("regex", None, r#"invalid regex "": the rule needs a value"#);
-        check(
-            "regex",
-            Some(""),
-            r#"invalid regex "": the rule needs a value"#,
-        );
-        check(
-            "Semver",
-            None,
-            r#"unknown rule "Semver": use one of semver, "#,
-        );
+        check("regex", Some(""), r#"invalid regex "": the rule needs a value"#);
+        check("Semver", None, r#"unknown rule "Semver": use one of semver, "#);
         check("", None, r#"unknown rule """#);
         check(&"x".repeat(5_000), None, r#"unknown rule "xxx"#);
         for later in LATER {
-            check(
-                later,
-                None,
-                &format!("rule {later:?} is not supported by this version"),
-            );
+            check(later, None, &format!("rule {later:?} is not supported by this version"));
         }
     }
 }

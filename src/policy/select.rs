@@ -37,21 +37,13 @@ pub struct Rejection {
 /// Chooses among `tags`, starting from `current`. The order and repetition of tags do not matter, selecting again from
 /// the answer changes nothing, and a current tag that the rule can compare is never gone behind. `latest` and a current
 /// tag that the rule cannot read count as none. Costs one reading per tag and a sort of the candidates.
-pub fn select<T: AsRef<str>>(
-    rule: &Rule,
-    filter: &Filter,
-    current: Option<&str>,
-    tags: &[T],
-) -> Decision {
+pub fn select<T: AsRef<str>>(rule: &Rule, filter: &Filter, current: Option<&str>, tags: &[T]) -> Decision {
     let distinct: BTreeSet<&str> = tags.iter().map(AsRef::as_ref).collect();
     let start = current.and_then(|tag| Entry::current(rule, filter, tag));
 
     let mut rejected = Vec::new();
     let mut reject = |tag: &str, reason| {
-        rejected.push(Rejection {
-            tag: tag.to_owned(),
-            reason,
-        });
+        rejected.push(Rejection { tag: tag.to_owned(), reason });
     };
     let mut readable = Vec::new();
     for &tag in &distinct {
@@ -64,16 +56,9 @@ pub fn select<T: AsRef<str>>(
         }
     }
     // The current tag counts also when it is not listed, so that a partial listing never opens suffixes.
-    let named = start
-        .iter()
-        .filter(|start| filter.pattern_matches(start.tag));
-    let names_suffixes =
-        filter.pattern().is_some() && !readable.iter().chain(named).any(Entry::is_plain_version);
-    let judge = Judge {
-        rule,
-        start: start.as_ref(),
-        names_suffixes,
-    };
+    let named = start.iter().filter(|start| filter.pattern_matches(start.tag));
+    let names_suffixes = filter.pattern().is_some() && !readable.iter().chain(named).any(Entry::is_plain_version);
+    let judge = Judge { rule, start: start.as_ref(), names_suffixes };
     let mut candidates = Vec::new();
     for entry in readable {
         match judge.admit(&entry) {
@@ -90,10 +75,7 @@ pub fn select<T: AsRef<str>>(
         selected: selected.map(str::to_owned),
         changed: selected.is_some() && selected != current,
         reason: explain(rule, current, kept, &distinct, &candidates),
-        candidates: candidates
-            .into_iter()
-            .map(|entry| entry.tag.to_owned())
-            .collect(),
+        candidates: candidates.into_iter().map(|entry| entry.tag.to_owned()).collect(),
         rejected,
     }
 }
@@ -127,28 +109,20 @@ impl Judge<'_> {
                 self.admit_prerelease(version, None)?;
                 self.admit_range(version)
             }
-            (Key::Text(text), Some((tag, Key::Text(current)))) => {
-                admit_newer(Some(natural_cmp(text, current)), tag)
-            }
+            (Key::Text(text), Some((tag, Key::Text(current)))) => admit_newer(Some(natural_cmp(text, current)), tag),
             (Key::Text(_), _) => Ok(()),
         }
     }
 
-    fn admit_variant(
-        &self,
-        version: &Version,
-        current: Option<(&str, &Version)>,
-    ) -> Result<(), String> {
+    fn admit_variant(&self, version: &Version, current: Option<(&str, &Version)>) -> Result<(), String> {
         if self.names_suffixes {
             return Ok(());
         }
         match current {
             Some((_, current)) if current.variant.is_same_family(&version.variant) => Ok(()),
-            Some((tag, current)) => Err(format!(
-                "{}, but current {tag} has {}",
-                version.variant.describe(),
-                current.variant.describe()
-            )),
+            Some((tag, current)) => {
+                Err(format!("{}, but current {tag} has {}", version.variant.describe(), current.variant.describe()))
+            }
             None if version.variant.is_none() => Ok(()),
             None => Err(format!(
                 "{}: to start with one, set it as the base tag or name it in the pattern",
@@ -158,14 +132,9 @@ impl Judge<'_> {
     }
 
     fn admit_prerelease(&self, version: &Version, current: Option<&Version>) -> Result<(), String> {
-        let continues =
-            |current: &Version| current.prerelease.is_some() && current.core == version.core;
+        let continues = |current: &Version| current.prerelease.is_some() && current.core == version.core;
         let range_decides = matches!(self.rule, Rule::Semver(Some(_)));
-        if version.prerelease.is_none()
-            || range_decides
-            || self.names_suffixes
-            || current.is_some_and(continues)
-        {
+        if version.prerelease.is_none() || range_decides || self.names_suffixes || current.is_some_and(continues) {
             return Ok(());
         }
         Err("a prerelease: only followed from a prerelease of the same version, or by a range such as >=1.0.0-0".into())
@@ -173,9 +142,7 @@ impl Judge<'_> {
 
     fn admit_range(&self, version: &Version) -> Result<(), String> {
         match self.rule {
-            Rule::Semver(Some(range))
-                if !range.contains(&version.core, version.prerelease.as_ref()) =>
-            {
+            Rule::Semver(Some(range)) if !range.contains(&version.core, version.prerelease.as_ref()) => {
                 Err(format!("outside the range {:?}", range.to_string()))
             }
             _ => Ok(()),
@@ -190,14 +157,8 @@ impl Judge<'_> {
         if version.core >= least && below.as_ref().is_none_or(|below| version.core < *below) {
             return Ok(());
         }
-        let below = below
-            .map(|below| format!(", <{}", display(&below)))
-            .unwrap_or_default();
-        Err(format!(
-            "outside >={}{below} ({} from {tag})",
-            display(&least),
-            self.rule.kind()
-        ))
+        let below = below.map(|below| format!(", <{}", display(&below))).unwrap_or_default();
+        Err(format!("outside >={}{below} ({} from {tag})", display(&least), self.rule.kind()))
     }
 }
 
@@ -219,9 +180,7 @@ fn step(rule: &Rule, current: &Version) -> Option<(Core, Option<Core>)> {
         Rule::SemverMajor => Some((next_major, None)),
         Rule::SemverMinor => Some((next_minor, Some(next_major))),
         // From a prerelease, its own release is a patch.
-        Rule::SemverPatch if current.prerelease.is_some() => {
-            Some((current.core.clone(), Some(next_minor)))
-        }
+        Rule::SemverPatch if current.prerelease.is_some() => Some((current.core.clone(), Some(next_minor))),
         Rule::SemverPatch => Some(([major, minor, patch.next()], Some(next_minor))),
         Rule::Semver(_) | Rule::Regex(_) | Rule::Always => None,
     }
@@ -253,15 +212,9 @@ fn explain(
         }
         (Some(best), None, Some(current)) => {
             let current = super::pattern::shorten(current);
-            format!(
-                "{} is {among} that {rule} allows: current {current:?} cannot be compared",
-                best.tag
-            )
+            format!("{} is {among} that {rule} allows: current {current:?} cannot be compared", best.tag)
         }
-        (Some(best), None, None) => format!(
-            "{} is {among} that {rule} allows: there is no current tag",
-            best.tag
-        ),
+        (Some(best), None, None) => format!("{} is {among} that {rule} allows: there is no current tag", best.tag),
         (None, Some(kept), _) if tags.contains(kept) || tags.is_empty() => {
             format!("{kept} stays: {listed}")
         }

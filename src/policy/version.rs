@@ -5,10 +5,8 @@ use std::cmp::Ordering;
 use super::digits::Number;
 
 /// Words that make a suffix a prerelease, in any case.
-const PRERELEASE_WORDS: [&str; 14] = [
-    "alpha", "beta", "a", "b", "rc", "pre", "preview", "dev", "snapshot", "nightly", "canary",
-    "next", "m", "ea",
-];
+const PRERELEASE_WORDS: [&str; 14] =
+    ["alpha", "beta", "a", "b", "rc", "pre", "preview", "dev", "snapshot", "nightly", "canary", "next", "m", "ea"];
 
 /// Major, minor and patch.
 pub(super) type Core = [Number; 3];
@@ -34,10 +32,7 @@ impl Version {
     /// Reads the whole text.
     pub(super) fn parse(text: &str, reading: Reading) -> Option<Self> {
         let lenient = reading == Reading::Current;
-        let mut rest = text
-            .strip_prefix('v')
-            .or_else(|| text.strip_prefix('V').filter(|_| lenient))
-            .unwrap_or(text);
+        let mut rest = text.strip_prefix('v').or_else(|| text.strip_prefix('V').filter(|_| lenient)).unwrap_or(text);
         let mut core = Vec::with_capacity(3);
         loop {
             let (digits, after) = split_digits(rest);
@@ -59,11 +54,7 @@ impl Version {
         let suffix = match rest.strip_prefix('-') {
             Some(suffix) if !suffix.is_empty() => suffix,
             None if rest.is_empty() => {
-                return Some(Self {
-                    core,
-                    prerelease: None,
-                    variant: Variant::default(),
-                });
+                return Some(Self { core, prerelease: None, variant: Variant::default() });
             }
             None if lenient && written > 1 && is_glued_prerelease(rest) => rest,
             _ => return None,
@@ -73,11 +64,7 @@ impl Version {
             return None;
         }
         let (prerelease, variant) = split_suffix(suffix);
-        Some(Self {
-            core,
-            prerelease: prerelease.map(Prerelease::parse),
-            variant: Variant::parse(variant),
-        })
+        Some(Self { core, prerelease: prerelease.map(Prerelease::parse), variant: Variant::parse(variant) })
     }
 
     /// The first version inside the text, and where it begins. A number that continues one before it (the `2` of
@@ -87,9 +74,7 @@ impl Version {
         let digit = |at: usize| bytes.get(at).is_some_and(u8::is_ascii_digit);
         (0..bytes.len())
             .filter(|&at| digit(at))
-            .filter(|&at| {
-                at == 0 || !(digit(at - 1) || (bytes[at - 1] == b'.' && at > 1 && digit(at - 2)))
-            })
+            .filter(|&at| at == 0 || !(digit(at - 1) || (bytes[at - 1] == b'.' && at > 1 && digit(at - 2))))
             .map(|at| if begins_with_v(bytes, at) { at - 1 } else { at })
             .find_map(|at| Self::parse(&text[at..], reading).map(|version| (at, version)))
     }
@@ -101,10 +86,7 @@ impl Version {
 
     /// Order by version number, then prerelease (below its release). Variants are not looked at.
     pub(super) fn cmp_precedence(&self, other: &Self) -> Ordering {
-        cmp_precedence(
-            (&self.core, self.prerelease.as_ref()),
-            (&other.core, other.prerelease.as_ref()),
-        )
+        cmp_precedence((&self.core, self.prerelease.as_ref()), (&other.core, other.prerelease.as_ref()))
     }
 
     /// Order within a variant: precedence, then revision. `None` for two variants of the same precedence.
@@ -120,10 +102,7 @@ impl Version {
 }
 
 /// Semantic Versioning 2.0.0, section 11: a prerelease is below its release.
-pub(super) fn cmp_precedence(
-    a: (&Core, Option<&Prerelease>),
-    b: (&Core, Option<&Prerelease>),
-) -> Ordering {
+pub(super) fn cmp_precedence(a: (&Core, Option<&Prerelease>), b: (&Core, Option<&Prerelease>)) -> Ordering {
     a.0.cmp(b.0).then_with(|| match (a.1, b.1) {
         (None, None) => Ordering::Equal,
         (None, Some(_)) => Ordering::Greater,
@@ -154,9 +133,7 @@ impl Prerelease {
                 rest = after;
                 continue;
             }
-            let end = rest
-                .find(|c: char| !c.is_ascii_alphabetic())
-                .unwrap_or(rest.len());
+            let end = rest.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(rest.len());
             if end > 0 {
                 parts.push(Part::Word(rest[..end].to_ascii_lowercase()));
             }
@@ -180,24 +157,15 @@ impl Variant {
     fn parse(text: &str) -> Self {
         let revision = |text: &str| text.strip_prefix('r').and_then(Number::parse);
         if let Some(number) = revision(text) {
-            return Self {
-                name: String::new(),
-                revision: Some(number),
-            };
+            return Self { name: String::new(), revision: Some(number) };
         }
         if let Some((name, last)) = text.rsplit_once('-')
             && let Some(number) = revision(last)
             && !name.is_empty()
         {
-            return Self {
-                name: name.to_owned(),
-                revision: Some(number),
-            };
+            return Self { name: name.to_owned(), revision: Some(number) };
         }
-        Self {
-            name: text.to_owned(),
-            revision: None,
-        }
+        Self { name: text.to_owned(), revision: None }
     }
 
     pub(super) fn is_none(&self) -> bool {
@@ -245,27 +213,19 @@ fn split_suffix(suffix: &str) -> (Option<&str>, &str) {
     }
     match end {
         0 => (None, suffix),
-        _ => (
-            Some(&suffix[..end]),
-            suffix[end..].trim_start_matches(is_separator),
-        ),
+        _ => (Some(&suffix[..end]), suffix[end..].trim_start_matches(is_separator)),
     }
 }
 
 /// A prerelease word alone or with a number behind it, or a number.
 fn is_prerelease_piece(piece: &str) -> bool {
-    let end = piece
-        .find(|c: char| !c.is_ascii_alphabetic())
-        .unwrap_or(piece.len());
+    let end = piece.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(piece.len());
     let (word, number) = piece.split_at(end);
     let all_digits = number.bytes().all(|byte| byte.is_ascii_digit());
     if word.is_empty() {
         return all_digits && !number.is_empty();
     }
-    all_digits
-        && PRERELEASE_WORDS
-            .iter()
-            .any(|known| known.eq_ignore_ascii_case(word))
+    all_digits && PRERELEASE_WORDS.iter().any(|known| known.eq_ignore_ascii_case(word))
 }
 
 /// Whether `rest` is a prerelease written without a dash, as in `1.25rc1`.
@@ -284,10 +244,7 @@ fn begins_with_v(bytes: &[u8], at: usize) -> bool {
 }
 
 fn split_digits(text: &str) -> (&str, &str) {
-    text.split_at(
-        text.find(|c: char| !c.is_ascii_digit())
-            .unwrap_or(text.len()),
-    )
+    text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()))
 }
 
 #[cfg(test)]

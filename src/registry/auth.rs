@@ -43,18 +43,12 @@ pub(super) fn challenge(headers: &HeaderMap) -> Option<Challenge> {
         // What stands before a syntax error counts.
         for challenge in ChallengeParser::new(text).map_while(Result::ok) {
             let parameter = |name: &str| {
-                let found = challenge
-                    .params
-                    .iter()
-                    .find(|(key, _)| key.eq_ignore_ascii_case(name));
+                let found = challenge.params.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
                 found.map(|(_, value)| value.to_unescaped())
             };
             if challenge.scheme.eq_ignore_ascii_case("Bearer") {
                 if let Some(realm) = parameter("realm").and_then(|realm| Url::parse(&realm).ok()) {
-                    return Some(Challenge::Bearer {
-                        realm,
-                        service: parameter("service"),
-                    });
+                    return Some(Challenge::Bearer { realm, service: parameter("service") });
                 }
             } else if challenge.scheme.eq_ignore_ascii_case("Basic") {
                 found = Some(Challenge::Basic);
@@ -66,10 +60,7 @@ pub(super) fn challenge(headers: &HeaderMap) -> Option<Challenge> {
 
 /// `Authorization: Basic` (RFC 7617).
 pub(super) fn basic(username: &str, password: &str) -> Option<HeaderValue> {
-    sensitive(&format!(
-        "Basic {}",
-        STANDARD.encode(format!("{username}:{password}"))
-    ))
+    sensitive(&format!("Basic {}", STANDARD.encode(format!("{username}:{password}"))))
 }
 
 fn sensitive(text: &str) -> Option<HeaderValue> {
@@ -83,9 +74,7 @@ pub(super) fn token_url(realm: &Url, service: Option<&str>, scope: &str) -> Url 
     let mut url = realm.clone();
     url.set_fragment(None);
     let mut query = url.query_pairs_mut();
-    query
-        .extend_pairs(service.map(|service| ("service", service)))
-        .append_pair("scope", scope);
+    query.extend_pairs(service.map(|service| ("service", service))).append_pair("scope", scope);
     drop(query);
     url
 }
@@ -117,35 +106,16 @@ struct TokenAnswer {
 
 /// Reads a token service's answer. The life counts from the request, by this host's clock: `issued_at` would need two
 /// clocks that agree.
-pub(super) fn parse_token(
-    body: &[u8],
-    host: &str,
-    asked_at: Instant,
-) -> Result<Token, RegistryError> {
-    let malformed = |cause: &str| RegistryError::Malformed {
-        host: host.to_owned(),
-        cause: cause.to_owned(),
-    };
-    let answer: TokenAnswer =
-        serde_json::from_slice(body).map_err(|_| malformed("no token in its JSON"))?;
+pub(super) fn parse_token(body: &[u8], host: &str, asked_at: Instant) -> Result<Token, RegistryError> {
+    let malformed = |cause: &str| RegistryError::Malformed { host: host.to_owned(), cause: cause.to_owned() };
+    let answer: TokenAnswer = serde_json::from_slice(body).map_err(|_| malformed("no token in its JSON"))?;
     let filled = |token: Option<String>| token.filter(|token| !token.is_empty());
-    let token = filled(answer.token)
-        .or(filled(answer.access_token))
-        .ok_or_else(|| malformed("no token"))?;
-    let header = sensitive(&format!("Bearer {token}"))
-        .ok_or_else(|| malformed("a token with illegal characters"))?;
-    let seconds = answer
-        .expires_in
-        .and_then(|value| value.as_f64())
-        .filter(|seconds| *seconds > 0.0);
-    let life = seconds.map_or(DEFAULT_LIFE, |seconds| {
-        Duration::from_secs_f64(seconds.min(MAX_LIFE.as_secs_f64()))
-    });
+    let token = filled(answer.token).or(filled(answer.access_token)).ok_or_else(|| malformed("no token"))?;
+    let header = sensitive(&format!("Bearer {token}")).ok_or_else(|| malformed("a token with illegal characters"))?;
+    let seconds = answer.expires_in.and_then(|value| value.as_f64()).filter(|seconds| *seconds > 0.0);
+    let life = seconds.map_or(DEFAULT_LIFE, |seconds| Duration::from_secs_f64(seconds.min(MAX_LIFE.as_secs_f64())));
     // Renewed a little early: it must still hold when the request arrives.
-    Ok(Token {
-        header,
-        expires: asked_at + life.mul_f64(0.9),
-    })
+    Ok(Token { header, expires: asked_at + life.mul_f64(0.9) })
 }
 
 /// Whose token for what. Nothing is shared across any of these.
@@ -165,10 +135,7 @@ pub(super) struct TokenCache(Mutex<HashMap<TokenKey, Token>>);
 
 impl TokenCache {
     pub(super) fn get(&self, key: &TokenKey) -> Option<Token> {
-        self.lock()
-            .get(key)
-            .filter(|token| token.expires > Instant::now())
-            .cloned()
+        self.lock().get(key).filter(|token| token.expires > Instant::now()).cloned()
     }
 
     pub(super) fn insert(&self, key: TokenKey, token: Token) {
@@ -199,10 +166,7 @@ mod tests {
     #[test]
     fn challenges() {
         let check = |headers: &[&str], expected: &str| {
-            let map = headers
-                .iter()
-                .map(|value| (WWW_AUTHENTICATE, HeaderValue::from_str(value).unwrap()))
-                .collect();
+            let map = headers.iter().map(|value| (WWW_AUTHENTICATE, HeaderValue::from_str(value).unwrap())).collect();
             let text = match challenge(&map) {
                 None => "none".to_owned(),
                 Some(Challenge::Basic) => "basic".to_owned(),
@@ -215,29 +179,14 @@ mod tests {
         let bearer = r#"Bearer realm="https://a.io/t",service="s",scope="repository:x:pull,push""#;
         check(&[], "none");
         check(&[bearer], "https://a.io/t s");
-        check(
-            &[r#"bearer REALM="https://a.io/t", Service=s"#],
-            "https://a.io/t s",
-        );
+        check(&[r#"bearer REALM="https://a.io/t", Service=s"#], "https://a.io/t s");
         check(&[r#"BEARER realm="https://a.io/t""#], "https://a.io/t ");
-        check(
-            &[r#"Bearer service="a, \"b\"", realm="https://a.io/t""#],
-            r#"https://a.io/t a, "b""#,
-        );
-        check(
-            &[r#"Bearer realm="https://a.io/t?x=y,z",error="invalid_token""#],
-            "https://a.io/t?x=y,z ",
-        );
+        check(&[r#"Bearer service="a, \"b\"", realm="https://a.io/t""#], r#"https://a.io/t a, "b""#);
+        check(&[r#"Bearer realm="https://a.io/t?x=y,z",error="invalid_token""#], "https://a.io/t?x=y,z ");
         check(&[r#"Basic realm="x""#], "basic");
         check(&["basic"], "basic");
-        check(
-            &[r#"Basic realm="x", Bearer realm="https://a.io/t",service="s""#],
-            "https://a.io/t s",
-        );
-        check(
-            &[r#"Bearer realm="https://a.io/t",service="s", Basic realm="x, y""#],
-            "https://a.io/t s",
-        );
+        check(&[r#"Basic realm="x", Bearer realm="https://a.io/t",service="s""#], "https://a.io/t s");
+        check(&[r#"Bearer realm="https://a.io/t",service="s", Basic realm="x, y""#], "https://a.io/t s");
         check(&[r#"Basic realm="x""#, bearer], "https://a.io/t s");
         check(&[bearer, r#"Basic realm="x""#], "https://a.io/t s");
         check(&["Negotiate", r#"Digest realm="x", nonce="y""#], "none");
@@ -246,28 +195,18 @@ mod tests {
         check(&["Bearer", r#"Basic realm="x""#], "basic");
         check(&[r#"Bearer realm="/token""#], "none");
         check(&[r#"Bearer realm="https://a.io/t"#], "none");
-        check(
-            &[&format!(
-                r#"Bearer realm="https://a.io/{}""#,
-                "x".repeat(MAX_CHALLENGES)
-            )],
-            "none",
-        );
+        check(&[&format!(r#"Bearer realm="https://a.io/{}""#, "x".repeat(MAX_CHALLENGES))], "none");
     }
 
     #[test]
     fn requests() {
-        let url = |realm: &str, service| {
-            token_url(&Url::parse(realm).unwrap(), service, "repository:a/b:pull").to_string()
-        };
+        let url =
+            |realm: &str, service| token_url(&Url::parse(realm).unwrap(), service, "repository:a/b:pull").to_string();
         assert_eq!(
             url("https://a.io/t", Some("r.io&x=y")),
             "https://a.io/t?service=r.io%26x%3Dy&scope=repository%3Aa%2Fb%3Apull"
         );
-        assert_eq!(
-            url("https://a.io/t?x=y#z", None),
-            "https://a.io/t?x=y&scope=repository%3Aa%2Fb%3Apull"
-        );
+        assert_eq!(url("https://a.io/t?x=y#z", None), "https://a.io/t?x=y&scope=repository%3Aa%2Fb%3Apull");
         assert_eq!(
             token_form(Some("s"), "repository:a:pull", "r&t"),
             "grant_type=refresh_token&service=s&client_id=kimup&scope=repository%3Aa%3Apull&refresh_token=r%26t"
@@ -288,30 +227,12 @@ mod tests {
             assert_eq!(found, expected, "{body}");
         };
         check(r#"{"token":"t"}"#, Some(("Bearer t", 60.0)));
-        check(
-            r#"{"access_token":"t","expires_in":300}"#,
-            Some(("Bearer t", 300.0)),
-        );
-        check(
-            r#"{"token":"t","access_token":"u","expires_in":0}"#,
-            Some(("Bearer t", 60.0)),
-        );
-        check(
-            r#"{"token":"","access_token":"u","expires_in":-5}"#,
-            Some(("Bearer u", 60.0)),
-        );
-        check(
-            r#"{"token":"t","expires_in":1e99}"#,
-            Some(("Bearer t", 3600.0)),
-        );
-        check(
-            r#"{"token":"t","expires_in":"60"}"#,
-            Some(("Bearer t", 60.0)),
-        );
-        check(
-            r#"{"token":"t","expires_in":1.5,"issued_at":"x"}"#,
-            Some(("Bearer t", 1.5)),
-        );
+        check(r#"{"access_token":"t","expires_in":300}"#, Some(("Bearer t", 300.0)));
+        check(r#"{"token":"t","access_token":"u","expires_in":0}"#, Some(("Bearer t", 60.0)));
+        check(r#"{"token":"","access_token":"u","expires_in":-5}"#, Some(("Bearer u", 60.0)));
+        check(r#"{"token":"t","expires_in":1e99}"#, Some(("Bearer t", 3600.0)));
+        check(r#"{"token":"t","expires_in":"60"}"#, Some(("Bearer t", 60.0)));
+        check(r#"{"token":"t","expires_in":1.5,"issued_at":"x"}"#, Some(("Bearer t", 1.5)));
         check(r#"{"token":"a\nb"}"#, None);
         check("{}", None);
         check("null", None);
@@ -329,10 +250,7 @@ mod tests {
         };
         let cache = TokenCache::default();
         let ours = key("https://r.io", false, "a", Some([1; 32]));
-        cache.insert(
-            ours.clone(),
-            parse_token(br#"{"token":"t"}"#, "r.io", Instant::now()).unwrap(),
-        );
+        cache.insert(ours.clone(), parse_token(br#"{"token":"t"}"#, "r.io", Instant::now()).unwrap());
         assert!(cache.get(&ours).is_some());
         for other in [
             key("https://r.io:444", false, "a", Some([1; 32])),

@@ -29,9 +29,7 @@ pub enum RegistryError {
         cause: String,
     },
     /// 404: the registry does not know the repository (or hides it from these credentials). Never "no tags".
-    #[error(
-        "registry {host} knows no repository {repository}: check the name and the pull secrets"
-    )]
+    #[error("registry {host} knows no repository {repository}: check the name and the pull secrets")]
     NotFound {
         /// The registry.
         host: String,
@@ -198,9 +196,7 @@ impl fmt::Display for Refusal {
 }
 
 fn retry_text(after: Option<Duration>) -> String {
-    after.map_or_else(String::new, |after| {
-        format!(", try again in {}s", after.as_secs().max(1))
-    })
+    after.map_or_else(String::new, |after| format!(", try again in {}s", after.as_secs().max(1)))
 }
 
 /// A pull secret that cannot be used. Names the Secret, never shows its content.

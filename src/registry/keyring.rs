@@ -48,11 +48,7 @@ impl Credentials {
     }
 
     fn new(username: String, password: String, identity_token: Option<String>) -> Self {
-        let fields = [
-            username.as_str(),
-            password.as_str(),
-            identity_token.as_deref().unwrap_or_default(),
-        ];
+        let fields = [username.as_str(), password.as_str(), identity_token.as_deref().unwrap_or_default()];
         let fingerprint = fingerprint(fields.map(str::as_bytes));
         Self {
             username: username.into(),
@@ -70,9 +66,7 @@ impl Credentials {
 
     /// The refresh token of the docker token service's OAuth 2 flow.
     pub(super) fn identity_token(&self) -> Option<&str> {
-        self.identity_token
-            .as_ref()
-            .map(ExposeSecret::expose_secret)
+        self.identity_token.as_ref().map(ExposeSecret::expose_secret)
     }
 
     /// Equal for equal credentials. A digest of secrets: for comparing in memory, never to be shown.
@@ -100,15 +94,12 @@ impl fmt::Debug for Keyring {
 impl Keyring {
     /// The entries of all secrets together. Registry names that cannot be read are skipped, as the kubelet does, and so
     /// are entries without a password; credential helpers and stores that a secret names are never run.
-    pub fn from_secrets<'a>(
-        secrets: impl IntoIterator<Item = PullSecret<'a>>,
-    ) -> Result<Self, PullSecretError> {
+    pub fn from_secrets<'a>(secrets: impl IntoIterator<Item = PullSecret<'a>>) -> Result<Self, PullSecretError> {
         let mut entries = Vec::new();
         for secret in secrets {
             for (index, (registry, entry)) in secret.entries()?.into_iter().enumerate() {
                 let credentials = secret.credentials(index, entry)?;
-                if let (Some(pattern), Some(credentials)) = (Pattern::parse(&registry), credentials)
-                {
+                if let (Some(pattern), Some(credentials)) = (Pattern::parse(&registry), credentials) {
                     entries.push((pattern, credentials));
                 } else {
                     let entry = index + 1;
@@ -121,12 +112,7 @@ impl Keyring {
 
     /// One user for everything on the repository's registry, as a command line gives it.
     pub fn for_registry(repository: &Repository, credentials: Credentials) -> Self {
-        Self::sorted(
-            Pattern::parse(repository.host())
-                .map(|pattern| (pattern, credentials))
-                .into_iter()
-                .collect(),
-        )
+        Self::sorted(Pattern::parse(repository.host()).map(|pattern| (pattern, credentials)).into_iter().collect())
     }
 
     /// Whether there are no credentials at all.
@@ -138,11 +124,7 @@ impl Keyring {
     pub fn credentials_for(&self, repository: &Repository) -> Vec<Credentials> {
         let matching = |host: &str| -> Vec<_> {
             let target = Target::new(host, repository.path());
-            self.0
-                .iter()
-                .filter(|(pattern, _)| pattern.matches(&target))
-                .map(|(_, found)| found.clone())
-                .collect()
+            self.0.iter().filter(|(pattern, _)| pattern.matches(&target)).map(|(_, found)| found.clone()).collect()
         };
         let mut found = matching(repository.host());
         if found.is_empty() && repository.host() == "docker.io" {
@@ -202,30 +184,19 @@ impl PullSecret<'_> {
         match self.kind {
             "kubernetes.io/dockerconfigjson" => Ok(".dockerconfigjson"),
             "kubernetes.io/dockercfg" => Ok(".dockercfg"),
-            _ => Err(PullSecretError::WrongType {
-                name: self.name.to_owned(),
-                kind: self.kind.to_owned(),
-            }),
+            _ => Err(PullSecretError::WrongType { name: self.name.to_owned(), kind: self.kind.to_owned() }),
         }
     }
 
     fn entries(&self) -> Result<BTreeMap<String, Option<Entry>>, PullSecretError> {
         let key = self.key()?;
         let name = || self.name.to_owned();
-        let value = self
-            .data
-            .get(key)
-            .ok_or_else(|| PullSecretError::MissingKey { name: name(), key })?;
+        let value = self.data.get(key).ok_or_else(|| PullSecretError::MissingKey { name: name(), key })?;
         if value.len() > MAX_CONFIG {
-            return Err(PullSecretError::TooLarge {
-                name: name(),
-                key,
-                max: MAX_CONFIG,
-            });
+            return Err(PullSecretError::TooLarge { name: name(), key, max: MAX_CONFIG });
         }
         let entries = if key == ".dockerconfigjson" {
-            serde_json::from_slice::<DockerConfigJson>(value)
-                .map(|config| config.auths.unwrap_or_default())
+            serde_json::from_slice::<DockerConfigJson>(value).map(|config| config.auths.unwrap_or_default())
         } else {
             serde_json::from_slice(value)
         };
@@ -239,11 +210,7 @@ impl PullSecret<'_> {
     }
 
     /// `None` for an entry that holds nothing to log in with, for example because a helper is to be asked.
-    fn credentials(
-        &self,
-        index: usize,
-        entry: Option<Entry>,
-    ) -> Result<Option<Credentials>, PullSecretError> {
+    fn credentials(&self, index: usize, entry: Option<Entry>) -> Result<Option<Credentials>, PullSecretError> {
         let entry = entry.unwrap_or_default();
         let filled = |text: Option<String>| text.filter(|text| !text.is_empty());
         let identity_token = filled(entry.identitytoken);
@@ -253,10 +220,7 @@ impl PullSecret<'_> {
                 key: self.key().unwrap_or_default(),
                 entry: index + 1,
             })?,
-            None => (
-                entry.username.unwrap_or_default(),
-                entry.password.unwrap_or_default(),
-            ),
+            None => (entry.username.unwrap_or_default(), entry.password.unwrap_or_default()),
         };
         let (username, password) = user_and_password;
         let usable = identity_token.is_some() || !password.is_empty();
@@ -273,10 +237,7 @@ fn decode_auth(auth: &str) -> Option<(String, String)> {
     let text = String::from_utf8(LENIENT.decode(auth.trim()).ok()?).ok()?;
     let (username, password) = text.split_once(':')?;
     // docker itself pads old entries with NUL.
-    Some((
-        username.to_owned(),
-        password.trim_end_matches('\0').to_owned(),
-    ))
+    Some((username.to_owned(), password.trim_end_matches('\0').to_owned()))
 }
 
 /// A key of a docker config: a host whose labels may hold `*`, an optional port, an optional path.
@@ -296,57 +257,30 @@ impl fmt::Display for Pattern {
 
 impl Pattern {
     fn parse(key: &str) -> Option<Self> {
-        let key = key
-            .strip_prefix("https://")
-            .or_else(|| key.strip_prefix("http://"))
-            .unwrap_or(key);
+        let key = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key);
         let (host, path) = key.split_once('/').unwrap_or((key, ""));
         // `https://index.docker.io/v1/` and the like mean the whole host.
-        let path = path
-            .strip_prefix("v1/")
-            .or_else(|| path.strip_prefix("v2/"))
-            .unwrap_or(path);
+        let path = path.strip_prefix("v1/").or_else(|| path.strip_prefix("v2/")).unwrap_or(path);
         let (host, port) = split_port(host)?;
-        if host.is_empty() || path.contains(['?', '#']) || host.contains(['?', '#', '@', '\\', ' '])
-        {
+        if host.is_empty() || path.contains(['?', '#']) || host.contains(['?', '#', '@', '\\', ' ']) {
             return None;
         }
-        let path = path
-            .split('/')
-            .filter(|segment| !segment.is_empty())
-            .map(str::to_owned)
-            .collect();
-        Some(Self {
-            labels: labels(host),
-            port,
-            path,
-        })
+        let path = path.split('/').filter(|segment| !segment.is_empty()).map(str::to_owned).collect();
+        Some(Self { labels: labels(host), port, path })
     }
 
     /// Sorts the longest match first: the deeper path, then the host with less left open.
     fn weight(&self) -> (usize, Reverse<usize>, String) {
-        let stars = self
-            .labels
-            .iter()
-            .map(|label| label.matches('*').count())
-            .sum();
+        let stars = self.labels.iter().map(|label| label.matches('*').count()).sum();
         (self.path.len(), Reverse(stars), self.to_string())
     }
 
     fn matches(&self, target: &Target<'_>) -> bool {
         self.port == target.port
             && self.labels.len() == target.labels.len()
-            && self
-                .labels
-                .iter()
-                .zip(&target.labels)
-                .all(|(glob, label)| glob_matches(glob, label))
+            && self.labels.iter().zip(&target.labels).all(|(glob, label)| glob_matches(glob, label))
             && self.path.len() <= target.path.len()
-            && self
-                .path
-                .iter()
-                .zip(&target.path)
-                .all(|(ours, theirs)| ours == theirs)
+            && self.path.iter().zip(&target.path).all(|(ours, theirs)| ours == theirs)
     }
 }
 
@@ -360,22 +294,14 @@ struct Target<'a> {
 impl<'a> Target<'a> {
     fn new(host: &str, path: &'a str) -> Self {
         let (host, port) = split_port(host).unwrap_or((host, None));
-        Self {
-            labels: labels(host),
-            port,
-            path: path.split('/').collect(),
-        }
+        Self { labels: labels(host), port, path: path.split('/').collect() }
     }
 }
 
 /// An IPv6 address in brackets is one label.
 fn labels(host: &str) -> Vec<String> {
     let host = host.to_ascii_lowercase();
-    if host.starts_with('[') {
-        vec![host]
-    } else {
-        host.split('.').map(str::to_owned).collect()
-    }
+    if host.starts_with('[') { vec![host] } else { host.split('.').map(str::to_owned).collect() }
 }
 
 fn split_port(host: &str) -> Option<(&str, Option<u16>)> {
@@ -385,8 +311,7 @@ fn split_port(host: &str) -> Option<(&str, Option<u16>)> {
         Some(at) => {
             let (name, port) = host.split_at(after_address + at);
             let port = &port[1..];
-            if name.contains(':') && after_address == 0 || !port.bytes().all(|b| b.is_ascii_digit())
-            {
+            if name.contains(':') && after_address == 0 || !port.bytes().all(|b| b.is_ascii_digit()) {
                 return None;
             }
             port.parse().ok().map(|port| (name, Some(port)))

@@ -37,10 +37,7 @@ pub(super) struct NoTurn {
 impl Limiter {
     /// `rate`: requests per second and host, finite and above 0.
     pub(super) fn new(rate: f64) -> Self {
-        Self {
-            interval: Duration::from_secs_f64(1.0 / rate),
-            hosts: Mutex::default(),
-        }
+        Self { interval: Duration::from_secs_f64(1.0 / rate), hosts: Mutex::default() }
     }
 
     /// Waits for a turn. A turn that lies after `deadline` is not taken and answered at once.
@@ -69,10 +66,7 @@ impl Limiter {
             // A pause ends with a burst like any idle time, not with everything that waited for it.
             let open = now.max(budget.paused_until);
             let full_at = budget.full_at.max(open);
-            let at = full_at
-                .checked_sub(self.interval * (BURST - 1))
-                .unwrap_or(open)
-                .max(open);
+            let at = full_at.checked_sub(self.interval * (BURST - 1)).unwrap_or(open).max(open);
             if at > deadline {
                 return Err(NoTurn { wait: at - now });
             }
@@ -90,10 +84,7 @@ impl Limiter {
         if hosts.len() >= MAX_HOSTS && !hosts.contains_key(host) {
             hosts.retain(|_, budget| budget.full_at > now || budget.paused_until > now);
         }
-        f(hosts.entry(host.to_owned()).or_insert(Budget {
-            full_at: now,
-            paused_until: now,
-        }))
+        f(hosts.entry(host.to_owned()).or_insert(Budget { full_at: now, paused_until: now }))
     }
 }
 
@@ -104,19 +95,13 @@ mod tests {
     async fn elapsed(limiter: &Limiter, host: &str, requests: u32) -> Duration {
         let start = Instant::now();
         for _ in 0..requests {
-            limiter
-                .turn(host, start + Duration::from_mins(5))
-                .await
-                .unwrap();
+            limiter.turn(host, start + Duration::from_mins(5)).await.unwrap();
         }
         start.elapsed()
     }
 
     fn near(a: Duration, seconds: f64) {
-        assert!(
-            (a.as_secs_f64() - seconds).abs() < 0.02,
-            "{a:?} is not {seconds}s"
-        );
+        assert!((a.as_secs_f64() - seconds).abs() < 0.02, "{a:?} is not {seconds}s");
     }
 
     #[tokio::test(start_paused = true)]
@@ -136,12 +121,7 @@ mod tests {
         limiter.pause("a", Duration::from_secs(3)); // a shorter one does not shorten it
         near(elapsed(&limiter, "b", 1).await, 0.0);
         let soon = Instant::now() + Duration::from_secs(10);
-        assert_eq!(
-            limiter.turn("a", soon).await,
-            Err(NoTurn {
-                wait: Duration::from_secs(30)
-            })
-        );
+        assert_eq!(limiter.turn("a", soon).await, Err(NoTurn { wait: Duration::from_secs(30) }));
         near(elapsed(&limiter, "a", 1).await, 30.0);
     }
 
@@ -153,12 +133,7 @@ mod tests {
         limiter.pause("a", Duration::from_secs(30));
         let start = Instant::now();
         let turns = (0..15).map(|_| limiter.turn("a", start + Duration::from_mins(5)));
-        assert!(
-            futures::future::join_all(turns)
-                .await
-                .iter()
-                .all(Result::is_ok)
-        );
+        assert!(futures::future::join_all(turns).await.iter().all(Result::is_ok));
         near(start.elapsed(), 32.0);
     }
 
@@ -174,11 +149,7 @@ mod tests {
         };
         let (turn, ()) = tokio::join!(waiting, pausing);
         turn.unwrap();
-        assert!(
-            start.elapsed() >= Duration::from_secs(60),
-            "{:?}",
-            start.elapsed()
-        );
+        assert!(start.elapsed() >= Duration::from_secs(60), "{:?}", start.elapsed());
     }
 
     #[tokio::test(start_paused = true)]

@@ -25,27 +25,16 @@ pub(super) fn next_page(
     let Some(target) = next_target(headers).map_err(|cause| malformed(&host, cause))? else {
         return Ok(None);
     };
-    let mut next = at
-        .join(&target)
-        .map_err(|_| malformed(&host, "a Link that is no address"))?;
+    let mut next = at.join(&target).map_err(|_| malformed(&host, "a Link that is no address"))?;
     next.set_fragment(None);
-    let refused = |why: String| {
-        Err(RegistryError::Refused {
-            host: host.clone(),
-            why: Refusal::Link(why),
-        })
-    };
+    let refused = |why: String| Err(RegistryError::Refused { host: host.clone(), why: Refusal::Link(why) });
     if origin::check_address(&next).is_err() {
         return refused(format!("{} is no address of a registry", host_text(&next)));
     }
     let to = Origin::of(&next);
     if to.as_ref() != Some(registry) {
         let downgrade = registry.is_https() && !to.is_some_and(|to| to.is_https());
-        let why = if downgrade {
-            "from https to another scheme"
-        } else {
-            "to another host"
-        };
+        let why = if downgrade { "from https to another scheme" } else { "to another host" };
         return refused(format!("{why} ({})", host_text(&next)));
     }
     let same_origin = Origin::of(at).as_ref() == Some(registry);
@@ -59,26 +48,19 @@ pub(super) fn next_page(
 pub(super) fn page_key(url: &Url) -> String {
     let mut pairs: Vec<_> = url.query_pairs().collect();
     pairs.sort();
-    let query = url::form_urlencoded::Serializer::new(String::new())
-        .extend_pairs(pairs)
-        .finish();
+    let query = url::form_urlencoded::Serializer::new(String::new()).extend_pairs(pairs).finish();
     format!("{}?{query}", url.path())
 }
 
 fn malformed(host: &str, cause: &str) -> RegistryError {
-    RegistryError::Malformed {
-        host: host.to_owned(),
-        cause: cause.to_owned(),
-    }
+    RegistryError::Malformed { host: host.to_owned(), cause: cause.to_owned() }
 }
 
 /// A `Link` that cannot be read is an error: taken for the end it would make a part of the tags the whole.
 fn next_target(headers: &HeaderMap) -> Result<Option<String>, &'static str> {
     let mut found: Option<String> = None;
     for value in headers.get_all(LINK) {
-        let text = value
-            .to_str()
-            .map_err(|_| "a Link header that is not ASCII")?;
+        let text = value.to_str().map_err(|_| "a Link header that is not ASCII")?;
         if text.len() > MAX_HEADER {
             return Err("a Link header that is too long");
         }
@@ -109,9 +91,7 @@ fn parse_one(text: &str) -> Result<Option<(Link, &str)>, &'static str> {
         return Ok(None);
     }
     let (target, mut rest) = match text.strip_prefix('<') {
-        Some(inner) => inner
-            .split_once('>')
-            .ok_or("a Link without its closing bracket")?,
+        Some(inner) => inner.split_once('>').ok_or("a Link without its closing bracket")?,
         None => text.split_at(text.find([';', ',']).unwrap_or(text.len())),
     };
     let target = target.trim().to_owned();
@@ -127,24 +107,14 @@ fn parse_one(text: &str) -> Result<Option<(Link, &str)>, &'static str> {
         };
         let (name, value, after) = parse_parameter(parameter)?;
         if name.eq_ignore_ascii_case("rel") && is_next.is_none() {
-            is_next = Some(
-                value
-                    .split_ascii_whitespace()
-                    .any(|rel| rel.eq_ignore_ascii_case("next")),
-            );
+            is_next = Some(value.split_ascii_whitespace().any(|rel| rel.eq_ignore_ascii_case("next")));
         }
         rest = after;
     }
     if !(rest.is_empty() || rest.starts_with(',')) {
         return Err("a Link with text after its address");
     }
-    Ok(Some((
-        Link {
-            target,
-            is_next: is_next.unwrap_or(true),
-        },
-        rest,
-    )))
+    Ok(Some((Link { target, is_next: is_next.unwrap_or(true) }, rest)))
 }
 
 /// `name`, `name=token` or `name="quoted"`: name, value, what follows.
@@ -192,55 +162,24 @@ mod tests {
     #[test]
     fn followed() {
         let check = |links: &[&str], expected: Option<&str>| {
-            let expected =
-                expected.map(|query| format!("https://r.io/v2/team/app/tags/list?{query}"));
+            let expected = expected.map(|query| format!("https://r.io/v2/team/app/tags/list?{query}"));
             assert_eq!(next(AT, links), Ok(expected), "{links:?}");
         };
         check(&[], None);
-        check(
-            &[r#"</v2/team/app/tags/list?last=b&n=2>; rel="next""#],
-            Some("last=b&n=2"),
-        );
-        check(
-            &[r#"<https://r.io/v2/team/app/tags/list?last=b>; rel="next""#],
-            Some("last=b"),
-        );
-        check(
-            &[r#"<https://R.IO:443/v2/team/app/tags/list?last=b>; rel="next""#],
-            Some("last=b"),
-        );
-        check(
-            &[r#"<//r.io/v2/team/app/tags/list?last=b>; rel="next""#],
-            Some("last=b"),
-        );
+        check(&[r#"</v2/team/app/tags/list?last=b&n=2>; rel="next""#], Some("last=b&n=2"));
+        check(&[r#"<https://r.io/v2/team/app/tags/list?last=b>; rel="next""#], Some("last=b"));
+        check(&[r#"<https://R.IO:443/v2/team/app/tags/list?last=b>; rel="next""#], Some("last=b"));
+        check(&[r#"<//r.io/v2/team/app/tags/list?last=b>; rel="next""#], Some("last=b"));
         check(&[r#"<?last=b>; rel="next""#], Some("last=b"));
         check(&[r#"<?last=b#x>; rel="next""#], Some("last=b"));
         check(&["/v2/team/app/tags/list?last=b; rel=next"], Some("last=b"));
-        check(
-            &["</v2/team/app/tags/list?last=b>;rel=next"],
-            Some("last=b"),
-        );
+        check(&["</v2/team/app/tags/list?last=b>;rel=next"], Some("last=b"));
         check(&["</v2/team/app/tags/list?last=b>"], Some("last=b"));
-        check(
-            &["</v2/team/app/tags/list?last=b> ; REL = \"prev NEXT\" ; x"],
-            Some("last=b"),
-        );
-        check(
-            &[r#"<?last=a,b;c>; title="a, \"b\"; rel=prev"; rel=next; x=y"#],
-            Some("last=a,b;c"),
-        );
-        check(
-            &[r#"</other>; rel="self", <?last=b>; rel="next""#],
-            Some("last=b"),
-        );
-        check(
-            &[r#"</other>; rel="self""#, r#"<?last=b>; rel="next""#],
-            Some("last=b"),
-        );
-        check(
-            &[r#"<?last=b>; rel="next", , <?last=b>; rel="next""#],
-            Some("last=b"),
-        );
+        check(&["</v2/team/app/tags/list?last=b> ; REL = \"prev NEXT\" ; x"], Some("last=b"));
+        check(&[r#"<?last=a,b;c>; title="a, \"b\"; rel=prev"; rel=next; x=y"#], Some("last=a,b;c"));
+        check(&[r#"</other>; rel="self", <?last=b>; rel="next""#], Some("last=b"));
+        check(&[r#"</other>; rel="self""#, r#"<?last=b>; rel="next""#], Some("last=b"));
+        check(&[r#"<?last=b>; rel="next", , <?last=b>; rel="next""#], Some("last=b"));
         check(&[r#"<https://evil.com/>; rel="prev""#], None);
         check(&[r#"</other>; rel="first"; rel="next""#], None); // RFC 8288 3.3: the first rel counts
     }
@@ -249,64 +188,31 @@ mod tests {
     fn refused() {
         let check = |at: &str, link: &str| {
             let result = next(at, &[link]);
-            assert!(
-                matches!(
-                    result,
-                    Err(RegistryError::Refused {
-                        why: Refusal::Link(_),
-                        ..
-                    })
-                ),
-                "{link}: {result:?}"
-            );
+            assert!(matches!(result, Err(RegistryError::Refused { why: Refusal::Link(_), .. })), "{link}: {result:?}");
         };
-        check(
-            AT,
-            "<https://evil.com/v2/team/app/tags/list?last=b>; rel=next",
-        );
+        check(AT, "<https://evil.com/v2/team/app/tags/list?last=b>; rel=next");
         check(AT, "<//evil.com/v2/team/app/tags/list?last=b>; rel=next");
         check(AT, r"<\\evil.com/v2/team/app/tags/list?last=b>; rel=next");
-        check(
-            AT,
-            "<https://r.io:444/v2/team/app/tags/list?last=b>; rel=next",
-        );
+        check(AT, "<https://r.io:444/v2/team/app/tags/list?last=b>; rel=next");
         check(AT, "<http://r.io/v2/team/app/tags/list?last=b>; rel=next");
-        check(
-            AT,
-            "<http://r.io:443/v2/team/app/tags/list?last=b>; rel=next",
-        );
+        check(AT, "<http://r.io:443/v2/team/app/tags/list?last=b>; rel=next");
         check(AT, "<file:///etc/passwd>; rel=next");
-        check(
-            AT,
-            "<https://u:p@r.io/v2/team/app/tags/list?last=b>; rel=next",
-        );
+        check(AT, "<https://u:p@r.io/v2/team/app/tags/list?last=b>; rel=next");
         check(AT, "</v2/team/other/tags/list?last=b>; rel=next");
         check(AT, "</v2/team/app/../other/tags/list?last=b>; rel=next");
         check(AT, "</v2/team/app/tags/list/?last=b>; rel=next");
         check(AT, "</>; rel=next");
         // After a redirect away, a relative Link is on the other host.
-        check(
-            "https://cdn.io/v2/team/app/tags/list?n=1000",
-            "<?last=b>; rel=next",
-        );
-        check(
-            "https://cdn.io/v2/mirror/tags/list",
-            "<https://r.io/v2/mirror/tags/list>; rel=next",
-        );
+        check("https://cdn.io/v2/team/app/tags/list?n=1000", "<?last=b>; rel=next");
+        check("https://cdn.io/v2/mirror/tags/list", "<https://r.io/v2/mirror/tags/list>; rel=next");
     }
 
     #[test]
     fn after_a_redirect_on_the_registry() {
         let at = "https://r.io/mirror/v2/team/app/tags/list?n=1000";
         let to = |path: &str| Ok(Some(format!("https://r.io{path}?last=b")));
-        assert_eq!(
-            next(at, &["<?last=b>; rel=next"]),
-            to("/mirror/v2/team/app/tags/list")
-        );
-        assert_eq!(
-            next(at, &["</v2/team/app/tags/list?last=b>; rel=next"]),
-            to("/v2/team/app/tags/list")
-        );
+        assert_eq!(next(at, &["<?last=b>; rel=next"]), to("/mirror/v2/team/app/tags/list"));
+        assert_eq!(next(at, &["</v2/team/app/tags/list?last=b>; rel=next"]), to("/v2/team/app/tags/list"));
     }
 
     #[test]
@@ -320,20 +226,14 @@ mod tests {
             "<https://[::1>; rel=next",
         ] {
             let result = next(AT, &[link]);
-            assert!(
-                matches!(result, Err(RegistryError::Malformed { .. })),
-                "{link}: {result:?}"
-            );
+            assert!(matches!(result, Err(RegistryError::Malformed { .. })), "{link}: {result:?}");
         }
     }
 
     #[test]
     fn page_keys() {
         let key = |text: &str| page_key(&Url::parse(text).unwrap());
-        assert_eq!(
-            key("https://r.io/a?n=1&last=b"),
-            key("https://r.io/a?last=b&n=1")
-        );
+        assert_eq!(key("https://r.io/a?n=1&last=b"), key("https://r.io/a?last=b&n=1"));
         assert_eq!(key("https://r.io/a?last=%62"), key("https://r.io/a?last=b"));
         assert_ne!(key("https://r.io/a?last=b"), key("https://r.io/a?last=c"));
     }

@@ -41,47 +41,27 @@ struct Grant {
 
 impl Grant {
     fn from_token(token: Token, proven: bool) -> Self {
-        Self {
-            header: token.header,
-            expires: Some(token.expires),
-            proven,
-        }
+        Self { header: token.header, expires: Some(token.expires), proven }
     }
 }
 
 impl<'a> Login<'a> {
     /// `key.credentials` is filled in per candidate.
-    pub(super) fn new(
-        tokens: &'a TokenCache,
-        key: TokenKey,
-        first: &Url,
-        credentials: Vec<Credentials>,
-    ) -> Self {
+    pub(super) fn new(tokens: &'a TokenCache, key: TokenKey, first: &Url, credentials: Vec<Credentials>) -> Self {
         let scope = format!("repository:{}:pull", key.repository);
         let mut candidates: Vec<_> = credentials.into_iter().map(Some).collect();
         if candidates.is_empty() {
             candidates.push(None);
         }
         let host = host_text(first);
-        let mut login = Self {
-            tokens,
-            key,
-            host,
-            scope,
-            candidates,
-            at: 0,
-            challenge: None,
-            grant: None,
-            sent: false,
-        };
+        let mut login = Self { tokens, key, host, scope, candidates, at: 0, challenge: None, grant: None, sent: false };
         login.resume();
         login
     }
 
     /// A token from an earlier listing: this registry has asked for it, so it may be sent at once.
     fn resume(&mut self) {
-        let cached = (0..self.candidates.len())
-            .find_map(|at| Some((at, self.tokens.get(&self.key_of(at))?)));
+        let cached = (0..self.candidates.len()).find_map(|at| Some((at, self.tokens.get(&self.key_of(at))?)));
         if let Some((at, token)) = cached {
             self.at = at;
             self.sent = self.candidates[at].is_some();
@@ -90,29 +70,14 @@ impl<'a> Login<'a> {
     }
 
     fn key_of(&self, at: usize) -> TokenKey {
-        let credentials = self
-            .candidates
-            .get(at)
-            .and_then(Option::as_ref)
-            .map(Credentials::fingerprint);
-        TokenKey {
-            credentials,
-            ..self.key.clone()
-        }
+        let credentials = self.candidates.get(at).and_then(Option::as_ref).map(Credentials::fingerprint);
+        TokenKey { credentials, ..self.key.clone() }
     }
 
     /// What to send with the next request to the registry; renews a token that has expired.
-    pub(super) async fn header(
-        &mut self,
-        session: &mut Session<'_>,
-    ) -> Result<Option<HeaderValue>, RegistryError> {
+    pub(super) async fn header(&mut self, session: &mut Session<'_>) -> Result<Option<HeaderValue>, RegistryError> {
         // A token that is stale on arrival is used once all the same.
-        let expired = |grant: &Grant| {
-            grant.proven
-                && grant
-                    .expires
-                    .is_some_and(|expires| expires <= Instant::now())
-        };
+        let expired = |grant: &Grant| grant.proven && grant.expires.is_some_and(|expires| expires <= Instant::now());
         if self.grant.as_ref().is_some_and(expired) {
             self.grant = None;
             if self.challenge.is_some() {
@@ -130,21 +95,11 @@ impl<'a> Login<'a> {
     }
 
     /// The registry answered 401 or 403: get ready for the next try, or say why there is none.
-    pub(super) async fn denied(
-        &mut self,
-        session: &mut Session<'_>,
-        answer: &Answer,
-    ) -> Result<(), RegistryError> {
+    pub(super) async fn denied(&mut self, session: &mut Session<'_>, answer: &Answer) -> Result<(), RegistryError> {
         let host = host_text(&answer.url);
         if Origin::of(&answer.url).as_ref() != Some(&self.key.registry) {
-            let cause =
-                "a redirect leads there, and credentials do not follow redirects to other hosts"
-                    .to_owned();
-            return Err(RegistryError::Unauthorized {
-                host,
-                sent: false,
-                cause,
-            });
+            let cause = "a redirect leads there, and credentials do not follow redirects to other hosts".to_owned();
+            return Err(RegistryError::Unauthorized { host, sent: false, cause });
         }
         if answer.status == StatusCode::UNAUTHORIZED {
             self.challenge = auth::challenge(&answer.headers);
@@ -152,9 +107,7 @@ impl<'a> Login<'a> {
         if let Some(grant) = self.grant.take() {
             self.tokens.forget(&self.key_of(self.at));
             // Only a token can have expired: a password that is refused stays refused.
-            let renewable = grant.proven
-                && grant.expires.is_some()
-                && answer.status == StatusCode::UNAUTHORIZED;
+            let renewable = grant.proven && grant.expires.is_some() && answer.status == StatusCode::UNAUTHORIZED;
             if !renewable {
                 self.at += 1;
             }
@@ -165,11 +118,7 @@ impl<'a> Login<'a> {
     }
 
     /// Tries what is left, in order. `status` is what the registry said last.
-    async fn log_in(
-        &mut self,
-        session: &mut Session<'_>,
-        status: StatusCode,
-    ) -> Result<(), RegistryError> {
+    async fn log_in(&mut self, session: &mut Session<'_>, status: StatusCode) -> Result<(), RegistryError> {
         let Some(challenge) = self.challenge.clone() else {
             return Err(self.failure(status));
         };
@@ -177,8 +126,7 @@ impl<'a> Login<'a> {
             let grant = match &challenge {
                 Challenge::Basic => self.basic(candidate.as_ref()),
                 Challenge::Bearer { realm, service } => {
-                    self.token(session, realm, service.as_deref(), candidate.as_ref())
-                        .await?
+                    self.token(session, realm, service.as_deref(), candidate.as_ref()).await?
                 }
             };
             if grant.is_some() {
@@ -194,11 +142,7 @@ impl<'a> Login<'a> {
         let (username, password) = credentials?.user_and_password()?;
         let header = auth::basic(username, password)?;
         self.sent = true;
-        Some(Grant {
-            header,
-            expires: None,
-            proven: false,
-        })
+        Some(Grant { header, expires: None, proven: false })
     }
 
     /// `None`: the token service refuses these credentials.
@@ -209,10 +153,8 @@ impl<'a> Login<'a> {
         service: Option<&str>,
         credentials: Option<&Credentials>,
     ) -> Result<Option<Grant>, RegistryError> {
-        origin::check_realm(&self.key.registry, realm).map_err(|why| RegistryError::Refused {
-            host: self.host.clone(),
-            why,
-        })?;
+        origin::check_realm(&self.key.registry, realm)
+            .map_err(|why| RegistryError::Refused { host: self.host.clone(), why })?;
         let identity_token = credentials.and_then(Credentials::identity_token);
         let form = identity_token.map(|token| auth::token_form(service, &self.scope, token));
         let mut authorization = None;
@@ -224,12 +166,7 @@ impl<'a> Login<'a> {
         }
         self.sent |= credentials.is_some();
         let asked_at = Instant::now();
-        let request = Outgoing {
-            url: &url,
-            authorization: authorization.as_ref(),
-            form,
-            max_body: MAX_TOKEN_BODY,
-        };
+        let request = Outgoing { url: &url, authorization: authorization.as_ref(), form, max_body: MAX_TOKEN_BODY };
         let answer = session.send(&request).await?;
         let host = host_text(&url);
         match answer.status.as_u16() {
@@ -252,29 +189,17 @@ impl<'a> Login<'a> {
     fn failure(&self, status: StatusCode) -> RegistryError {
         let known = self.candidates.iter().flatten().count();
         let cause = match (self.sent, status, known) {
-            (true, StatusCode::FORBIDDEN, _) => {
-                "the credentials may not list this repository (403)".to_owned()
-            }
-            (true, _, 1) => {
-                "it does not accept the credentials of the pull secrets (401)".to_owned()
-            }
+            (true, StatusCode::FORBIDDEN, _) => "the credentials may not list this repository (403)".to_owned(),
+            (true, _, 1) => "it does not accept the credentials of the pull secrets (401)".to_owned(),
             (true, _, n) => format!("it accepts none of the {n} credentials that match (401)"),
-            (false, StatusCode::FORBIDDEN, _) => {
-                "it refuses the repository without asking who we are (403)".to_owned()
-            }
+            (false, StatusCode::FORBIDDEN, _) => "it refuses the repository without asking who we are (403)".to_owned(),
             (false, _, 0) => {
-                "it asks for credentials and there are none for it: add them to imagePullSecrets"
-                    .to_owned()
+                "it asks for credentials and there are none for it: add them to imagePullSecrets".to_owned()
             }
             (false, ..) => {
-                "it asks in a way that the credentials do not fit: neither Basic nor a token realm"
-                    .to_owned()
+                "it asks in a way that the credentials do not fit: neither Basic nor a token realm".to_owned()
             }
         };
-        RegistryError::Unauthorized {
-            host: self.host.clone(),
-            sent: self.sent,
-            cause,
-        }
+        RegistryError::Unauthorized { host: self.host.clone(), sent: self.sent, cause }
     }
 }

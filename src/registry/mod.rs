@@ -127,10 +127,7 @@ impl Client {
 
     fn tuned(config: Config, tuning: Tuning) -> Result<Self, RegistryError> {
         if !(0.001..=1e6).contains(&config.limits.rate) {
-            let cause = format!(
-                "a rate of {} requests per second is not in 0.001 to 1000000",
-                config.limits.rate
-            );
+            let cause = format!("a rate of {} requests per second is not in 0.001 to 1000000", config.limits.rate);
             return Err(RegistryError::Config { cause });
         }
         Ok(Self(Arc::new(Inner {
@@ -148,14 +145,8 @@ impl Client {
         let after = self.0.limits.deadline;
         let first = origin::tags_url(&request.repository, &self.0.plain_http)?;
         let deadline = Instant::now() + after;
-        let listing =
-            tokio::time::timeout_at(deadline, self.0.list(request, &first, deadline)).await;
-        let listing = listing.unwrap_or_else(|_| {
-            Err(RegistryError::Timeout {
-                host: host_text(&first),
-                after,
-            })
-        });
+        let listing = tokio::time::timeout_at(deadline, self.0.list(request, &first, deadline)).await;
+        let listing = listing.unwrap_or_else(|_| Err(RegistryError::Timeout { host: host_text(&first), after }));
         match &listing {
             Ok(found) => tracing::debug!(
                 repository = %request.repository, tags = found.tags.len(), requests = found.requests, "listed tags"
@@ -169,39 +160,19 @@ impl Client {
 }
 
 impl Inner {
-    async fn list(
-        &self,
-        request: &ListRequest,
-        first: &Url,
-        deadline: Instant,
-    ) -> Result<Listing, RegistryError> {
+    async fn list(&self, request: &ListRequest, first: &Url, deadline: Instant) -> Result<Listing, RegistryError> {
         let host = host_text(first);
-        let unusable = || RegistryError::Config {
-            cause: format!("{} has no usable host", request.repository),
-        };
+        let unusable = || RegistryError::Config { cause: format!("{} has no usable host", request.repository) };
         let registry = Origin::of(first).ok_or_else(unusable)?;
         let skip_verify = request.insecure_skip_tls_verify;
         let mut session = Session::new(&self.transport, registry.clone(), skip_verify, deadline);
         let repository = request.repository.path().to_owned();
-        let key = TokenKey {
-            registry: registry.clone(),
-            skip_verify,
-            repository,
-            credentials: None,
-        };
-        let mut login = Login::new(
-            &self.tokens,
-            key,
-            first,
-            request.keyring.credentials_for(&request.repository),
-        );
+        let key = TokenKey { registry: registry.clone(), skip_verify, repository, credentials: None };
+        let mut login = Login::new(&self.tokens, key, first, request.keyring.credentials_for(&request.repository));
         let mut collector = Collector::new(self.limits.max_tags);
         let mut seen = HashSet::new();
         let mut next = Some(first.clone());
-        let round = || RegistryError::Refused {
-            host: host.clone(),
-            why: Refusal::Loop,
-        };
+        let round = || RegistryError::Refused { host: host.clone(), why: Refusal::Loop };
         while let Some(url) = next {
             if seen.len() >= self.limits.max_pages {
                 let cap = Cap::Pages(self.limits.max_pages);
@@ -212,20 +183,14 @@ impl Inner {
             }
             session.begin_page();
             let answer = fetch_page(&mut session, &mut login, &url, &request.repository).await?;
-            collector
-                .read(&answer.body)
-                .map_err(|error| page_error(error, &answer.url))?;
+            collector.read(&answer.body).map_err(|error| page_error(error, &answer.url))?;
             next = link::next_page(&answer.headers, &answer.url, &registry, first)?;
             if next.is_some() && collector.is_going_round() {
                 return Err(round());
             }
         }
         let (tags, dropped) = collector.finish();
-        Ok(Listing {
-            tags,
-            dropped,
-            requests: session.requests(),
-        })
+        Ok(Listing { tags, dropped, requests: session.requests() })
     }
 }
 
@@ -247,10 +212,7 @@ async fn fetch_page(
             }
             401 | 403 => login.denied(session, &answer).await?,
             404 => {
-                return Err(RegistryError::NotFound {
-                    host,
-                    repository: repository.path().to_owned(),
-                });
+                return Err(RegistryError::NotFound { host, repository: repository.path().to_owned() });
             }
             // 206 above all: a part of a page is no page.
             status @ 200..=399 => {

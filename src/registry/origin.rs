@@ -26,11 +26,7 @@ impl Origin {
             "http" => false,
             _ => return None,
         };
-        Some(Self {
-            https,
-            host: url.host()?.to_owned(),
-            port: url.port_or_known_default()?,
-        })
+        Some(Self { https, host: url.host()?.to_owned(), port: url.port_or_known_default()? })
     }
 
     pub(super) fn is_https(&self) -> bool {
@@ -51,11 +47,7 @@ pub(super) struct PlainHttp(Vec<(Host<String>, u16)>);
 
 impl PlainHttp {
     pub(super) fn parse(hosts: &[String]) -> Result<Self, RegistryError> {
-        hosts
-            .iter()
-            .map(|text| host_port(text, 80))
-            .collect::<Result<_, _>>()
-            .map(Self)
+        hosts.iter().map(|text| host_port(text, 80)).collect::<Result<_, _>>().map(Self)
     }
 
     fn contains(&self, host: &str) -> bool {
@@ -64,66 +56,39 @@ impl PlainHttp {
 }
 
 fn host_port(text: &str, default: u16) -> Result<(Host<String>, u16), RegistryError> {
-    let bad = || RegistryError::Config {
-        cause: format!("{text:?} is no HOST:PORT of a registry"),
-    };
+    let bad = || RegistryError::Config { cause: format!("{text:?} is no HOST:PORT of a registry") };
     if text.is_empty() || text.contains(['/', '@', '?', '#', '\\']) {
         return Err(bad());
     }
     // "https" so that an explicit :80 is kept apart from no port at all.
     let url = Url::parse(&format!("https://{text}/")).map_err(|_| bad())?;
     let host = url.host().ok_or_else(bad)?.to_owned();
-    Ok((
-        host,
-        url.port()
-            .unwrap_or(if text.ends_with(":443") { 443 } else { default }),
-    ))
+    Ok((host, url.port().unwrap_or(if text.ends_with(":443") { 443 } else { default })))
 }
 
 /// The first page's address: `GET /v2/<path>/tags/list?n=1000` (OCI distribution specification, "Listing Tags").
-pub(super) fn tags_url(
-    repository: &Repository,
-    plain_http: &PlainHttp,
-) -> Result<Url, RegistryError> {
+pub(super) fn tags_url(repository: &Repository, plain_http: &PlainHttp) -> Result<Url, RegistryError> {
     let host = match repository.host() {
         "docker.io" => "registry-1.docker.io",
         other => other,
     };
-    let scheme = if plain_http.contains(repository.host()) {
-        "http"
-    } else {
-        "https"
-    };
-    let url = format!(
-        "{scheme}://{host}/v2/{}/tags/list?n=1000",
-        repository.path()
-    );
-    Url::parse(&url).map_err(|_| RegistryError::Config {
-        cause: format!("{repository} has no usable registry host"),
-    })
+    let scheme = if plain_http.contains(repository.host()) { "http" } else { "https" };
+    let url = format!("{scheme}://{host}/v2/{}/tags/list?n=1000", repository.path());
+    Url::parse(&url).map_err(|_| RegistryError::Config { cause: format!("{repository} has no usable registry host") })
 }
 
 /// Refuses what must never be requested, whoever asks: user names in an address (they would become credentials) and
 /// addresses of the node itself, as literals.
 pub(super) fn check_address(url: &Url) -> Result<(), Refusal> {
     if !url.username().is_empty() || url.password().is_some() {
-        return Err(Refusal::Address(format!(
-            "{} comes with a user name in it",
-            host_text(url)
-        )));
+        return Err(Refusal::Address(format!("{} comes with a user name in it", host_text(url))));
     }
     let ip = match url.host() {
         Some(Host::Ipv4(ip)) => IpAddr::V4(ip),
         Some(Host::Ipv6(ip)) => IpAddr::V6(ip),
         _ => return Ok(()),
     };
-    if is_forbidden(ip) {
-        Err(Refusal::Address(format!(
-            "{ip} is a link-local or metadata address"
-        )))
-    } else {
-        Ok(())
-    }
+    if is_forbidden(ip) { Err(Refusal::Address(format!("{ip} is a link-local or metadata address"))) } else { Ok(()) }
 }
 
 /// Link-local addresses and the metadata services of the clouds: a request there speaks with the node's identity.
@@ -179,8 +144,7 @@ pub(super) fn check_realm(registry: &Origin, realm: &Url) -> Result<(), Refusal>
 /// Host and port for messages.
 pub(super) fn host_text(url: &Url) -> String {
     let host = url.host_str().unwrap_or_default();
-    url.port()
-        .map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
+    url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }
 
 #[cfg(test)]
@@ -194,9 +158,7 @@ mod tests {
     #[test]
     fn realms() {
         for line in REALMS.lines() {
-            let [registry, realm, expected] = line.split(' ').collect::<Vec<_>>()[..] else {
-                panic!("{line}")
-            };
+            let [registry, realm, expected] = line.split(' ').collect::<Vec<_>>()[..] else { panic!("{line}") };
             let result = check_realm(&origin(registry), &Url::parse(realm).unwrap());
             assert_eq!(result.is_ok(), expected == "allowed", "{line}: {result:?}");
         }
@@ -239,11 +201,7 @@ https://[fe80::1] https://[fe80::1]/token refused";
     #[test]
     fn addresses() {
         let check = |text: &str, allowed: bool| {
-            assert_eq!(
-                check_address(&Url::parse(text).unwrap()).is_ok(),
-                allowed,
-                "{text}"
-            );
+            assert_eq!(check_address(&Url::parse(text).unwrap()).is_ok(), allowed, "{text}");
         };
         check("https://registry.example.com/v2/", true);
         check("https://10.1.2.3/v2/", true);
@@ -259,53 +217,24 @@ https://[fe80::1] https://[fe80::1]/token refused";
 
     #[test]
     fn urls() {
-        let plain = [
-            "registry:5000",
-            "plain.example.com",
-            "[::1]:5000",
-            "tls:443",
-        ]
-        .map(str::to_owned);
+        let plain = ["registry:5000", "plain.example.com", "[::1]:5000", "tls:443"].map(str::to_owned);
         let plain = PlainHttp::parse(&plain).unwrap();
         let check = |image: &str, expected: &str| {
             let url = tags_url(&Repository::parse(image).unwrap(), &plain).unwrap();
-            assert_eq!(
-                url.as_str(),
-                format!("{expected}/tags/list?n=1000"),
-                "{image}"
-            );
+            assert_eq!(url.as_str(), format!("{expected}/tags/list?n=1000"), "{image}");
         };
         check("alpine", "https://registry-1.docker.io/v2/library/alpine");
         check("ghcr.io/org/app", "https://ghcr.io/v2/org/app");
         check("registry:5000/app", "http://registry:5000/v2/app");
         check("registry:5001/app", "https://registry:5001/v2/app");
         check("plain.example.com/app", "http://plain.example.com/v2/app");
-        check(
-            "plain.example.com:80/app",
-            "http://plain.example.com/v2/app",
-        );
-        check(
-            "plain.example.com:443/app",
-            "https://plain.example.com/v2/app",
-        );
+        check("plain.example.com:80/app", "http://plain.example.com/v2/app");
+        check("plain.example.com:443/app", "https://plain.example.com/v2/app");
         check("tls:443/app", "http://tls:443/v2/app");
         check("[::1]:5000/app", "http://[::1]:5000/v2/app");
         check("[::1]:5001/app", "https://[::1]:5001/v2/app");
-        for bad in [
-            "",
-            "http://registry:5000",
-            "registry:port",
-            "a b",
-            "user@registry:5000",
-            "registry:5000/app",
-        ] {
-            assert!(
-                matches!(
-                    PlainHttp::parse(&[bad.to_owned()]),
-                    Err(RegistryError::Config { .. })
-                ),
-                "{bad:?}"
-            );
+        for bad in ["", "http://registry:5000", "registry:port", "a b", "user@registry:5000", "registry:5000/app"] {
+            assert!(matches!(PlainHttp::parse(&[bad.to_owned()]), Err(RegistryError::Config { .. })), "{bad:?}");
         }
     }
 }

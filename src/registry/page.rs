@@ -6,9 +6,7 @@ use std::{
     hash::{BuildHasher, RandomState},
 };
 
-use serde::de::{
-    DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor,
-};
+use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use super::error::Cap;
 use crate::policy;
@@ -41,34 +39,22 @@ pub(super) enum PageError {
 
 impl Collector {
     pub(super) fn new(max_tags: usize) -> Self {
-        Self {
-            max_tags,
-            ..Self::default()
-        }
+        Self { max_tags, ..Self::default() }
     }
 
     /// Reads the body of a 200. An error leaves the collector useless: the listing is over.
     pub(super) fn read(&mut self, body: &[u8]) -> Result<(), PageError> {
         let before = self.tags.len();
-        let text = std::str::from_utf8(body)
-            .map_err(|_| PageError::Malformed("it is not UTF-8".to_owned()))?;
+        let text = std::str::from_utf8(body).map_err(|_| PageError::Malformed("it is not UTF-8".to_owned()))?;
         let mut json = serde_json::Deserializer::from_str(text);
-        let page = PageSeed(self)
-            .deserialize(&mut json)
-            .and_then(|page| json.end().map(|()| page));
+        let page = PageSeed(self).deserialize(&mut json).and_then(|page| json.end().map(|()| page));
         if self.received > self.max_tags {
             return Err(PageError::TooMuch(Cap::Tags(self.max_tags)));
         }
         match page {
-            Ok(Seen { errors: true }) => Err(PageError::Malformed(
-                "it reports errors with status 200".to_owned(),
-            )),
+            Ok(Seen { errors: true }) => Err(PageError::Malformed("it reports errors with status 200".to_owned())),
             Ok(Seen { errors: false }) => {
-                self.barren = if self.tags.len() > before {
-                    0
-                } else {
-                    self.barren + 1
-                };
+                self.barren = if self.tags.len() > before { 0 } else { self.barren + 1 };
                 Ok(())
             }
             Err(error) => Err(PageError::Malformed(describe(&error, text))),
@@ -117,11 +103,7 @@ fn describe(error: &serde_json::Error, text: &str) -> String {
         return "it is a web page, no tag list: check the registry's name and port".to_owned();
     }
     // serde_json's own text may quote the answer.
-    format!(
-        "it is no tag list (line {}, column {})",
-        error.line(),
-        error.column()
-    )
+    format!("it is no tag list (line {}, column {})", error.line(), error.column())
 }
 
 struct Seen {
@@ -209,11 +191,7 @@ impl Visitor<'_> for TagSeed<'_> {
     }
 
     fn visit_str<E: serde::de::Error>(self, tag: &str) -> Result<(), E> {
-        if self.0.push(tag) {
-            Ok(())
-        } else {
-            Err(E::custom("too many tags"))
-        }
+        if self.0.push(tag) { Ok(()) } else { Err(E::custom("too many tags")) }
     }
 }
 
@@ -237,32 +215,13 @@ mod tests {
             assert_eq!(read(100, &bodies), Ok((expected, dropped)), "{pages:?}");
         };
         check(&[r#"{"name":"a","tags":["1","2"]}"#], &["1", "2"], 0);
-        check(
-            &[
-                r#"{"tags":["2"],"extra":{"a":[1,{}]}}"#,
-                r#"{"tags":["1","2"]}"#,
-            ],
-            &["2", "1"],
-            0,
-        );
+        check(&[r#"{"tags":["2"],"extra":{"a":[1,{}]}}"#, r#"{"tags":["1","2"]}"#], &["2", "1"], 0);
         check(&[r#"{"tags":null}"#], &[], 0);
         check(&[r#"{"tags":[]}"#], &[], 0);
         check(&["{}"], &[], 0);
         check(&[r#"{"name":"a","errors":null}"#], &[], 0);
-        check(
-            &[r#"{"tags":["a b","","-x","\u0041","t\u00e4g"]}"#],
-            &["A"],
-            4,
-        );
-        check(
-            &[&format!(
-                r#"{{"tags":["{}","{}"]}}"#,
-                "a".repeat(128),
-                "a".repeat(129)
-            )],
-            &[&"a".repeat(128)],
-            1,
-        );
+        check(&[r#"{"tags":["a b","","-x","\u0041","t\u00e4g"]}"#], &["A"], 4);
+        check(&[&format!(r#"{{"tags":["{}","{}"]}}"#, "a".repeat(128), "a".repeat(129))], &[&"a".repeat(128)], 1);
     }
 
     #[test]
@@ -297,10 +256,7 @@ mod tests {
         assert!(read(2, &[br#"{"tags":["1","2"]}"#]).is_ok());
         assert_eq!(read(2, &[br#"{"tags":["1","2","3"]}"#]), too_many);
         assert_eq!(read(2, &[br#"{"tags":["1","1","1"]}"#]), too_many); // duplicates and illegal ones count
-        assert_eq!(
-            read(2, &[br#"{"tags":["1"]}"#, br#"{"tags":["-","-"]}"#]),
-            too_many
-        );
+        assert_eq!(read(2, &[br#"{"tags":["1"]}"#, br#"{"tags":["-","-"]}"#]), too_many);
     }
 
     #[test]

@@ -36,10 +36,7 @@ pub(super) struct Tuning {
 
 impl Default for Tuning {
     fn default() -> Self {
-        Self {
-            first_backoff: Duration::from_millis(500),
-            proxies: true,
-        }
+        Self { first_backoff: Duration::from_millis(500), proxies: true }
     }
 }
 
@@ -51,9 +48,7 @@ impl Transport {
             Some(pem) => reqwest::Certificate::from_pem_bundle(pem)
                 .ok()
                 .filter(|found| !found.is_empty())
-                .ok_or_else(|| RegistryError::Config {
-                    cause: "the extra CA is no PEM certificate".to_owned(),
-                })?,
+                .ok_or_else(|| RegistryError::Config { cause: "the extra CA is no PEM certificate".to_owned() })?,
         };
         Ok(Self {
             verifying: build_client(&extra_ca, false, tuning)?,
@@ -84,11 +79,7 @@ fn build_client(
     tuning: Tuning,
 ) -> Result<reqwest::Client, RegistryError> {
     let builder = reqwest::Client::builder();
-    let builder = if tuning.proxies {
-        builder
-    } else {
-        builder.no_proxy()
-    };
+    let builder = if tuning.proxies { builder } else { builder.no_proxy() };
     builder
         .user_agent(concat!("kimup/", env!("CARGO_PKG_VERSION")))
         .redirect(reqwest::redirect::Policy::none())
@@ -101,9 +92,7 @@ fn build_client(
         .tls_certs_merge(extra_ca.iter().cloned())
         .tls_danger_accept_invalid_certs(skip_verify)
         .build()
-        .map_err(|error| RegistryError::Config {
-            cause: innermost(&error),
-        })
+        .map_err(|error| RegistryError::Config { cause: innermost(&error) })
 }
 
 /// The system's resolver, but for names that lead to the node's own services.
@@ -117,10 +106,7 @@ impl Resolve for Resolver {
     fn resolve(&self, name: Name) -> Resolving {
         Box::pin(async move {
             let found: Vec<_> = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
-            if found
-                .iter()
-                .any(|address| origin::is_forbidden(address.ip()))
-            {
+            if found.iter().any(|address| origin::is_forbidden(address.ip())) {
                 return Err(ForbiddenName.into());
             }
             Ok(Box::new(found.into_iter()) as Addrs)
@@ -129,19 +115,15 @@ impl Resolve for Resolver {
 }
 
 /// Every error in the chain, with those that an I/O error wraps.
-fn chain<'a>(
-    error: &'a (dyn StdError + 'static),
-) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+fn chain<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
     let mut next = Some(error);
     std::iter::from_fn(move || {
         let error = next?;
-        let wrapped: Option<&'a (dyn StdError + 'static)> = match error
-            .downcast_ref::<io::Error>()
-            .and_then(io::Error::get_ref)
-        {
-            Some(inner) => Some(inner),
-            None => error.source(),
-        };
+        let wrapped: Option<&'a (dyn StdError + 'static)> =
+            match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+                Some(inner) => Some(inner),
+                None => error.source(),
+            };
         next = wrapped;
         Some(error)
     })
@@ -149,9 +131,7 @@ fn chain<'a>(
 
 /// The cause itself: the outer errors repeat the address, which is a header's content for a token realm.
 fn innermost(error: &(dyn StdError + 'static)) -> String {
-    chain(error)
-        .last()
-        .map_or_else(String::new, ToString::to_string)
+    chain(error).last().map_or_else(String::new, ToString::to_string)
 }
 
 /// What a failed request says, without the address and without the answer.
@@ -159,10 +139,7 @@ pub(super) fn transport_error(error: &reqwest::Error, host: &str) -> RegistryErr
     let host = host.to_owned();
     let has = |test: fn(&(dyn StdError + 'static)) -> bool| chain(error).any(test);
     if has(<dyn StdError>::is::<ForbiddenName>) {
-        return RegistryError::Refused {
-            why: Refusal::Address(format!("{host} {ForbiddenName}")),
-            host,
-        };
+        return RegistryError::Refused { why: Refusal::Address(format!("{host} {ForbiddenName}")), host };
     }
     // A body that ends too early is a broken connection, whoever notices first; what is left is broken compression.
     let cut_off = |error: &(dyn StdError + 'static)| {
@@ -170,10 +147,7 @@ pub(super) fn transport_error(error: &reqwest::Error, host: &str) -> RegistryErr
         error.is::<hyper::Error>() || kind == Some(io::ErrorKind::UnexpectedEof)
     };
     if error.is_decode() && !has(cut_off) {
-        return RegistryError::Malformed {
-            host,
-            cause: "its compression is broken".to_owned(),
-        };
+        return RegistryError::Malformed { host, cause: "its compression is broken".to_owned() };
     }
     let step = if error.is_dns() {
         Step::Dns
@@ -184,10 +158,6 @@ pub(super) fn transport_error(error: &reqwest::Error, host: &str) -> RegistryErr
     } else {
         Step::Read
     };
-    let cause = if error.is_timeout() {
-        "timed out".to_owned()
-    } else {
-        innermost(error)
-    };
+    let cause = if error.is_timeout() { "timed out".to_owned() } else { innermost(error) };
     RegistryError::Unreachable { step, host, cause }
 }

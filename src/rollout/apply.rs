@@ -33,11 +33,7 @@ pub enum ApplyError {
 ///
 /// With force (the stamps are kimup's), the UID (a deleted object is never created again) and the resource version
 /// (nothing unseen is overwritten).
-pub async fn apply(
-    client: &kube::Client,
-    workload: &Workload,
-    plan: &Plan,
-) -> Result<Option<Workload>, ApplyError> {
+pub async fn apply(client: &kube::Client, workload: &Workload, plan: &Plan) -> Result<Option<Workload>, ApplyError> {
     let (namespace, name) = (&workload.key.namespace, &workload.key.name);
     let patch = Patch::Apply(body(workload, plan));
     let params = PatchParams::apply(FIELD_MANAGER).force();
@@ -45,51 +41,31 @@ pub async fn apply(
         match workload.key.kind {
             Kind::Deployment => {
                 let api: Api<Deployment> = Api::namespaced(client.clone(), namespace);
-                api.patch(name, &params, &patch)
-                    .await
-                    .map(|o| Workload::from_deployment(&o))
+                api.patch(name, &params, &patch).await.map(|o| Workload::from_deployment(&o))
             }
             Kind::StatefulSet => {
                 let api: Api<StatefulSet> = Api::namespaced(client.clone(), namespace);
-                api.patch(name, &params, &patch)
-                    .await
-                    .map(|o| Workload::from_stateful_set(&o))
+                api.patch(name, &params, &patch).await.map(|o| Workload::from_stateful_set(&o))
             }
             Kind::DaemonSet => {
                 let api: Api<DaemonSet> = Api::namespaced(client.clone(), namespace);
-                api.patch(name, &params, &patch)
-                    .await
-                    .map(|o| Workload::from_daemon_set(&o))
+                api.patch(name, &params, &patch).await.map(|o| Workload::from_daemon_set(&o))
             }
         }
     };
     match tokio::time::timeout(TIMEOUT, call).await {
         Ok(Ok(workload)) => Ok(workload),
-        Ok(Err(kube::Error::Api(status))) if matches!(status.code, 404 | 409) => {
-            Err(ApplyError::Conflict)
-        }
-        Ok(Err(kube::Error::Api(status))) if status.code < 500 => {
-            Err(ApplyError::Refused(status.message.clone()))
-        }
+        Ok(Err(kube::Error::Api(status))) if matches!(status.code, 404 | 409) => Err(ApplyError::Conflict),
+        Ok(Err(kube::Error::Api(status))) if status.code < 500 => Err(ApplyError::Refused(status.message.clone())),
         Ok(Err(error)) => Err(ApplyError::Unknown(error.to_string())),
-        Err(_) => Err(ApplyError::Unknown(format!(
-            "nothing within {} s",
-            TIMEOUT.as_secs()
-        ))),
+        Err(_) => Err(ApplyError::Unknown(format!("nothing within {} s", TIMEOUT.as_secs()))),
     }
 }
 
 fn body(workload: &Workload, plan: &Plan) -> Value {
-    let stamps: serde_json::Map<String, Value> = plan
-        .stamps
-        .iter()
-        .map(|(container, stamp)| (stamp_key(container), json!(stamp)))
-        .collect();
-    let rollout = plan
-        .changes
-        .first()
-        .map(|c| c.rollout.as_str())
-        .unwrap_or_default();
+    let stamps: serde_json::Map<String, Value> =
+        plan.stamps.iter().map(|(container, stamp)| (stamp_key(container), json!(stamp))).collect();
+    let rollout = plan.changes.first().map(|c| c.rollout.as_str()).unwrap_or_default();
     json!({
         "apiVersion": "apps/v1",
         "kind": workload.key.kind.as_str(),

@@ -61,25 +61,14 @@ pub struct FactsError {
 impl Facts {
     /// The images that Pods of the current revision run in a container.
     pub fn running(&self, container: &str) -> Vec<&str> {
-        let current: BTreeSet<_> = self
-            .revisions
-            .iter()
-            .filter(|r| r.current)
-            .map(|r| &r.hash)
-            .collect();
+        let current: BTreeSet<_> = self.revisions.iter().filter(|r| r.current).map(|r| &r.hash).collect();
         let pods = self.pods.iter().filter(|p| current.contains(&p.hash));
-        pods.filter_map(|p| p.images.get(container))
-            .map(String::as_str)
-            .collect()
+        pods.filter_map(|p| p.images.get(container)).map(String::as_str).collect()
     }
 
     /// The stamps that other revisions carry for a container: what this workload ran by kimup before.
     pub fn stamped_elsewhere(&self, container: &str) -> Vec<&Stamp> {
-        self.revisions
-            .iter()
-            .filter(|r| !r.current)
-            .filter_map(|r| r.stamps.get(container))
-            .collect()
+        self.revisions.iter().filter(|r| !r.current).filter_map(|r| r.stamps.get(container)).collect()
     }
 }
 
@@ -90,13 +79,9 @@ pub async fn observe(client: &kube::Client, workload: &Workload) -> Result<Facts
         Kind::StatefulSet | Kind::DaemonSet => controller_revisions(client, workload).await?,
     };
     let pods: Vec<Pod> = list(client, workload, "Pods").await?;
-    let pods = pods.iter().filter(|pod| {
-        is_running(pod) && controller(&pod.metadata).is_some_and(|o| owners.contains(o))
-    });
-    Ok(Facts {
-        revisions,
-        pods: pods.map(pod_images).collect(),
-    })
+    let pods =
+        pods.iter().filter(|pod| is_running(pod) && controller(&pod.metadata).is_some_and(|o| owners.contains(o)));
+    Ok(Facts { revisions, pods: pods.map(pod_images).collect() })
 }
 
 async fn replica_sets(
@@ -106,24 +91,14 @@ async fn replica_sets(
     let sets: Vec<ReplicaSet> = list(client, workload, "ReplicaSets").await?;
     let mut owners = BTreeSet::new();
     let mut revisions = Vec::new();
-    for set in sets
-        .iter()
-        .filter(|s| controller(&s.metadata) == Some(&workload.uid))
-    {
+    for set in sets.iter().filter(|s| controller(&s.metadata) == Some(&workload.uid)) {
         owners.extend(set.metadata.uid.clone());
-        let number = set
-            .metadata
-            .annotations
-            .as_ref()
-            .and_then(|a| a.get(REVISION));
+        let number = set.metadata.annotations.as_ref().and_then(|a| a.get(REVISION));
         let template = set.spec.template.as_ref().and_then(|t| t.metadata.as_ref());
         revisions.push(Revision {
             hash: label(&set.metadata, TEMPLATE_HASH),
             current: number.is_some() && number == workload.revision.as_ref(),
-            stamps: template
-                .and_then(|m| m.annotations.as_ref())
-                .map(stamps)
-                .unwrap_or_default(),
+            stamps: template.and_then(|m| m.annotations.as_ref()).map(stamps).unwrap_or_default(),
         });
     }
     Ok((revisions, owners))
@@ -134,10 +109,7 @@ async fn controller_revisions(
     workload: &Workload,
 ) -> Result<(Vec<Revision>, BTreeSet<String>), FactsError> {
     let all: Vec<ControllerRevision> = list(client, workload, "ControllerRevisions").await?;
-    let own: Vec<_> = all
-        .iter()
-        .filter(|r| controller(&r.metadata) == Some(&workload.uid))
-        .collect();
+    let own: Vec<_> = all.iter().filter(|r| controller(&r.metadata) == Some(&workload.uid)).collect();
     let newest = own.iter().map(|r| r.revision).max();
     let revisions = own.iter().map(|revision| {
         let name = revision.metadata.name.clone().unwrap_or_default();
@@ -151,25 +123,14 @@ async fn controller_revisions(
             None => Some(revision.revision) == newest,
         };
         let data = &revision.data.0;
-        let annotations = data
-            .pointer("/spec/template/metadata/annotations")
-            .cloned()
-            .unwrap_or_default();
+        let annotations = data.pointer("/spec/template/metadata/annotations").cloned().unwrap_or_default();
         let annotations: Map = serde_json::from_value(annotations).unwrap_or_default();
-        Revision {
-            hash,
-            current,
-            stamps: stamps(&annotations),
-        }
+        Revision { hash, current, stamps: stamps(&annotations) }
     });
     Ok((revisions.collect(), BTreeSet::from([workload.uid.clone()])))
 }
 
-async fn list<K>(
-    client: &kube::Client,
-    workload: &Workload,
-    what: &'static str,
-) -> Result<Vec<K>, FactsError>
+async fn list<K>(client: &kube::Client, workload: &Workload, what: &'static str) -> Result<Vec<K>, FactsError>
 where
     K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope>
         + Clone
@@ -178,20 +139,14 @@ where
     K::DynamicType: Default,
 {
     let namespace = &workload.key.namespace;
-    let error = |cause: String| FactsError {
-        what,
-        namespace: namespace.clone(),
-        cause,
-    };
+    let error = |cause: String| FactsError { what, namespace: namespace.clone(), cause };
     let api: Api<K> = Api::namespaced(client.clone(), namespace);
     let mut params = ListParams::default().limit(PAGE);
     params.label_selector.clone_from(&workload.selector);
     let mut items = Vec::new();
     loop {
         let page = tokio::time::timeout(TIMEOUT, api.list(&params)).await;
-        let page = page
-            .map_err(|_| error("no answer in time".to_owned()))?
-            .map_err(|e| error(e.to_string()))?;
+        let page = page.map_err(|_| error("no answer in time".to_owned()))?.map_err(|e| error(e.to_string()))?;
         items.extend(page.items);
         match page.metadata.continue_.filter(|token| !token.is_empty()) {
             Some(token) => params.continue_token = Some(token),
@@ -208,44 +163,23 @@ fn is_running(pod: &Pod) -> bool {
 fn pod_images(pod: &Pod) -> PodImages {
     let spec = pod.spec.as_ref();
     let containers = spec.map(|s| s.init_containers.iter().flatten().chain(&s.containers));
-    let images = containers
-        .into_iter()
-        .flatten()
-        .filter_map(|c| Some((c.name.clone(), c.image.clone()?)))
-        .collect();
+    let images = containers.into_iter().flatten().filter_map(|c| Some((c.name.clone(), c.image.clone()?))).collect();
     let hash = label(&pod.metadata, TEMPLATE_HASH);
-    let hash = if hash.is_empty() {
-        label(&pod.metadata, CONTROLLER_HASH)
-    } else {
-        hash
-    };
+    let hash = if hash.is_empty() { label(&pod.metadata, CONTROLLER_HASH) } else { hash };
     PodImages { hash, images }
 }
 
 fn controller(metadata: &ObjectMeta) -> Option<&String> {
-    metadata
-        .owner_references
-        .iter()
-        .flatten()
-        .find(|o| o.controller == Some(true))
-        .map(|o| &o.uid)
+    metadata.owner_references.iter().flatten().find(|o| o.controller == Some(true)).map(|o| &o.uid)
 }
 
 fn label(metadata: &ObjectMeta, key: &str) -> String {
-    metadata
-        .labels
-        .as_ref()
-        .and_then(|l| l.get(key))
-        .cloned()
-        .unwrap_or_default()
+    metadata.labels.as_ref().and_then(|l| l.get(key)).cloned().unwrap_or_default()
 }
 
 fn stamps(annotations: &Map) -> BTreeMap<String, Stamp> {
-    let found = annotations.iter().filter_map(|(key, value)| {
-        Some((
-            key.strip_prefix(STAMP_PREFIX)?.to_owned(),
-            Stamp::parse(value)?,
-        ))
-    });
+    let found = annotations
+        .iter()
+        .filter_map(|(key, value)| Some((key.strip_prefix(STAMP_PREFIX)?.to_owned(), Stamp::parse(value)?)));
     found.collect()
 }

@@ -107,10 +107,7 @@ impl Plan {
     pub fn change_cause(&self) -> String {
         let said = self.changes.iter().map(|c| {
             let from = if c.from.is_empty() { "?" } else { &c.from };
-            format!(
-                "{} {from} -> {} (Image {}, rule {})",
-                c.container, c.to, c.image, c.rule
-            )
+            format!("{} {from} -> {} (Image {}, rule {})", c.container, c.to, c.image, c.rule)
         });
         format!("kimup: {}", said.collect::<Vec<_>>().join(", "))
     }
@@ -127,26 +124,18 @@ pub fn id(image_uid: &str, tag: &str) -> String {
 }
 
 /// Plans a workload. `targets` are by container name; `facts` may be absent at first (`Blocked::NeedsFacts` asks).
-pub fn plan(
-    workload: &Workload,
-    targets: &BTreeMap<String, Target>,
-    facts: Option<&Facts>,
-) -> Plan {
+pub fn plan(workload: &Workload, targets: &BTreeMap<String, Target>, facts: Option<&Facts>) -> Plan {
     let mut plan = Plan::default();
     for container in &workload.containers {
         let decision = match targets.get(&container.name) {
             Some(target) => plan_container(workload, container, target, facts),
             None => ContainerPlan::Keep,
         };
-        let ours = workload
-            .stamp_owners
-            .get(&container.name)
-            .is_some_and(|o| o.contains(FIELD_MANAGER));
+        let ours = workload.stamp_owners.get(&container.name).is_some_and(|o| o.contains(FIELD_MANAGER));
         match decision {
             ContainerPlan::Roll(change, stamp) => {
                 plan.changes.push(change);
-                plan.stamps
-                    .insert(container.name.clone(), stamp.to_string());
+                plan.stamps.insert(container.name.clone(), stamp.to_string());
                 continue;
             }
             ContainerPlan::Hold(hold) => plan.holds.push(hold),
@@ -154,8 +143,7 @@ pub fn plan(
             ContainerPlan::Keep => {}
         }
         if let Some(stamp) = workload.stamp(&container.name).filter(|_| ours) {
-            plan.stamps
-                .insert(container.name.clone(), stamp.to_string());
+            plan.stamps.insert(container.name.clone(), stamp.to_string());
         }
     }
     if plan.blocked.is_some() {
@@ -164,24 +152,11 @@ pub fn plan(
     plan
 }
 
-fn plan_container(
-    workload: &Workload,
-    container: &Container,
-    target: &Target,
-    facts: Option<&Facts>,
-) -> ContainerPlan {
-    let Some(reference) = Reference::parse(&container.text)
-        .ok()
-        .filter(|r| r.digest().is_none())
-    else {
+fn plan_container(workload: &Workload, container: &Container, target: &Target, facts: Option<&Facts>) -> ContainerPlan {
+    let Some(reference) = Reference::parse(&container.text).ok().filter(|r| r.digest().is_none()) else {
         return ContainerPlan::Keep;
     };
-    let case = Case {
-        workload,
-        container,
-        target,
-        reference: &reference,
-    };
+    let case = Case { workload, container, target, reference: &reference };
     match workload.stamp(&container.name) {
         Some(stamp) if stamp.text == container.text => case.stamped(&stamp),
         Some(stamp) => case.text_changed(&stamp),
@@ -199,9 +174,7 @@ struct Case<'a> {
 impl Case<'_> {
     fn stamped(&self, stamp: &Stamp) -> ContainerPlan {
         let ran = tag_of(&stamp.reference);
-        if stamp.reference == self.wanted()
-            || self.compare(&ran, self.want()) == Some(Ordering::Greater)
-        {
+        if stamp.reference == self.wanted() || self.compare(&ran, self.want()) == Some(Ordering::Greater) {
             return ContainerPlan::Keep;
         }
         let owners = self.workload.stamp_owners.get(&self.container.name);
@@ -235,15 +208,9 @@ impl Case<'_> {
         if !running.is_empty() && running.iter().all(|image| *image == wanted) {
             return ContainerPlan::Keep;
         }
-        let oldest = running
-            .iter()
-            .map(|image| tag_of(image))
-            .min_by(|a, b| self.order(a, b));
+        let oldest = running.iter().map(|image| tag_of(image)).min_by(|a, b| self.order(a, b));
         let stamped = facts.stamped_elsewhere(&self.container.name);
-        let left = stamped
-            .iter()
-            .map(|stamp| tag_of(&stamp.reference))
-            .max_by(|a, b| self.order(a, b));
+        let left = stamped.iter().map(|stamp| tag_of(&stamp.reference)).max_by(|a, b| self.order(a, b));
         if let (Some(ran), Some(left)) = (&oldest, &left)
             && self.compare(ran, left) == Some(Ordering::Less)
         {
@@ -252,28 +219,14 @@ impl Case<'_> {
         if running.is_empty() && self.target.settled {
             // Without Pods there is nothing to replace: those to come get the settled tag at admission.
             let none_wanted = self.workload.replicas == 0;
-            return if none_wanted {
-                ContainerPlan::Keep
-            } else {
-                ContainerPlan::Blocked(Blocked::AwaitsPods)
-            };
+            return if none_wanted { ContainerPlan::Keep } else { ContainerPlan::Blocked(Blocked::AwaitsPods) };
         }
         self.roll(oldest.unwrap_or_default())
     }
 
     /// A person went back to `ran`: stays until a newer tag than the one that was left.
-    fn hold_unless_newer(
-        &self,
-        ran: String,
-        left: Option<&str>,
-        by_manifest: bool,
-    ) -> ContainerPlan {
-        let left = self
-            .target
-            .left
-            .as_deref()
-            .or(left)
-            .unwrap_or(&self.target.tag);
+    fn hold_unless_newer(&self, ran: String, left: Option<&str>, by_manifest: bool) -> ContainerPlan {
+        let left = self.target.left.as_deref().or(left).unwrap_or(&self.target.tag);
         if self.compare(&self.target.tag, left) == Some(Ordering::Greater) {
             return self.roll(ran);
         }
@@ -295,20 +248,12 @@ impl Case<'_> {
             rule: self.target.rule.clone(),
             rollout: self.target.rollout.clone(),
         };
-        ContainerPlan::Roll(
-            change,
-            Stamp {
-                text: self.container.text.clone(),
-                reference: self.wanted(),
-            },
-        )
+        ContainerPlan::Roll(change, Stamp { text: self.container.text.clone(), reference: self.wanted() })
     }
 
     /// The tag this container should run.
     fn want(&self) -> &str {
-        self.target
-            .order
-            .newer_of(self.reference.tag(), &self.target.tag)
+        self.target.order.newer_of(self.reference.tag(), &self.target.tag)
     }
 
     /// The image this container should run.
@@ -329,8 +274,5 @@ impl Case<'_> {
 }
 
 fn tag_of(reference: &str) -> String {
-    Reference::parse(reference)
-        .ok()
-        .and_then(|r| r.tag().map(str::to_owned))
-        .unwrap_or_default()
+    Reference::parse(reference).ok().and_then(|r| r.tag().map(str::to_owned)).unwrap_or_default()
 }

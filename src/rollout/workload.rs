@@ -5,9 +5,7 @@ use std::fmt;
 
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, StatefulSet};
 use k8s_openapi::api::core::v1::PodTemplateSpec;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{
-    LabelSelector, ManagedFieldsEntry, ObjectMeta,
-};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ManagedFieldsEntry, ObjectMeta};
 use serde_json::Value;
 
 use crate::api::annotations::{self, AnnotationError, Map, NamespaceSettings, STAMP_PREFIX, Stamp};
@@ -103,21 +101,9 @@ impl Workload {
             && updated >= replicas
             && status.replicas.unwrap_or(0) <= updated
             && status.available_replicas.unwrap_or(0) >= updated;
-        let mut workload = Self::new(
-            Kind::Deployment,
-            &object.metadata,
-            &spec.template,
-            Some(&spec.selector),
-        )?;
-        workload.revision = workload
-            .annotations
-            .get("deployment.kubernetes.io/revision")
-            .cloned();
-        Some(Self {
-            replicas,
-            complete,
-            ..workload
-        })
+        let mut workload = Self::new(Kind::Deployment, &object.metadata, &spec.template, Some(&spec.selector))?;
+        workload.revision = workload.annotations.get("deployment.kubernetes.io/revision").cloned();
+        Some(Self { replicas, complete, ..workload })
     }
 
     /// Reads a StatefulSet. None if it lacks what every stored object has.
@@ -127,57 +113,29 @@ impl Workload {
         let replicas = spec.replicas.unwrap_or(1);
         let strategy = spec.update_strategy.as_ref();
         let on_delete = strategy.and_then(|s| s.type_.as_deref()) == Some("OnDelete");
-        let partition = strategy
-            .and_then(|s| s.rolling_update.as_ref())
-            .and_then(|r| r.partition)
-            .unwrap_or(0);
+        let partition = strategy.and_then(|s| s.rolling_update.as_ref()).and_then(|r| r.partition).unwrap_or(0);
         let observed = status.observed_generation >= object.metadata.generation;
         let updated = status.updated_replicas.unwrap_or(0);
         let ready = status.ready_replicas.unwrap_or(0) >= replicas;
         let moved = updated >= replicas - partition
-            && (partition > 0
-                || replicas == 0
-                || status.current_revision == status.update_revision);
+            && (partition > 0 || replicas == 0 || status.current_revision == status.update_revision);
         // `OnDelete` waits for a person to delete Pods: from kimup's side the rollout is made.
         let complete = observed && (on_delete || (ready && moved));
-        let workload = Self::new(
-            Kind::StatefulSet,
-            &object.metadata,
-            &spec.template,
-            Some(&spec.selector),
-        )?;
-        Some(Self {
-            replicas,
-            complete,
-            revision: status.update_revision,
-            ..workload
-        })
+        let workload = Self::new(Kind::StatefulSet, &object.metadata, &spec.template, Some(&spec.selector))?;
+        Some(Self { replicas, complete, revision: status.update_revision, ..workload })
     }
 
     /// Reads a DaemonSet. None if it lacks what every stored object has.
     pub fn from_daemon_set(object: &DaemonSet) -> Option<Self> {
         let spec = &object.spec;
         let status = object.status.clone().unwrap_or_default();
-        let on_delete = spec
-            .update_strategy
-            .as_ref()
-            .and_then(|s| s.type_.as_deref())
-            == Some("OnDelete");
+        let on_delete = spec.update_strategy.as_ref().and_then(|s| s.type_.as_deref()) == Some("OnDelete");
         let replicas = status.desired_number_scheduled;
         let observed = status.observed_generation >= object.metadata.generation;
         let moved = status.updated_number_scheduled.unwrap_or(0) >= replicas
             && status.number_available.unwrap_or(0) >= replicas;
-        let workload = Self::new(
-            Kind::DaemonSet,
-            &object.metadata,
-            &spec.template,
-            Some(&spec.selector),
-        )?;
-        Some(Self {
-            replicas,
-            complete: observed && (on_delete || moved),
-            ..workload
-        })
+        let workload = Self::new(Kind::DaemonSet, &object.metadata, &spec.template, Some(&spec.selector))?;
+        Some(Self { replicas, complete: observed && (on_delete || moved), ..workload })
     }
 
     fn new(
@@ -190,28 +148,15 @@ impl Workload {
         let init = pod.init_containers.iter().flatten();
         let containers = init
             .chain(&pod.containers)
-            .filter_map(|c| {
-                Some(Container {
-                    name: c.name.clone(),
-                    text: c.image.clone()?,
-                })
-            })
+            .filter_map(|c| Some(Container { name: c.name.clone(), text: c.image.clone()? }))
             .collect();
         Some(Self {
-            key: WorkloadKey {
-                kind,
-                namespace: metadata.namespace.clone()?,
-                name: metadata.name.clone()?,
-            },
+            key: WorkloadKey { kind, namespace: metadata.namespace.clone()?, name: metadata.name.clone()? },
             uid: metadata.uid.clone()?,
             resource_version: metadata.resource_version.clone()?,
             generation: metadata.generation.unwrap_or(0),
             annotations: metadata.annotations.clone().unwrap_or_default(),
-            template_annotations: template
-                .metadata
-                .as_ref()
-                .and_then(|m| m.annotations.clone())
-                .unwrap_or_default(),
+            template_annotations: template.metadata.as_ref().and_then(|m| m.annotations.clone()).unwrap_or_default(),
             containers,
             stamp_owners: stamp_owners(metadata.managed_fields.as_deref().unwrap_or_default()),
             selector: selector.and_then(selector_query),
@@ -246,23 +191,12 @@ fn stamp_owners(entries: &[ManagedFieldsEntry]) -> BTreeMap<String, BTreeSet<Str
             continue;
         };
         let path = ["f:spec", "f:template", "f:metadata", "f:annotations"];
-        let annotations = path
-            .iter()
-            .try_fold(&fields.0, |value: &Value, key| value.get(key));
-        let keys = annotations
-            .and_then(Value::as_object)
-            .into_iter()
-            .flat_map(|map| map.keys());
+        let annotations = path.iter().try_fold(&fields.0, |value: &Value, key| value.get(key));
+        let keys = annotations.and_then(Value::as_object).into_iter().flat_map(|map| map.keys());
         for key in keys {
-            if let Some(container) = key
-                .strip_prefix("f:")
-                .and_then(|k| k.strip_prefix(STAMP_PREFIX))
-            {
+            if let Some(container) = key.strip_prefix("f:").and_then(|k| k.strip_prefix(STAMP_PREFIX)) {
                 let manager = entry.manager.clone().unwrap_or_default();
-                owners
-                    .entry(container.to_owned())
-                    .or_default()
-                    .insert(manager);
+                owners.entry(container.to_owned()).or_default().insert(manager);
             }
         }
     }
@@ -270,12 +204,8 @@ fn stamp_owners(entries: &[ManagedFieldsEntry]) -> BTreeMap<String, BTreeSet<Str
 }
 
 fn selector_query(selector: &LabelSelector) -> Option<String> {
-    let mut parts: Vec<String> = selector
-        .match_labels
-        .iter()
-        .flatten()
-        .map(|(key, value)| format!("{key}={value}"))
-        .collect();
+    let mut parts: Vec<String> =
+        selector.match_labels.iter().flatten().map(|(key, value)| format!("{key}={value}")).collect();
     for expression in selector.match_expressions.iter().flatten() {
         let values = expression.values.as_deref().unwrap_or_default().join(",");
         parts.push(match expression.operator.as_str() {
@@ -314,8 +244,7 @@ mod tests {
     #[test]
     fn a_deployment_is_complete() {
         fn check(status: &Value, expected: bool) {
-            let workload =
-                Workload::from_deployment(&deployment(&json!({"status": status}))).unwrap();
+            let workload = Workload::from_deployment(&deployment(&json!({"status": status}))).unwrap();
             assert_eq!(workload.complete, expected, "{status}");
         }
         check(&json!({}), true);
@@ -336,40 +265,22 @@ mod tests {
                     "currentRevision": "db-2", "updateRevision": "db-2"}
             });
             json_patch::merge(&mut object, &json!({"spec": spec, "status": status}));
-            let workload =
-                Workload::from_stateful_set(&serde_json::from_value(object).unwrap()).unwrap();
+            let workload = Workload::from_stateful_set(&serde_json::from_value(object).unwrap()).unwrap();
             assert_eq!(workload.complete, expected, "{spec} {status}");
         }
         check(&json!({}), &json!({}), true);
         check(&json!({}), &json!({"currentRevision": "db-1"}), false);
         check(&json!({}), &json!({"readyReplicas": 2}), false);
-        check(
-            &json!({"updateStrategy": {"type": "OnDelete"}}),
-            &json!({"updatedReplicas": 0}),
-            true,
-        );
-        let partition =
-            json!({"updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"partition": 2}}});
-        check(
-            &partition,
-            &json!({"updatedReplicas": 1, "currentRevision": "db-1"}),
-            true,
-        );
-        check(
-            &partition,
-            &json!({"updatedReplicas": 0, "currentRevision": "db-1"}),
-            false,
-        );
+        check(&json!({"updateStrategy": {"type": "OnDelete"}}), &json!({"updatedReplicas": 0}), true);
+        let partition = json!({"updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"partition": 2}}});
+        check(&partition, &json!({"updatedReplicas": 1, "currentRevision": "db-1"}), true);
+        check(&partition, &json!({"updatedReplicas": 0, "currentRevision": "db-1"}), false);
     }
 
     #[test]
     fn a_template_is_read() {
         let workload = Workload::from_deployment(&deployment(&json!({}))).unwrap();
-        let containers: Vec<_> = workload
-            .containers
-            .iter()
-            .map(|c| (c.name.as_str(), c.text.as_str()))
-            .collect();
+        let containers: Vec<_> = workload.containers.iter().map(|c| (c.name.as_str(), c.text.as_str())).collect();
         assert_eq!(containers, [("init", "busybox:1"), ("app", "app:1.0.0")]);
         assert_eq!(workload.selector.as_deref(), Some("app=web,tier in (a,b)"));
         assert_eq!(workload.key.to_string(), "Deployment/web");
@@ -385,39 +296,19 @@ mod tests {
             {"manager": "helm", "operation": "Update", "fieldsType": "FieldsV1", "fieldsV1": {"f:spec": {}}},
         ]}}));
         let workload = Workload::from_deployment(&object).unwrap();
-        let owners: Vec<_> = workload.stamp_owners["app"]
-            .iter()
-            .map(String::as_str)
-            .collect();
+        let owners: Vec<_> = workload.stamp_owners["app"].iter().map(String::as_str).collect();
         assert_eq!(owners, ["kimup-rollout", "kubectl-rollout"]);
     }
 
     #[test]
     fn a_workload_is_opted_in() {
-        fn check(
-            template: &[(&str, &str)],
-            own: &[(&str, &str)],
-            namespace: bool,
-            expected: Option<bool>,
-        ) {
-            let map = |pairs: &[(&str, &str)]| {
-                pairs
-                    .iter()
-                    .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
-                    .collect()
-            };
+        fn check(template: &[(&str, &str)], own: &[(&str, &str)], namespace: bool, expected: Option<bool>) {
+            let map = |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
             let mut workload = Workload::from_deployment(&deployment(&json!({}))).unwrap();
             workload.template_annotations = map(template);
             workload.annotations = map(own);
-            let settings = NamespaceSettings {
-                enabled: namespace,
-                ..NamespaceSettings::default()
-            };
-            assert_eq!(
-                workload.enabled(settings).ok(),
-                expected,
-                "{template:?} {own:?} {namespace}"
-            );
+            let settings = NamespaceSettings { enabled: namespace, ..NamespaceSettings::default() };
+            assert_eq!(workload.enabled(settings).ok(), expected, "{template:?} {own:?} {namespace}");
         }
         let yes = &[(annotations::ENABLED, "true")][..];
         let no = &[(annotations::ENABLED, "false")][..];
@@ -428,12 +319,7 @@ mod tests {
         check(no, yes, true, Some(false));
         check(yes, no, false, Some(true));
         check(&[], no, true, Some(false));
-        check(
-            &[("stamp.kimup.cloudavenue.io/app", "a:1 a:2")],
-            &[],
-            false,
-            Some(false),
-        );
+        check(&[("stamp.kimup.cloudavenue.io/app", "a:1 a:2")], &[], false, Some(false));
         check(&[(annotations::ENABLED, "on")], &[], true, None);
     }
 }

@@ -52,8 +52,7 @@ pub fn decide(spec: &CompiledSpec, known: Known<'_>, tags: &[String]) -> Verdict
         return Verdict::Empty;
     }
     if let Some(gate) = spec.gate {
-        let why =
-            format!("{gate} is not acted on by this version, so nothing is chosen while it is set");
+        let why = format!("{gate} is not acted on by this version, so nothing is chosen while it is set");
         return current.map_or(Verdict::None { why }, kept);
     }
     let start = start(spec, current);
@@ -69,18 +68,11 @@ pub fn decide(spec: &CompiledSpec, known: Known<'_>, tags: &[String]) -> Verdict
         }
     }
     match (tag, chosen_by) {
-        (Some(tag), Some((rule, why))) => Verdict::Tag {
-            tag,
-            rule,
-            why,
-            missing: false,
-        },
+        (Some(tag), Some((rule, why))) => Verdict::Tag { tag, rule, why, missing: false },
         // The starting tag is an input to the choice: nobody runs it unless the registry lists it.
         (Some(tag), None) if current != Some(&*tag) && !tags.contains(&tag) => match current {
             Some(current) => kept(current),
-            None => Verdict::None {
-                why: format!("the registry does not list the starting tag {tag}, and {why}"),
-            },
+            None => Verdict::None { why: format!("the registry does not list the starting tag {tag}, and {why}") },
         },
         (Some(tag), None) => kept(&tag),
         (None, _) => Verdict::None { why },
@@ -90,9 +82,7 @@ pub fn decide(spec: &CompiledSpec, known: Known<'_>, tags: &[String]) -> Verdict
 /// The current tag, or the starting tag if there is none or it has been raised above.
 fn start<'a>(spec: &'a CompiledSpec, current: Option<&'a str>) -> Option<&'a str> {
     match (current, spec.base_tag.as_deref()) {
-        (Some(current), Some(base))
-            if Order::from(spec).compare(base, current) == Some(Ordering::Greater) =>
-        {
+        (Some(current), Some(base)) if Order::from(spec).compare(base, current) == Some(Ordering::Greater) => {
             Some(base)
         }
         (Some(current), _) => Some(current),

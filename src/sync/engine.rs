@@ -183,9 +183,7 @@ impl Sync {
 
     /// Registry hosts that did not answer last time, so that one Event speaks for all Images.
     pub(super) fn hosts_down(&self) -> MutexGuard<'_, HashSet<String>> {
-        self.hosts_down
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.hosts_down.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Workloads that wait for a place in the limits.

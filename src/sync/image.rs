@@ -4,21 +4,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::ObjectReference;
-use kube::{Resource, ResourceExt};
+use kube::ResourceExt;
 use tokio::time::Instant;
 
 use crate::api::annotations::{ACTION, REQUESTED_AT};
 use crate::api::{self, CompiledSpec, Image, ImageStatus, SyncResult};
-use crate::notify::{Audit, Reason};
 use crate::policy::Repository;
-use crate::telemetry::RolloutOutcome;
 
 use super::decide::{self, Known, Verdict};
 use super::engine::{Key, Sync};
 use super::observe;
 use super::records;
-use super::status::{self, Failure, Outcome, Selected, Subject};
+use super::status::{self, Failure, Outcome, Subject};
 use super::world::{Cached, ImageKey, status_of};
 use super::write::{self, WriteError};
 
@@ -55,13 +52,9 @@ struct Request {
 impl Request {
     fn of(image: &Image, status: &ImageStatus) -> Self {
         let annotations = image.annotations();
-        let requested_at = annotations
-            .get(REQUESTED_AT)
-            .filter(|at| status.last_handled_request.as_ref() != Some(*at));
+        let requested_at = annotations.get(REQUESTED_AT).filter(|at| status.last_handled_request.as_ref() != Some(*at));
         Self {
-            refresh: annotations
-                .get(ACTION)
-                .is_some_and(|action| action == "refresh"),
+            refresh: annotations.get(ACTION).is_some_and(|action| action == "refresh"),
             requested_at: requested_at.cloned(),
         }
     }
@@ -81,12 +74,9 @@ impl Sync {
             }
             Some(_) if !self.leadership.is_leader() => return,
             Some(Cached::Broken(metadata, error)) => {
-                if let Err(write) =
-                    write::broken(&self.client, &self.world, key, &metadata, &error).await
-                {
+                if let Err(write) = write::broken(&self.client, &self.world, key, &metadata, &error).await {
                     tracing::warn!(image = %key, error = %write, "cannot record that the Image is broken");
-                    self.queue
-                        .add(Key::Image(key.clone()), Instant::now() + RETRY_FIRST);
+                    self.queue.add(Key::Image(key.clone()), Instant::now() + RETRY_FIRST);
                 }
                 return;
             }
@@ -95,15 +85,11 @@ impl Sync {
         match self.reconcile_read(key, image).await {
             Ok(()) => {}
             Err(WriteError::Conflict | WriteError::NotLeader) => {
-                self.queue
-                    .add(Key::Image(key.clone()), Instant::now() + CONFLICT_PAUSE);
+                self.queue.add(Key::Image(key.clone()), Instant::now() + CONFLICT_PAUSE);
             }
             Err(WriteError::Failed(cause)) => {
                 tracing::warn!(image = %key, cause, "cannot write the Image's status; trying again");
-                self.queue.add(
-                    Key::Image(key.clone()),
-                    Instant::now() + Duration::from_secs(2),
-                );
+                self.queue.add(Key::Image(key.clone()), Instant::now() + Duration::from_secs(2));
             }
         }
     }
@@ -111,10 +97,7 @@ impl Sync {
     async fn reconcile_read(&self, key: &ImageKey, image: Arc<Image>) -> Result<(), WriteError> {
         let mut image = image;
         if status_of(&image).result.is_none() {
-            let status = ImageStatus {
-                result: Some(SyncResult::Scheduled),
-                ..status_of(&image)
-            };
+            let status = ImageStatus { result: Some(SyncResult::Scheduled), ..status_of(&image) };
             image = write::status(self, key, &image, &status).await?;
         }
         let old = status_of(&image);
@@ -126,20 +109,11 @@ impl Sync {
         let due = self.is_due(key, &image, &old, &request, now);
         if due {
             let started = Instant::now();
-            let outcome = self
-                .sync(
-                    key,
-                    &image,
-                    &old,
-                    compiled.as_ref().ok(),
-                    compiled.as_ref().err(),
-                )
-                .await;
+            let outcome = self.sync(key, &image, &old, compiled.as_ref().ok(), compiled.as_ref().err()).await;
             let retry = matches!(&outcome, Outcome::Failed(failure) if !failure.stalled);
             let subject = self.subject(&image, compiled.as_ref().ok());
             selected = status::after_sync(&mut new, &subject, &outcome);
-            self.metrics
-                .sync(new.result.map_or("Error", SyncResult::as_str));
+            self.metrics.sync(new.result.map_or("Error", SyncResult::as_str));
             self.schedule(key, &image, compiled.as_ref().ok(), retry, started);
             self.mark_stale(key, &mut new, &subject, compiled.as_ref().ok(), retry);
             if request.requested_at.is_some() {
@@ -149,11 +123,7 @@ impl Sync {
         let progress = self.progress(key, &image, &new);
         let subject = self.subject(&image, compiled.as_ref().ok());
         let pods = self.world.pods(&key.namespace);
-        records::merge(
-            &mut new.revisions,
-            &key.name,
-            pods.iter().map(AsRef::as_ref),
-        );
+        records::merge(&mut new.revisions, &key.name, pods.iter().map(AsRef::as_ref));
         let holds = status::after_progress(&mut new, &subject, &progress);
         let mut settled = None;
         if new.rollout.is_some() && progress.is_complete() {
@@ -165,8 +135,7 @@ impl Sync {
         if self.must_write(&old, &new, due, request.any()) {
             written = write::status(self, key, &image, &new).await?;
         }
-        self.report(key, &written, &old, &new, selected, &holds, settled)
-            .await;
+        self.report(key, &written, &old, &new, selected, &holds, settled).await;
         if due && request.refresh {
             write::remove_action(self, key, &written).await?;
         }
@@ -185,37 +154,20 @@ impl Sync {
     ) -> Outcome {
         let Some(spec) = compiled else {
             let message = error.map(ToString::to_string).unwrap_or_default();
-            let (result, reason) =
-                error.map_or((SyncResult::Error, "Invalid"), |e| (e.result(), e.reason()));
+            let (result, reason) = error.map_or((SyncResult::Error, "Invalid"), |e| (e.result(), e.reason()));
             let message = format!("Image {key}: {message}");
-            return Outcome::Failed(Failure {
-                result,
-                reason,
-                message,
-                stalled: true,
-            });
+            return Outcome::Failed(Failure { result, reason, message, stalled: true });
         };
-        let counts = self
-            .world
-            .images_by_repository(&key.namespace)
-            .get(&spec.repository)
-            .cloned();
+        let counts = self.world.images_by_repository(&key.namespace).get(&spec.repository).cloned();
         if let Some(other) = counts.filter(|other| other.uid() != image.uid()) {
             let message = format!(
                 "Image {key}: {} is followed by the older Image {} already; remove one of them",
                 spec.repository,
                 other.name_any()
             );
-            return Outcome::Failed(Failure {
-                result: SyncResult::Error,
-                reason: "Duplicate",
-                message,
-                stalled: true,
-            });
+            return Outcome::Failed(Failure { result: SyncResult::Error, reason: "Duplicate", message, stalled: true });
         }
-        self.choose(key, image, status, spec)
-            .await
-            .unwrap_or_else(Outcome::Failed)
+        self.choose(key, image, status, spec).await.unwrap_or_else(Outcome::Failed)
     }
 
     /// Asks the registry and decides; also answers the webhook's question, so it writes nothing.
@@ -248,27 +200,11 @@ impl Sync {
             stalled: false,
         };
         match decide::decide(spec, known, &listing.tags) {
-            Verdict::Tag {
-                tag,
-                rule,
-                why,
-                missing,
-            } => Ok(Outcome::Tag {
-                tag,
-                rule,
-                why,
-                missing,
-            }),
-            Verdict::Empty => Err(failure(
-                "NoTags",
-                format!("{} lists no tags", spec.repository),
-            )),
+            Verdict::Tag { tag, rule, why, missing } => Ok(Outcome::Tag { tag, rule, why, missing }),
+            Verdict::Empty => Err(failure("NoTags", format!("{} lists no tags", spec.repository))),
             Verdict::None { why } => {
-                let cause = format!(
-                    "none of the {} tags of {} can be chosen: {why}",
-                    listing.tags.len(),
-                    spec.repository
-                );
+                let cause =
+                    format!("none of the {} tags of {} can be chosen: {why}", listing.tags.len(), spec.repository);
                 Err(failure("NoMatchingTag", cause))
             }
         }
@@ -278,67 +214,37 @@ impl Sync {
     fn newest_stamp(&self, key: &ImageKey, spec: &CompiledSpec) -> Option<String> {
         let order = api::Order::from(spec);
         let users = self.world.users(&key.namespace, &spec.repository);
-        let stamps = users
-            .iter()
-            .flat_map(|w| w.containers.iter().filter_map(|c| w.stamp(&c.name)));
+        let stamps = users.iter().flat_map(|w| w.containers.iter().filter_map(|c| w.stamp(&c.name)));
         let tags = stamps.filter_map(|stamp| {
             let reference = crate::policy::Reference::parse(&stamp.reference).ok()?;
-            (reference.repository() == &spec.repository)
-                .then(|| reference.tag().map(str::to_owned))?
+            (reference.repository() == &spec.repository).then(|| reference.tag().map(str::to_owned))?
         });
         tags.max_by(|a, b| order.compare(a, b).unwrap_or_else(|| a.cmp(b)))
     }
 
-    pub(super) fn subject<'a>(
-        &self,
-        image: &'a Image,
-        compiled: Option<&'a CompiledSpec>,
-    ) -> Subject<'a> {
+    pub(super) fn subject<'a>(&self, image: &'a Image, compiled: Option<&'a CompiledSpec>) -> Subject<'a> {
         let namespace = image.metadata.namespace.as_deref().unwrap_or_default();
         let repository = Repository::parse(&image.spec.image).ok();
-        let used = repository
-            .as_ref()
-            .is_some_and(|r| !self.world.users(namespace, r).is_empty());
+        let used = repository.as_ref().is_some_and(|r| !self.world.users(namespace, r).is_empty());
         Subject {
             uid: image.metadata.uid.as_deref().unwrap_or_default(),
             generation: image.metadata.generation,
             repository: repository.map(|r| r.to_string()),
-            unsupported: compiled
-                .map(|c| c.unsupported.as_slice())
-                .unwrap_or_default(),
+            unsupported: compiled.map(|c| c.unsupported.as_slice()).unwrap_or_default(),
             used,
             now: Timestamp::now(),
         }
     }
 
-    fn is_due(
-        &self,
-        key: &ImageKey,
-        image: &Image,
-        status: &ImageStatus,
-        request: &Request,
-        now: Timestamp,
-    ) -> bool {
+    fn is_due(&self, key: &ImageKey, image: &Image, status: &ImageStatus, request: &Request, now: Timestamp) -> bool {
         let mut memos = self.memos();
         let memo = memos.entry(key.clone()).or_default();
         let uid = image.uid().unwrap_or_default();
         if memo.uid != uid {
-            *memo = Memo {
-                uid,
-                generation: status.observed_generation,
-                last_success: Some(now),
-                ..Memo::default()
-            };
+            *memo = Memo { uid, generation: status.observed_generation, last_success: Some(now), ..Memo::default() };
             // Taken over from an earlier process: its last sync counts, so that a restart is not a burst.
-            let last = status
-                .time
-                .as_deref()
-                .and_then(|time| time.parse().ok())
-                .filter(|_| status.tag.is_some());
-            memo.next = Some(
-                last.and_then(|last| next_time(image, last, now))
-                    .unwrap_or(now),
-            );
+            let last = status.time.as_deref().and_then(|time| time.parse().ok()).filter(|_| status.tag.is_some());
+            memo.next = Some(last.and_then(|last| next_time(image, last, now)).unwrap_or(now));
         }
         let changed = memo.generation != image.metadata.generation;
         let fresh = status.observed_generation.is_none();
@@ -347,14 +253,7 @@ impl Sync {
     }
 
     /// Remembers when the next sync is due.
-    fn schedule(
-        &self,
-        key: &ImageKey,
-        image: &Image,
-        spec: Option<&CompiledSpec>,
-        failed: bool,
-        started: Instant,
-    ) {
+    fn schedule(&self, key: &ImageKey, image: &Image, spec: Option<&CompiledSpec>, failed: bool, started: Instant) {
         let now = Timestamp::now();
         let regular = spec.and_then(|spec| next_of(spec, now)).map(jittered(now));
         let mut memos = self.memos();
@@ -364,9 +263,7 @@ impl Sync {
         memo.forced = false;
         if failed {
             memo.failures = memo.failures.saturating_add(1);
-            let pause = RETRY_FIRST
-                .saturating_mul(1 << (memo.failures - 1).min(16))
-                .min(RETRY_MAX);
+            let pause = RETRY_FIRST.saturating_mul(1 << (memo.failures - 1).min(16)).min(RETRY_MAX);
             let retry = now.saturating_add(pause).unwrap_or(now);
             memo.next = Some(regular.map_or(retry, |regular| regular.min(retry)));
         } else {
@@ -384,12 +281,7 @@ impl Sync {
         spec: Option<&CompiledSpec>,
         failed: bool,
     ) {
-        let Some(last) = self
-            .memos()
-            .get(key)
-            .and_then(|memo| memo.last_success)
-            .filter(|_| failed)
-        else {
+        let Some(last) = self.memos().get(key).and_then(|memo| memo.last_success).filter(|_| failed) else {
             return;
         };
         let Some(next) = spec.and_then(|spec| next_of(spec, last)) else {
@@ -397,175 +289,18 @@ impl Sync {
         };
         let missed = last.checked_add(last.duration_until(next) * STALE_INTERVALS);
         if missed.is_ok_and(|missed| missed < subject.now) {
-            status::mark_stale(
-                status,
-                subject,
-                &last.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
-            );
+            status::mark_stale(status, subject, &last.strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
         }
     }
 
     /// A sync that changed nothing writes nothing, but for the time now and then.
-    fn must_write(
-        &self,
-        old: &ImageStatus,
-        new: &ImageStatus,
-        synced: bool,
-        requested: bool,
-    ) -> bool {
+    fn must_write(&self, old: &ImageStatus, new: &ImageStatus, synced: bool, requested: bool) -> bool {
         if !status::says_the_same(old, new) || requested {
             return true;
         }
-        let written = old
-            .time
-            .as_deref()
-            .and_then(|time| time.parse::<Timestamp>().ok());
+        let written = old.time.as_deref().and_then(|time| time.parse::<Timestamp>().ok());
         let heartbeat = self.options.status_heartbeat;
-        synced
-            && written.is_none_or(|at| {
-                at.saturating_add(heartbeat)
-                    .is_ok_and(|next| next <= Timestamp::now())
-            })
-    }
-
-    #[allow(clippy::too_many_arguments)] // everything that one reconcile may have to say
-    async fn report(
-        &self,
-        key: &ImageKey,
-        image: &Image,
-        old: &ImageStatus,
-        new: &ImageStatus,
-        selected: Option<Selected>,
-        holds: &[api::Held],
-        settled: Option<api::RolloutStatus>,
-    ) {
-        let on = reference(image);
-        let name = format!("Image {key}");
-        if let Some(Selected {
-            from,
-            to,
-            rule,
-            why,
-        }) = selected
-        {
-            let from = from.unwrap_or_else(|| "no tag".to_owned());
-            let by = if rule.is_empty() {
-                String::new()
-            } else {
-                format!(" by rule {rule}")
-            };
-            self.events
-                .say(
-                    &on,
-                    Reason::TagSelected,
-                    &format!("{}: {from} -> {to}{by}: {why}", image.spec.image),
-                )
-                .await;
-            let rollout = new
-                .rollout
-                .as_ref()
-                .map(|r| r.id.as_str())
-                .unwrap_or_default();
-            Audit {
-                image: &name,
-                workload: "",
-                what: "select",
-                from: &from,
-                to: &to,
-                rule: &rule,
-                rollout,
-            }
-            .log();
-            self.queue_users(key);
-        }
-        if let Some(rollout) = settled {
-            let from = rollout.from.as_deref().unwrap_or("no tag");
-            let note = format!(
-                "{}: {from} -> {}, {} workloads run it",
-                image.spec.image, rollout.tag, rollout.updated
-            );
-            self.events.say(&on, Reason::RolloutSettled, &note).await;
-            self.metrics.rollout(RolloutOutcome::Settled);
-            let (to, rule, rollout) = (&rollout.tag, &rollout.rule, &rollout.id);
-            Audit {
-                image: &name,
-                workload: "",
-                what: "settle",
-                from,
-                to,
-                rule,
-                rollout,
-            }
-            .log();
-            self.queue_users(key);
-        }
-        for hold in holds {
-            let (why, note) = (
-                &hold.why,
-                format!("{} stays at {}: {}", hold.workload, hold.tag, hold.why),
-            );
-            let reason = if why.contains("manifest") {
-                Reason::HeldByManifest
-            } else {
-                Reason::Held
-            };
-            self.events.say(&on, reason, &note).await;
-            let (from, to) = (&hold.left, &hold.tag);
-            Audit {
-                image: &name,
-                workload: &hold.workload,
-                what: "hold",
-                from,
-                to,
-                rule: "",
-                rollout: "",
-            }
-            .log();
-        }
-        self.report_failure(key, &on, old, new).await;
-    }
-
-    async fn report_failure(
-        &self,
-        key: &ImageKey,
-        on: &ObjectReference,
-        old: &ImageStatus,
-        new: &ImageStatus,
-    ) {
-        let ready = |s: &ImageStatus| {
-            s.conditions
-                .iter()
-                .find(|c| c.type_ == api::condition::READY)
-                .cloned()
-        };
-        let (Some(now), before) = (ready(new), ready(old)) else {
-            return;
-        };
-        if now.status != "False"
-            || before.is_some_and(|b| b.status == now.status && b.message == now.message)
-        {
-            return;
-        }
-        let reason = match new.result {
-            Some(SyncResult::Error) if now.reason == "Duplicate" => Reason::Duplicate,
-            Some(SyncResult::GetRuleError | SyncResult::GetImageError | SyncResult::Error) => {
-                Reason::PolicyInvalid
-            }
-            Some(SyncResult::RegistryError) => {
-                let host = new
-                    .repository
-                    .as_deref()
-                    .and_then(|r| r.split('/').next())
-                    .unwrap_or_default()
-                    .to_owned();
-                if !self.hosts_down().insert(host) {
-                    return; // said for this host already
-                }
-                Reason::RegistryUnreachable
-            }
-            _ => return tracing::warn!(image = %key, reason = now.reason, "{}", now.message),
-        };
-        self.events.say(on, reason, &now.message).await;
+        synced && written.is_none_or(|at| at.saturating_add(heartbeat).is_ok_and(|next| next <= Timestamp::now()))
     }
 
     fn queue_next(&self, key: &ImageKey) {
@@ -573,33 +308,13 @@ impl Sync {
         if let Some(next) = next {
             let wait = Timestamp::now().duration_until(next);
             let wait = Duration::try_from(wait).unwrap_or_default();
-            self.queue
-                .add(Key::Image(key.clone()), Instant::now() + wait);
+            self.queue.add(Key::Image(key.clone()), Instant::now() + wait);
         }
     }
-
-    /// Asks for every workload that uses an Image, and for the other Images it shares them with.
-    pub(super) fn queue_users(&self, key: &ImageKey) {
-        for workload in self.world.workloads(Some(&key.namespace)) {
-            self.queue.add_now(Key::Workload(workload.key.clone()));
-        }
-    }
-}
-
-/// The reference that Events on an Image carry.
-pub(super) fn reference(image: &Image) -> ObjectReference {
-    let mut reference = image.object_ref(&());
-    // The watch leaves these out of list items.
-    reference.api_version = Some(Image::api_version(&()).into_owned());
-    reference.kind = Some("Image".to_owned());
-    reference
 }
 
 fn next_of(spec: &CompiledSpec, after: Timestamp) -> Option<Timestamp> {
-    spec.schedules
-        .iter()
-        .filter_map(|schedule| schedule.next_after(after))
-        .min()
+    spec.schedules.iter().filter_map(|schedule| schedule.next_after(after)).min()
 }
 
 fn next_time(image: &Image, last: Timestamp, now: Timestamp) -> Option<Timestamp> {
@@ -610,7 +325,6 @@ fn next_time(image: &Image, last: Timestamp, now: Timestamp) -> Option<Timestamp
 fn jittered(now: Timestamp) -> impl Fn(Timestamp) -> Timestamp {
     move |next| {
         let spread = (now.duration_until(next).as_secs_f64() * 0.05).clamp(0.0, 10.0);
-        next.saturating_add(Duration::from_secs_f64(spread * fastrand::f64()))
-            .unwrap_or(next)
+        next.saturating_add(Duration::from_secs_f64(spread * fastrand::f64())).unwrap_or(next)
     }
 }

@@ -10,6 +10,7 @@ mod observe;
 mod question;
 mod queue;
 mod records;
+mod report;
 mod settle;
 mod status;
 mod watch;

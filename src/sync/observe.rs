@@ -28,10 +28,7 @@ pub async fn list_tags(
         keyring: keyring(client, image).await?,
         insecure_skip_tls_verify: image.spec.insecure_skip_tls_verify,
     };
-    registry
-        .list_tags(&request)
-        .await
-        .map_err(|error| registry_failure(&error))
+    registry.list_tags(&request).await.map_err(|error| registry_failure(&error))
 }
 
 async fn keyring(client: &kube::Client, image: &Image) -> Result<Keyring, Failure> {
@@ -44,9 +41,7 @@ async fn keyring(client: &kube::Client, image: &Image) -> Result<Keyring, Failur
         let secret = match tokio::time::timeout(SECRET_TIMEOUT, api.get_opt(name)).await {
             Ok(Ok(Some(secret))) => secret,
             Ok(Ok(None)) => {
-                return Err(failure(format!(
-                    "not found; create it or fix spec.imagePullSecrets[{index}].name"
-                )));
+                return Err(failure(format!("not found; create it or fix spec.imagePullSecrets[{index}].name")));
             }
             Ok(Err(kube::Error::Api(status))) if status.code == 403 => {
                 return Err(failure(format!(
@@ -55,32 +50,18 @@ async fn keyring(client: &kube::Client, image: &Image) -> Result<Keyring, Failur
             }
             Ok(Err(error)) => return Err(failure(format!("cannot be read: {error}"))),
             Err(_) => {
-                return Err(failure(
-                    "cannot be read: no answer from the API server in time".to_owned(),
-                ));
+                return Err(failure("cannot be read: no answer from the API server in time".to_owned()));
             }
         };
-        let data = secret
-            .data
-            .unwrap_or_default()
-            .into_iter()
-            .map(|(key, value)| (key, value.0))
-            .collect();
+        let data = secret.data.unwrap_or_default().into_iter().map(|(key, value)| (key, value.0)).collect();
         found.push((name.clone(), secret.type_.unwrap_or_default(), data));
     }
-    let secrets = found
-        .iter()
-        .map(|(name, kind, data)| PullSecret { name, kind, data });
+    let secrets = found.iter().map(|(name, kind, data)| PullSecret { name, kind, data });
     Keyring::from_secrets(secrets).map_err(|error| secret_failure(error.to_string()))
 }
 
 fn secret_failure(message: String) -> Failure {
-    Failure {
-        result: SyncResult::PullSecretsError,
-        reason: "PullSecretInvalid",
-        message,
-        stalled: false,
-    }
+    Failure { result: SyncResult::PullSecretsError, reason: "PullSecretInvalid", message, stalled: false }
 }
 
 fn registry_failure(error: &RegistryError) -> Failure {
@@ -89,10 +70,5 @@ fn registry_failure(error: &RegistryError) -> Failure {
     } else {
         (SyncResult::RegistryError, "RegistryUnavailable")
     };
-    Failure {
-        result,
-        reason,
-        message: error.to_string(),
-        stalled: false,
-    }
+    Failure { result, reason, message: error.to_string(), stalled: false }
 }

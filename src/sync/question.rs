@@ -24,10 +24,7 @@ impl Ask for Sync {
 
 impl Sync {
     async fn answer(&self, question: Question) -> Result<Answered, String> {
-        let key = ImageKey {
-            namespace: question.namespace,
-            name: question.image,
-        };
+        let key = ImageKey { namespace: question.namespace, name: question.image };
         let deadline = Instant::now() + self.options.question_timeout;
         // The leader records the tag any moment; only if it does not, a replica decides for itself.
         let patience = Instant::now() + self.options.question_timeout / 2;
@@ -47,11 +44,7 @@ impl Sync {
             if let Some(answer) = image.as_deref().and_then(on_record) {
                 return Ok(answer);
             }
-            let until = if self.leadership.is_leader() {
-                deadline
-            } else {
-                patience
-            };
+            let until = if self.leadership.is_leader() { deadline } else { patience };
             match tokio::time::timeout_at(until, changed.changed()).await {
                 Ok(Ok(())) => {}
                 _ => return self.decide_alone(&key, image.as_deref(), deadline).await,
@@ -59,27 +52,15 @@ impl Sync {
         }
     }
 
-    async fn decide_alone(
-        &self,
-        key: &ImageKey,
-        image: Option<&Image>,
-        deadline: Instant,
-    ) -> Result<Answered, String> {
+    async fn decide_alone(&self, key: &ImageKey, image: Option<&Image>, deadline: Instant) -> Result<Answered, String> {
         let image = image.ok_or_else(|| format!("Image {key} is not known here yet"))?;
-        let spec =
-            api::compile(&image.spec, Timestamp::now()).map_err(|e| format!("Image {key}: {e}"))?;
+        let spec = api::compile(&image.spec, Timestamp::now()).map_err(|e| format!("Image {key}: {e}"))?;
         let status = status_of(image);
         // Even with the time used up a cached token and a near registry can still answer.
         let deadline = deadline.max(Instant::now() + Duration::from_millis(50));
         match tokio::time::timeout_at(deadline, self.choose(key, image, &status, &spec)).await {
-            Ok(Ok(Outcome::Tag { tag, why, .. })) => Ok(Answered {
-                tag: Some(tag),
-                reason: why,
-            }),
-            Ok(Ok(Outcome::Failed(failure)) | Err(failure)) => Ok(Answered {
-                tag: None,
-                reason: failure.message,
-            }),
+            Ok(Ok(Outcome::Tag { tag, why, .. })) => Ok(Answered { tag: Some(tag), reason: why }),
+            Ok(Ok(Outcome::Failed(failure)) | Err(failure)) => Ok(Answered { tag: None, reason: failure.message }),
             Err(_) => Err(format!("Image {key}: the registry did not answer in time")),
         }
     }
@@ -89,21 +70,12 @@ impl Sync {
 fn on_record(image: &Image) -> Option<Answered> {
     let status = status_of(image);
     if let Some(tag) = status.tag {
-        return Some(Answered {
-            tag: Some(tag),
-            reason: "settled".to_owned(),
-        });
+        return Some(Answered { tag: Some(tag), reason: "settled".to_owned() });
     }
     if matches!(status.result, None | Some(SyncResult::Scheduled)) {
         return None;
     }
     let current = status.observed_generation == image.metadata.generation;
-    let ready = status
-        .conditions
-        .into_iter()
-        .find(|c| c.type_ == condition::READY && c.status == "False")?;
-    current.then_some(Answered {
-        tag: None,
-        reason: ready.message,
-    })
+    let ready = status.conditions.into_iter().find(|c| c.type_ == condition::READY && c.status == "False")?;
+    current.then_some(Answered { tag: None, reason: ready.message })
 }

@@ -23,16 +23,9 @@ struct Inner<K> {
 
 impl<K: Clone + Eq + Hash + Ord> Default for Queue<K> {
     fn default() -> Self {
-        let inner = Inner {
-            due: HashMap::new(),
-            order: BTreeSet::new(),
-            running: HashSet::new(),
-            again: HashMap::new(),
-        };
-        Self {
-            inner: Mutex::new(inner),
-            changed: Notify::new(),
-        }
+        let inner =
+            Inner { due: HashMap::new(), order: BTreeSet::new(), running: HashSet::new(), again: HashMap::new() };
+        Self { inner: Mutex::new(inner), changed: Notify::new() }
     }
 }
 
@@ -132,11 +125,7 @@ mod tests {
         assert_eq!(start.elapsed(), Duration::from_secs(5));
         assert_eq!(queue.next().await, "late");
         assert_eq!(start.elapsed(), Duration::from_secs(10));
-        assert!(
-            tokio::time::timeout(Duration::from_secs(600), queue.next())
-                .await
-                .is_err()
-        );
+        assert!(tokio::time::timeout(Duration::from_secs(600), queue.next()).await.is_err());
     }
 
     #[tokio::test(start_paused = true)]
@@ -147,11 +136,7 @@ mod tests {
         queue.add_now("a");
         queue.add_now("b");
         assert_eq!(queue.next().await, "b");
-        assert!(
-            tokio::time::timeout(Duration::from_secs(60), queue.next())
-                .await
-                .is_err()
-        );
+        assert!(tokio::time::timeout(Duration::from_secs(60), queue.next()).await.is_err());
         queue.done(&"a");
         assert_eq!(queue.next().await, "a");
     }

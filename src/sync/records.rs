@@ -29,19 +29,10 @@ pub struct PodRecord {
 /// Reads a Pod. None if it tells nothing: not admitted by kimup, stamped, or without a controller.
 pub fn of_pod(pod: &Pod) -> Option<PodRecord> {
     let annotations = pod.metadata.annotations.as_ref()?;
-    let owner = pod
-        .metadata
-        .owner_references
-        .iter()
-        .flatten()
-        .find(|o| o.controller == Some(true))?;
+    let owner = pod.metadata.owner_references.iter().flatten().find(|o| o.controller == Some(true))?;
     let spec = pod.spec.as_ref()?;
     let image_of = |name: &str| {
-        let mut all = spec
-            .init_containers
-            .iter()
-            .flatten()
-            .chain(&spec.containers);
+        let mut all = spec.init_containers.iter().flatten().chain(&spec.containers);
         all.find(|c| c.name == name)?.image.as_deref()
     };
     let containers: Vec<_> = Applied::of(annotations)
@@ -52,72 +43,36 @@ pub fn of_pod(pod: &Pod) -> Option<PodRecord> {
             let reference = Reference::parse(running).ok()?;
             // Somebody changed the Pod since: it tells nothing of its revision.
             let same = reference.tag() == Some(applied.to.as_str());
-            let text = applied.from.map_or_else(
-                || reference.name().to_owned(),
-                |from| reference.with_tag(&from),
-            );
-            same.then(|| {
-                (
-                    applied.image,
-                    applied.container,
-                    Stamp {
-                        text,
-                        reference: running.to_owned(),
-                    },
-                )
-            })
+            let text = applied.from.map_or_else(|| reference.name().to_owned(), |from| reference.with_tag(&from));
+            same.then(|| (applied.image, applied.container, Stamp { text, reference: running.to_owned() }))
         })
         .filter_map(|(image, container, stamp)| Some((image?, container, stamp)))
         .collect();
     let labels = pod.metadata.labels.as_ref();
     let label = |key: &str| labels.and_then(|l| l.get(key)).cloned();
-    let created = pod
-        .metadata
-        .creation_timestamp
-        .as_ref()
-        .map(|t| t.0.to_string());
+    let created = pod.metadata.creation_timestamp.as_ref().map(|t| t.0.to_string());
     (!containers.is_empty()).then(|| PodRecord {
         created: created.unwrap_or_default(),
         owner: format!("{}/{}", owner.kind, owner.name),
         uid: owner.uid.clone(),
-        hash: label("pod-template-hash")
-            .or_else(|| label("controller-revision-hash"))
-            .unwrap_or_default(),
+        hash: label("pod-template-hash").or_else(|| label("controller-revision-hash")).unwrap_or_default(),
         containers,
     })
 }
 
 /// Adds what Pods tell to the records of an Image. What is recorded once never changes: the first Pod counts.
-pub fn merge<'a>(
-    records: &mut Vec<RevisionRecord>,
-    image: &str,
-    pods: impl IntoIterator<Item = &'a PodRecord>,
-) {
+pub fn merge<'a>(records: &mut Vec<RevisionRecord>, image: &str, pods: impl IntoIterator<Item = &'a PodRecord>) {
     let mut pods: Vec<&PodRecord> = pods.into_iter().collect();
-    pods.sort_by(|a, b| {
-        a.created
-            .cmp(&b.created)
-            .then_with(|| a.containers.len().cmp(&b.containers.len()))
-    });
+    pods.sort_by(|a, b| a.created.cmp(&b.created).then_with(|| a.containers.len().cmp(&b.containers.len())));
     for pod in &pods {
         for (_, container, stamp) in pod.containers.iter().filter(|(name, _, _)| name == image) {
-            let known = records
-                .iter()
-                .position(|r| r.uid == pod.uid && r.hash == pod.hash);
+            let known = records.iter().position(|r| r.uid == pod.uid && r.hash == pod.hash);
             let index = known.unwrap_or_else(|| {
                 let (owner, uid, hash) = (pod.owner.clone(), pod.uid.clone(), pod.hash.clone());
-                records.push(RevisionRecord {
-                    owner,
-                    uid,
-                    hash,
-                    ..RevisionRecord::default()
-                });
+                records.push(RevisionRecord { owner, uid, hash, ..RevisionRecord::default() });
                 records.len() - 1
             });
-            records[index]
-                .containers
-                .entry(container.clone())
-                .or_insert_with(|| stamp.to_string());
+            records[index].containers.entry(container.clone()).or_insert_with(|| stamp.to_string());
         }
     }
     if records.len() > MAX_RECORDS {
@@ -160,51 +115,24 @@ mod tests {
     fn a_pod_tells_of_its_revision() {
         fn check(patch: &Value, expected: Option<(&str, &str)>) {
             let record = of_pod(&pod(patch));
-            let found = record
-                .as_ref()
-                .map(|r| (r.hash.as_str(), r.containers[0].2.to_string()));
-            assert_eq!(
-                found,
-                expected.map(|(hash, stamp)| (hash, stamp.to_owned())),
-                "{patch}"
-            );
+            let found = record.as_ref().map(|r| (r.hash.as_str(), r.containers[0].2.to_string()));
+            assert_eq!(found, expected.map(|(hash, stamp)| (hash, stamp.to_owned())), "{patch}");
         }
         let applied = |value: &str| json!({"metadata": {"annotations": {"kimup.cloudavenue.io/applied": value}}});
-        check(
-            &json!({}),
-            Some(("5d8f", "ghcr.io/org/app:1.0.0 ghcr.io/org/app:1.4.2")),
-        );
-        check(
-            &applied("app: (no tag) -> 1.4.2 (Image web)"),
-            Some(("5d8f", "ghcr.io/org/app ghcr.io/org/app:1.4.2")),
-        );
-        check(
-            &applied("app: 1.4.2 (Image web)"),
-            Some(("5d8f", "ghcr.io/org/app:1.4.2 ghcr.io/org/app:1.4.2")),
-        );
-        check(
-            &applied("app: 1.0.0 -> 1.4.2 (Image web, rollout ab12)"),
-            None,
-        );
+        check(&json!({}), Some(("5d8f", "ghcr.io/org/app:1.0.0 ghcr.io/org/app:1.4.2")));
+        check(&applied("app: (no tag) -> 1.4.2 (Image web)"), Some(("5d8f", "ghcr.io/org/app ghcr.io/org/app:1.4.2")));
+        check(&applied("app: 1.4.2 (Image web)"), Some(("5d8f", "ghcr.io/org/app:1.4.2 ghcr.io/org/app:1.4.2")));
+        check(&applied("app: 1.0.0 -> 1.4.2 (Image web, rollout ab12)"), None);
         check(&applied("app: 1.0.0 -> 1.3.0 (Image web)"), None);
         check(&json!({"metadata": {"ownerReferences": null}}), None);
         check(&json!({"metadata": {"annotations": null}}), None);
         let hash = json!({"metadata": {"labels": {"pod-template-hash": null, "controller-revision-hash": "db-1"}}});
-        check(
-            &hash,
-            Some(("db-1", "ghcr.io/org/app:1.0.0 ghcr.io/org/app:1.4.2")),
-        );
-        check(
-            &json!({"metadata": {"labels": null}}),
-            Some(("", "ghcr.io/org/app:1.0.0 ghcr.io/org/app:1.4.2")),
-        );
+        check(&hash, Some(("db-1", "ghcr.io/org/app:1.0.0 ghcr.io/org/app:1.4.2")));
+        check(&json!({"metadata": {"labels": null}}), Some(("", "ghcr.io/org/app:1.0.0 ghcr.io/org/app:1.4.2")));
     }
 
     fn told(created: &str, uid: &str, tag: &str) -> PodRecord {
-        let stamp = Stamp {
-            text: "app:1".to_owned(),
-            reference: format!("app:{tag}"),
-        };
+        let stamp = Stamp { text: "app:1".to_owned(), reference: format!("app:{tag}") };
         PodRecord {
             created: created.to_owned(),
             owner: "ReplicaSet/web".to_owned(),
@@ -217,11 +145,7 @@ mod tests {
     #[test]
     fn the_first_pod_counts_and_nothing_recorded_changes() {
         let mut records = Vec::new();
-        merge(
-            &mut records,
-            "web",
-            [&told("2026-01-02", "a", "2"), &told("2026-01-01", "a", "1")],
-        );
+        merge(&mut records, "web", [&told("2026-01-02", "a", "2"), &told("2026-01-01", "a", "1")]);
         assert_eq!(records.len(), 1);
         assert_eq!(records[0].containers["app"], "app:1 app:1");
         let before = records.clone();
@@ -235,15 +159,9 @@ mod tests {
     #[test]
     fn records_are_bounded_and_those_with_pods_stay() {
         let mut records = Vec::new();
-        let old: Vec<_> = (0..MAX_RECORDS)
-            .map(|i| told("2026-01-01", &format!("old{i}"), "1"))
-            .collect();
+        let old: Vec<_> = (0..MAX_RECORDS).map(|i| told("2026-01-01", &format!("old{i}"), "1")).collect();
         merge(&mut records, "web", &old);
-        merge(
-            &mut records,
-            "web",
-            [&told("2026-01-02", "new", "2"), &old[0]],
-        );
+        merge(&mut records, "web", [&told("2026-01-02", "new", "2"), &old[0]]);
         assert_eq!(records.len(), MAX_RECORDS);
         assert!(records.iter().any(|r| r.uid == "new"));
         assert!(records.iter().any(|r| r.uid == "old0"));

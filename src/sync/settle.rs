@@ -22,11 +22,7 @@ impl Sync {
     /// Reads the namespace's Pods afresh and records what they tell: the watch may be behind, and once the settled tag
     /// has moved, a Pod of an unrecorded revision would get another version than its siblings. Drops the records of
     /// `ReplicaSets` that are gone.
-    pub(super) async fn complete_records(
-        &self,
-        key: &ImageKey,
-        status: &mut ImageStatus,
-    ) -> Result<(), WriteError> {
+    pub(super) async fn complete_records(&self, key: &ImageKey, status: &mut ImageStatus) -> Result<(), WriteError> {
         let mut told: Vec<PodRecord> = Vec::new();
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), &key.namespace);
         let mut params = ListParams::default().limit(PAGE);
@@ -39,18 +35,11 @@ impl Sync {
             }
         }
         records::merge(&mut status.revisions, &key.name, &told);
-        if status
-            .revisions
-            .iter()
-            .any(|r| r.owner.starts_with("ReplicaSet/"))
-        {
-            let sets: Api<PartialObjectMeta<ReplicaSet>> =
-                Api::namespaced(self.client.clone(), &key.namespace);
+        if status.revisions.iter().any(|r| r.owner.starts_with("ReplicaSet/")) {
+            let sets: Api<PartialObjectMeta<ReplicaSet>> = Api::namespaced(self.client.clone(), &key.namespace);
             let sets = bounded(sets.list(&ListParams::default())).await?;
             let live: HashSet<String> = sets.items.iter().filter_map(ResourceExt::uid).collect();
-            records::prune(&mut status.revisions, |r| {
-                r.owner.starts_with("ReplicaSet/") && !live.contains(&r.uid)
-            });
+            records::prune(&mut status.revisions, |r| r.owner.starts_with("ReplicaSet/") && !live.contains(&r.uid));
         }
         Ok(())
     }

@@ -71,19 +71,12 @@ pub struct Selected {
 }
 
 /// Records the outcome of a sync; returns the newly chosen tag, if there is one.
-pub fn after_sync(
-    status: &mut ImageStatus,
-    subject: &Subject<'_>,
-    outcome: &Outcome,
-) -> Option<Selected> {
+pub fn after_sync(status: &mut ImageStatus, subject: &Subject<'_>, outcome: &Outcome) -> Option<Selected> {
     status.time = Some(subject.now.to_string());
     status.observed_generation = subject.generation;
     status.repository.clone_from(&subject.repository);
     let unsupported = subject.unsupported.join("; ");
-    let mut conditions = Conditions {
-        list: &mut status.conditions,
-        subject,
-    };
+    let mut conditions = Conditions { list: &mut status.conditions, subject };
     if unsupported.is_empty() {
         conditions.clear(condition::UNSUPPORTED);
     } else {
@@ -91,17 +84,8 @@ pub fn after_sync(
     }
     match outcome {
         Outcome::Failed(failure) => {
-            let kept = status
-                .tag
-                .as_ref()
-                .map(|tag| format!("; {tag} is kept"))
-                .unwrap_or_default();
-            conditions.set(
-                condition::READY,
-                false,
-                failure.reason,
-                &format!("{}{kept}", failure.message),
-            );
+            let kept = status.tag.as_ref().map(|tag| format!("; {tag} is kept")).unwrap_or_default();
+            conditions.set(condition::READY, false, failure.reason, &format!("{}{kept}", failure.message));
             if failure.stalled {
                 conditions.set(condition::STALLED, true, failure.reason, &failure.message);
             } else {
@@ -110,25 +94,13 @@ pub fn after_sync(
             status.result = Some(failure.result);
             None
         }
-        Outcome::Tag {
-            tag,
-            rule,
-            why,
-            missing,
-        } => {
+        Outcome::Tag { tag, rule, why, missing } => {
             let message = if *missing {
-                format!(
-                    "{tag} is kept: no rule allows a newer one; the registry no longer lists it"
-                )
+                format!("{tag} is kept: no rule allows a newer one; the registry no longer lists it")
             } else {
                 format!("{tag} is the newest tag that the rules allow")
             };
-            conditions.set(
-                condition::READY,
-                true,
-                if *missing { "TagMissing" } else { "Synced" },
-                &message,
-            );
+            conditions.set(condition::READY, true, if *missing { "TagMissing" } else { "Synced" }, &message);
             conditions.clear(condition::STALLED);
             conditions.clear(condition::STALE);
             status.result = Some(SyncResult::Success);
@@ -137,18 +109,8 @@ pub fn after_sync(
     }
 }
 
-fn select(
-    status: &mut ImageStatus,
-    subject: &Subject<'_>,
-    tag: &str,
-    rule: &str,
-    why: &str,
-) -> Option<Selected> {
-    let current = status
-        .rollout
-        .as_ref()
-        .map(|r| r.tag.clone())
-        .or_else(|| status.tag.clone());
+fn select(status: &mut ImageStatus, subject: &Subject<'_>, tag: &str, rule: &str, why: &str) -> Option<Selected> {
+    let current = status.rollout.as_ref().map(|r| r.tag.clone()).or_else(|| status.tag.clone());
     if current.as_deref() == Some(tag) {
         return None;
     }
@@ -168,12 +130,7 @@ fn select(
     if subject.used || status.tag.as_deref() != Some(tag) {
         status.rollout = Some(rollout);
     }
-    Some(Selected {
-        from: current,
-        to: tag.to_owned(),
-        rule: rule.to_owned(),
-        why: why.to_owned(),
-    })
+    Some(Selected { from: current, to: tag.to_owned(), rule: rule.to_owned(), why: why.to_owned() })
 }
 
 /// How far the workloads of an Image are.
@@ -204,11 +161,7 @@ impl Progress {
 }
 
 /// Records how far the workloads are. Holds that are new come back, to be said once.
-pub fn after_progress(
-    status: &mut ImageStatus,
-    subject: &Subject<'_>,
-    progress: &Progress,
-) -> Vec<Held> {
+pub fn after_progress(status: &mut ImageStatus, subject: &Subject<'_>, progress: &Progress) -> Vec<Held> {
     let held_count = progress.held_workloads();
     status.workloads = (progress.total > 0).then(|| match held_count {
         0 => format!("{}/{}", progress.done, progress.total),
@@ -217,9 +170,7 @@ pub fn after_progress(
     let mut fresh = Vec::new();
     let known = std::mem::take(&mut status.held);
     for hold in &progress.held {
-        let same = |k: &&Held| {
-            k.workload == hold.workload && k.container == hold.container && k.tag == hold.tag
-        };
+        let same = |k: &&Held| k.workload == hold.workload && k.container == hold.container && k.tag == hold.tag;
         let mut hold = hold.clone();
         if let Some(known) = known.iter().find(same) {
             hold.since.clone_from(&known.since);
@@ -232,35 +183,19 @@ pub fn after_progress(
     if let Some(rollout) = &mut status.rollout {
         (rollout.total, rollout.updated) = (progress.total, progress.done);
     }
-    let moving = status
-        .rollout
-        .as_ref()
-        .map(|r| format!("rolling out {}", r.tag));
-    let mut conditions = Conditions {
-        list: &mut status.conditions,
-        subject,
-    };
+    let moving = status.rollout.as_ref().map(|r| format!("rolling out {}", r.tag));
+    let mut conditions = Conditions { list: &mut status.conditions, subject };
     match moving {
         Some(message) => conditions.set(condition::RECONCILING, true, "RollingOut", &message),
         None => conditions.clear(condition::RECONCILING),
     }
     match &progress.failed {
         Some((workload, why)) => {
-            conditions.set(
-                condition::READY,
-                false,
-                "RolloutFailed",
-                &format!("{workload} cannot be rolled: {why}"),
-            );
+            conditions.set(condition::READY, false, "RolloutFailed", &format!("{workload} cannot be rolled: {why}"));
             status.result = Some(SyncResult::ActionError);
         }
         None if status.result == Some(SyncResult::ActionError) => {
-            conditions.set(
-                condition::READY,
-                true,
-                "Synced",
-                "every workload can be rolled again",
-            );
+            conditions.set(condition::READY, true, "Synced", "every workload can be rolled again");
             status.result = Some(SyncResult::Success);
         }
         None => {}
@@ -276,11 +211,7 @@ pub fn settle(status: &mut ImageStatus, subject: &Subject<'_>) -> Option<Rollout
         status.digest = None;
         remember(status, &rollout, subject.now, rollout.total);
     }
-    Conditions {
-        list: &mut status.conditions,
-        subject,
-    }
-    .clear(condition::RECONCILING);
+    Conditions { list: &mut status.conditions, subject }.clear(condition::RECONCILING);
     Some(rollout)
 }
 
@@ -301,19 +232,12 @@ fn remember(status: &mut ImageStatus, rollout: &RolloutStatus, now: Timestamp, w
 /// Marks an Image whose syncs have failed for three intervals.
 pub fn mark_stale(status: &mut ImageStatus, subject: &Subject<'_>, since: &str) {
     let message = format!("no sync has succeeded since {since}");
-    Conditions {
-        list: &mut status.conditions,
-        subject,
-    }
-    .set(condition::STALE, true, "SyncsFail", &message);
+    Conditions { list: &mut status.conditions, subject }.set(condition::STALE, true, "SyncsFail", &message);
 }
 
 /// Whether two statuses say the same, the time aside.
 pub fn says_the_same(a: &ImageStatus, b: &ImageStatus) -> bool {
-    let timeless = |s: &ImageStatus| ImageStatus {
-        time: None,
-        ..s.clone()
-    };
+    let timeless = |s: &ImageStatus| ImageStatus { time: None, ..s.clone() };
     timeless(a) == timeless(b)
 }
 
@@ -328,9 +252,7 @@ impl Conditions<'_> {
         let status = if holds { "True" } else { "False" };
         let message = &message[..message.floor_char_boundary(MAX_MESSAGE)];
         let known = self.list.iter().position(|c| c.type_ == kind);
-        let since = known
-            .filter(|i| self.list[*i].status == status)
-            .map(|i| self.list[i].last_transition_time.clone());
+        let since = known.filter(|i| self.list[*i].status == status).map(|i| self.list[i].last_transition_time.clone());
         let condition = Condition {
             type_: kind.to_owned(),
             status: status.to_owned(),

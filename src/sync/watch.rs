@@ -70,33 +70,20 @@ impl Backoff for Pause {
 pub(super) fn start(sync: &Arc<Sync>, shutdown: &CancellationToken) -> Watches {
     let mut first = Vec::new();
     watch_namespaces(sync, shutdown, &mut first);
-    let mut each = Each {
-        sync,
-        shutdown,
-        first: &mut first,
-    };
+    let mut each = Each { sync, shutdown, first: &mut first };
     each.watch(
         Kind::Images,
         |sync, object: DeserializeGuard<Image>| sync.saw_image(object),
         |sync, namespace, name| {
-            let key = ImageKey {
-                namespace: namespace.to_owned(),
-                name: name.to_owned(),
-            };
+            let key = ImageKey { namespace: namespace.to_owned(), name: name.to_owned() };
             sync.world.remove_image(&key);
             sync.queue.add_now(Key::Image(key.clone()));
             sync.queue_namespace(namespace);
         },
     );
-    each.workloads(rollout::Kind::Deployment, |object: &Deployment| {
-        Workload::from_deployment(object)
-    });
-    each.workloads(rollout::Kind::StatefulSet, |object: &StatefulSet| {
-        Workload::from_stateful_set(object)
-    });
-    each.workloads(rollout::Kind::DaemonSet, |object: &DaemonSet| {
-        Workload::from_daemon_set(object)
-    });
+    each.workloads(rollout::Kind::Deployment, |object: &Deployment| Workload::from_deployment(object));
+    each.workloads(rollout::Kind::StatefulSet, |object: &StatefulSet| Workload::from_stateful_set(object));
+    each.workloads(rollout::Kind::DaemonSet, |object: &DaemonSet| Workload::from_daemon_set(object));
     each.watch(
         Kind::Pods,
         |sync, pod: Pod| sync.saw_pod(&pod),
@@ -131,11 +118,7 @@ impl Each<'_> {
                 }
             },
             move |sync, namespace, name| {
-                let key = WorkloadKey {
-                    kind,
-                    namespace: namespace.to_owned(),
-                    name: name.to_owned(),
-                };
+                let key = WorkloadKey { kind, namespace: namespace.to_owned(), name: name.to_owned() };
                 sync.world.remove_workload(&key);
                 sync.queue.add_now(Key::Workload(key));
             },
@@ -158,10 +141,7 @@ impl Each<'_> {
         let client = self.sync.client.clone();
         let apis: Vec<Api<K>> = match &self.sync.options.scope {
             Scope::All => vec![Api::all(client)],
-            Scope::Namespaces(names) => names
-                .iter()
-                .map(|n| Api::namespaced(client.clone(), n))
-                .collect(),
+            Scope::Namespaces(names) => names.iter().map(|n| Api::namespaced(client.clone(), n)).collect(),
         };
         // With several lists of one kind, none alone knows what is gone.
         let sole = apis.len() == 1;
@@ -180,11 +160,7 @@ impl Each<'_> {
     }
 }
 
-fn watch_namespaces(
-    sync: &Arc<Sync>,
-    shutdown: &CancellationToken,
-    first: &mut Vec<Receiver<bool>>,
-) {
+fn watch_namespaces(sync: &Arc<Sync>, shutdown: &CancellationToken, first: &mut Vec<Receiver<bool>>) {
     if let Scope::Namespaces(names) = &sync.options.scope {
         for name in names {
             first.push(poll_namespace(sync.clone(), shutdown.clone(), name.clone()));
@@ -194,22 +170,10 @@ fn watch_namespaces(
     let api: Api<PartialObjectMeta<Namespace>> = Api::all(sync.client.clone());
     let stream = watcher::watcher(api, watcher::Config::default()).boxed();
     let saw = |sync: &Sync, namespace: PartialObjectMeta<Namespace>| {
-        sync.saw_namespace(
-            &namespace.name_any(),
-            namespace.labels(),
-            namespace.annotations(),
-        );
+        sync.saw_namespace(&namespace.name_any(), namespace.labels(), namespace.annotations());
     };
     let gone = |sync: &Sync, _: &str, name: &str| sync.world.remove_namespace(name);
-    first.push(follow(
-        stream,
-        sync.clone(),
-        shutdown.clone(),
-        Kind::Namespaces,
-        true,
-        saw,
-        gone,
-    ));
+    first.push(follow(stream, sync.clone(), shutdown.clone(), Kind::Namespaces, true, saw, gone));
 }
 
 fn poll_namespace(sync: Arc<Sync>, shutdown: CancellationToken, name: String) -> Receiver<bool> {
@@ -226,11 +190,7 @@ fn poll_namespace(sync: Arc<Sync>, shutdown: CancellationToken, name: String) ->
                     NAMESPACE_POLL
                 }
                 failed => {
-                    tracing::warn!(
-                        namespace = name,
-                        ?failed,
-                        "cannot read the Namespace; trying again"
-                    );
+                    tracing::warn!(namespace = name, ?failed, "cannot read the Namespace; trying again");
                     pause.next().unwrap_or(NAMESPACE_POLL)
                 }
             };
@@ -265,12 +225,7 @@ where
                 event = stream.try_next() => event,
                 () = shutdown.cancelled() => return,
             };
-            let name = |object: &K| {
-                (
-                    object.meta().namespace.clone().unwrap_or_default(),
-                    object.name_any(),
-                )
-            };
+            let name = |object: &K| (object.meta().namespace.clone().unwrap_or_default(), object.name_any());
             match event {
                 Ok(Some(Event::Init)) => seen.clear(),
                 Ok(Some(Event::InitApply(object))) => {
@@ -305,10 +260,7 @@ impl Sync {
             Ok(image) => (image.metadata.clone(), Cached::Read(Arc::new(image))),
             Err(invalid) => {
                 let metadata = Arc::new(invalid.metadata);
-                (
-                    (*metadata).clone(),
-                    Cached::Broken(metadata, invalid.error.into()),
-                )
+                ((*metadata).clone(), Cached::Broken(metadata, invalid.error.into()))
             }
         };
         let (Some(namespace), Some(name)) = (metadata.namespace, metadata.name) else {
@@ -335,17 +287,10 @@ impl Sync {
         let Some(record) = records::of_pod(pod) else {
             return;
         };
-        let images: HashSet<String> = record
-            .containers
-            .iter()
-            .map(|(image, _, _)| image.clone())
-            .collect();
+        let images: HashSet<String> = record.containers.iter().map(|(image, _, _)| image.clone()).collect();
         if self.world.put_pod(&namespace, name, record) {
             for name in images {
-                self.queue.add_now(Key::Image(ImageKey {
-                    namespace: namespace.clone(),
-                    name,
-                }));
+                self.queue.add_now(Key::Image(ImageKey { namespace: namespace.clone(), name }));
             }
         }
     }

@@ -11,9 +11,7 @@ use tokio::time::Instant;
 use crate::api::{self, Held, Image, ImageStatus, Order};
 use crate::notify::{Audit, Reason};
 use crate::policy::{Reference, Repository};
-use crate::rollout::{
-    self, ApplyError, Blocked, FIELD_MANAGER, Hold, Plan, Target, Workload, WorkloadKey,
-};
+use crate::rollout::{self, ApplyError, Blocked, FIELD_MANAGER, Hold, Plan, Target, Workload, WorkloadKey};
 use crate::telemetry::RolloutOutcome;
 
 use super::engine::{Key, Sync};
@@ -61,11 +59,7 @@ pub(super) struct View {
 
 /// The tag that an Image wants its workloads to run.
 fn wanted_tag(status: &ImageStatus) -> Option<&str> {
-    status
-        .rollout
-        .as_ref()
-        .map(|r| r.tag.as_str())
-        .or(status.tag.as_deref())
+    status.rollout.as_ref().map(|r| r.tag.as_str()).or(status.tag.as_deref())
 }
 
 impl Sync {
@@ -75,10 +69,7 @@ impl Sync {
             return;
         }
         let workload = self.world.workload(key);
-        let targets = workload
-            .as_ref()
-            .map(|w| self.targets(w))
-            .unwrap_or_default();
+        let targets = workload.as_ref().map(|w| self.targets(w)).unwrap_or_default();
         let (Some(workload), false) = (workload, targets.is_empty()) else {
             self.forget(key);
             return;
@@ -87,15 +78,13 @@ impl Sync {
             Ok(plan) => plan,
             Err(error) => {
                 tracing::warn!(workload = %key, namespace = key.namespace, %error, "cannot plan the workload; trying again");
-                self.queue
-                    .add(Key::Workload(key.clone()), Instant::now() + FAILURE_PAUSE);
+                self.queue.add(Key::Workload(key.clone()), Instant::now() + FAILURE_PAUSE);
                 return;
             }
         };
         let mut failure = None;
         if plan.blocked.is_some() {
-            self.queue
-                .add(Key::Workload(key.clone()), Instant::now() + PODS_PAUSE);
+            self.queue.add(Key::Workload(key.clone()), Instant::now() + PODS_PAUSE);
         } else if plan.changes.is_empty() {
             self.pending().remove(key);
         } else if self.gathered(&workload, &targets) {
@@ -119,10 +108,7 @@ impl Sync {
         let targets = workload.containers.iter().filter_map(|container| {
             let reference = Reference::parse(&container.text).ok()?;
             let image = images.get(reference.repository())?;
-            Some((
-                container.name.clone(),
-                target(image, workload, &container.name)?,
-            ))
+            Some((container.name.clone(), target(image, workload, &container.name)?))
         });
         targets.collect()
     }
@@ -137,14 +123,12 @@ impl Sync {
             return Ok(plan);
         }
         let wanted = (workload.generation, tags(targets));
-        let known = self.views().get(&workload.key).is_some_and(|view| {
-            view.uid == workload.uid && view.unstamped.as_ref() == Some(&wanted)
-        });
+        let known = self
+            .views()
+            .get(&workload.key)
+            .is_some_and(|view| view.uid == workload.uid && view.unstamped.as_ref() == Some(&wanted));
         if known {
-            return Ok(Plan {
-                blocked: None,
-                ..plan
-            });
+            return Ok(Plan { blocked: None, ..plan });
         }
         let facts = rollout::observe(&self.client, workload).await?;
         let plan = rollout::plan(workload, targets, Some(&facts));
@@ -170,16 +154,12 @@ impl Sync {
             return true;
         }
         if now < since + GATHER {
-            self.queue
-                .add(Key::Workload(workload.key.clone()), since + GATHER);
+            self.queue.add(Key::Workload(workload.key.clone()), since + GATHER);
             return false;
         }
         let mut all = true;
         for name in images {
-            let key = ImageKey {
-                namespace: workload.key.namespace.clone(),
-                name: name.to_owned(),
-            };
+            let key = ImageKey { namespace: workload.key.namespace.clone(), name: name.to_owned() };
             let mut memos = self.memos();
             let Some(memo) = memos.get_mut(&key) else {
                 continue;
@@ -192,19 +172,13 @@ impl Sync {
             }
         }
         if !all {
-            self.queue
-                .add(Key::Workload(workload.key.clone()), now + CONFLICT_PAUSE);
+            self.queue.add(Key::Workload(workload.key.clone()), now + CONFLICT_PAUSE);
         }
         all
     }
 
     /// Stamps a workload, if the limits allow. Returns why it could not be written.
-    async fn roll(
-        &self,
-        workload: &Workload,
-        targets: &BTreeMap<String, Target>,
-        plan: &Plan,
-    ) -> Option<String> {
+    async fn roll(&self, workload: &Workload, targets: &BTreeMap<String, Target>, plan: &Plan) -> Option<String> {
         let key = &workload.key;
         let rolling = self.rolling.lock().await;
         if !self.limits_allow(workload, targets, plan) {
@@ -229,33 +203,23 @@ impl Sync {
                 None
             }
             Err(ApplyError::Conflict) => {
-                self.queue
-                    .add(Key::Workload(key.clone()), Instant::now() + CONFLICT_PAUSE);
+                self.queue.add(Key::Workload(key.clone()), Instant::now() + CONFLICT_PAUSE);
                 None
             }
             Err(ApplyError::Unknown(cause)) => {
                 tracing::warn!(workload = %key, namespace = key.namespace, cause, "the stamp may not have been written; looking again");
-                self.queue.add(
-                    Key::Workload(key.clone()),
-                    Instant::now() + Duration::from_secs(1),
-                );
+                self.queue.add(Key::Workload(key.clone()), Instant::now() + Duration::from_secs(1));
                 None
             }
             Err(ApplyError::Refused(cause)) => {
-                self.queue
-                    .add(Key::Workload(key.clone()), Instant::now() + FAILURE_PAUSE);
-                let known = self.views().get(key).is_some_and(|view| {
-                    view.uses
-                        .values()
-                        .any(|(_, state)| *state == State::Failed(cause.clone()))
-                });
+                self.queue.add(Key::Workload(key.clone()), Instant::now() + FAILURE_PAUSE);
+                let known = self
+                    .views()
+                    .get(key)
+                    .is_some_and(|view| view.uses.values().any(|(_, state)| *state == State::Failed(cause.clone())));
                 if !known {
                     self.events
-                        .say(
-                            &reference(workload),
-                            Reason::RolloutFailed,
-                            &format!("cannot be stamped: {cause}"),
-                        )
+                        .say(&reference(workload), Reason::RolloutFailed, &format!("cannot be stamped: {cause}"))
                         .await;
                 }
                 Some(cause)
@@ -267,131 +231,59 @@ impl Sync {
         let key = &workload.key;
         let cause = plan.change_cause();
         let cause = cause.trim_start_matches("kimup: ");
-        let id = plan
-            .changes
-            .first()
-            .map(|c| c.rollout.as_str())
-            .unwrap_or_default();
-        self.events
-            .say(
-                &reference(workload),
-                Reason::RolloutStarted,
-                &format!("rollout {id}: {cause}"),
-            )
-            .await;
+        let id = plan.changes.first().map(|c| c.rollout.as_str()).unwrap_or_default();
+        self.events.say(&reference(workload), Reason::RolloutStarted, &format!("rollout {id}: {cause}")).await;
         for change in &plan.changes {
-            let image = ImageKey {
-                namespace: key.namespace.clone(),
-                name: change.image.clone(),
-            };
+            let image = ImageKey { namespace: key.namespace.clone(), name: change.image.clone() };
             let name = format!("Image {image}");
-            let (from, to, rule, rollout) =
-                (&change.from, &change.to, &change.rule, &change.rollout);
-            Audit {
-                image: &name,
-                workload: &key.to_string(),
-                what: "roll",
-                from,
-                to,
-                rule,
-                rollout,
-            }
-            .log();
+            let (from, to, rule, rollout) = (&change.from, &change.to, &change.rule, &change.rollout);
+            Audit { image: &name, workload: &key.to_string(), what: "roll", from, to, rule, rollout }.log();
             if let Some(super::world::Cached::Read(image)) = self.world.image(&image) {
-                let note = format!(
-                    "{key}: container {}: {from} -> {to} (rollout {rollout})",
-                    change.container
-                );
-                self.events
-                    .say(
-                        &super::image::reference(&image),
-                        Reason::RolloutStarted,
-                        &note,
-                    )
-                    .await;
+                let note = format!("{key}: container {}: {from} -> {to} (rollout {rollout})", change.container);
+                self.events.say(&super::report::reference(&image), Reason::RolloutStarted, &note).await;
             }
         }
     }
 
     /// The limits of design section 5. The caller holds `rolling`, so that two workloads cannot take one place.
-    fn limits_allow(
-        &self,
-        workload: &Workload,
-        targets: &BTreeMap<String, Target>,
-        plan: &Plan,
-    ) -> bool {
+    fn limits_allow(&self, workload: &Workload, targets: &BTreeMap<String, Target>, plan: &Plan) -> bool {
         let namespace = &workload.key.namespace;
         let moving: Vec<Arc<Workload>> = {
             let views = self.views();
             let in_flight = |w: &Arc<Workload>| {
-                let ours = w
-                    .stamp_owners
-                    .values()
-                    .any(|owners| owners.contains(FIELD_MANAGER));
-                let ended = views
-                    .get(&w.key)
-                    .is_some_and(|v| v.uid == w.uid && v.ended == w.generation);
+                let ours = w.stamp_owners.values().any(|owners| owners.contains(FIELD_MANAGER));
+                let ended = views.get(&w.key).is_some_and(|v| v.uid == w.uid && v.ended == w.generation);
                 w.key != workload.key && ours && !w.complete && !ended
             };
-            self.world
-                .workloads(None)
-                .into_iter()
-                .filter(in_flight)
-                .collect()
+            self.world.workloads(None).into_iter().filter(in_flight).collect()
         };
         let here = moving.iter().filter(|w| w.key.namespace == *namespace);
-        if moving.len() >= self.options.max_rollouts
-            || here.clone().count() >= self.options.max_rollouts_per_namespace
+        if moving.len() >= self.options.max_rollouts || here.clone().count() >= self.options.max_rollouts_per_namespace
         {
             return false;
         }
         let images = self.world.images_by_repository(namespace);
-        let groups = plan
-            .changes
-            .iter()
-            .filter_map(|change| targets.get(&change.container))
-            .map(|t| &t.image);
+        let groups = plan.changes.iter().filter_map(|change| targets.get(&change.container)).map(|t| &t.image);
         groups.collect::<BTreeSet<_>>().into_iter().all(|name| {
-            let Some((repository, image)) =
-                images.iter().find(|(_, image)| image.name_any() == *name)
-            else {
+            let Some((repository, image)) = images.iter().find(|(_, image)| image.name_any() == *name) else {
                 return true;
             };
             let uses = |w: &Workload| {
-                w.containers
-                    .iter()
-                    .any(|c| Reference::parse(&c.text).is_ok_and(|r| r.repository() == repository))
+                w.containers.iter().any(|c| Reference::parse(&c.text).is_ok_and(|r| r.repository() == repository))
             };
-            let most = image
-                .spec
-                .rollout
-                .as_ref()
-                .and_then(|r| r.max_concurrent)
-                .unwrap_or(1)
-                .max(1);
+            let most = image.spec.rollout.as_ref().and_then(|r| r.max_concurrent).unwrap_or(1).max(1);
             here.clone().filter(|w| uses(w)).count() < most as usize
         })
     }
 
     /// Remembers how far the workload is, and tells its Images if that changed.
-    fn note(
-        &self,
-        key: &WorkloadKey,
-        targets: &BTreeMap<String, Target>,
-        plan: &Plan,
-        failure: Option<&str>,
-    ) {
+    fn note(&self, key: &WorkloadKey, targets: &BTreeMap<String, Target>, plan: &Plan, failure: Option<&str>) {
         let Some(workload) = self.world.workload(key) else {
             return;
         };
         let rolling = !plan.changes.is_empty() && failure.is_none();
         let state_of = |image: &str| -> State {
-            let holds: Vec<Held> = plan
-                .holds
-                .iter()
-                .filter(|h| h.image == image)
-                .map(|h| held(key, h))
-                .collect();
+            let holds: Vec<Held> = plan.holds.iter().filter(|h| h.image == image).map(|h| held(key, h)).collect();
             if !holds.is_empty() {
                 return State::Held(holds);
             }
@@ -401,40 +293,22 @@ impl Sync {
             if rolling || plan.blocked.is_some() {
                 return State::Waiting;
             }
-            if workload.complete {
-                State::Done
-            } else {
-                State::Moving
-            }
+            if workload.complete { State::Done } else { State::Moving }
         };
-        let uses: BTreeMap<_, _> = targets
-            .values()
-            .map(|t| (t.image.clone(), (t.tag.clone(), state_of(&t.image))))
-            .collect();
+        let uses: BTreeMap<_, _> =
+            targets.values().map(|t| (t.image.clone(), (t.tag.clone(), state_of(&t.image)))).collect();
         let mut views = self.views();
         let view = views.entry(key.clone()).or_default();
         let changed = view.uses != uses || view.uid != workload.uid;
-        let ended = if workload.complete {
-            workload.generation
-        } else {
-            view.ended
-        };
+        let ended = if workload.complete { workload.generation } else { view.ended };
         let freed = ended != view.ended;
         let unstamped = view.unstamped.take();
-        *view = View {
-            uid: workload.uid.clone(),
-            generation: workload.generation,
-            uses: uses.clone(),
-            unstamped,
-            ended,
-        };
+        *view =
+            View { uid: workload.uid.clone(), generation: workload.generation, uses: uses.clone(), unstamped, ended };
         drop(views);
         if changed {
             for name in uses.into_keys() {
-                self.queue.add_now(Key::Image(ImageKey {
-                    namespace: key.namespace.clone(),
-                    name,
-                }));
+                self.queue.add_now(Key::Image(ImageKey { namespace: key.namespace.clone(), name }));
             }
         }
         if freed {
@@ -446,10 +320,7 @@ impl Sync {
         self.pending().remove(key);
         let view = self.views().remove(key);
         for name in view.into_iter().flat_map(|view| view.uses.into_keys()) {
-            self.queue.add_now(Key::Image(ImageKey {
-                namespace: key.namespace.clone(),
-                name,
-            }));
+            self.queue.add_now(Key::Image(ImageKey { namespace: key.namespace.clone(), name }));
         }
         self.free_waiting();
     }
@@ -464,16 +335,10 @@ impl Sync {
     /// How far the workloads of an Image are.
     pub(super) fn progress(&self, key: &ImageKey, image: &Image, status: &ImageStatus) -> Progress {
         let mut progress = Progress::default();
-        let (Ok(repository), Some(wanted)) =
-            (Repository::parse(&image.spec.image), wanted_tag(status))
-        else {
+        let (Ok(repository), Some(wanted)) = (Repository::parse(&image.spec.image), wanted_tag(status)) else {
             return progress;
         };
-        let counts = self
-            .world
-            .images_by_repository(&key.namespace)
-            .get(&repository)
-            .cloned();
+        let counts = self.world.images_by_repository(&key.namespace).get(&repository).cloned();
         if counts.is_some_and(|counts| counts.uid() != image.uid()) {
             return progress;
         }
@@ -481,10 +346,8 @@ impl Sync {
         for workload in self.world.users(&key.namespace, &repository) {
             progress.total += 1;
             let view = views.get(&workload.key).filter(|v| v.uid == workload.uid);
-            let state = view
-                .and_then(|v| v.uses.get(&key.name))
-                .filter(|(tag, _)| tag == wanted)
-                .map(|(_, state)| state);
+            let state =
+                view.and_then(|v| v.uses.get(&key.name)).filter(|(tag, _)| tag == wanted).map(|(_, state)| state);
             match state {
                 Some(State::Done) => progress.done += 1,
                 Some(State::Held(held)) => progress.held.extend(held.iter().cloned()),
@@ -503,24 +366,15 @@ fn target(image: &Image, workload: &Workload, container: &str) -> Option<Target>
     let status = status_of(image);
     let tag = wanted_tag(&status)?.to_owned();
     let rollout = status.rollout.as_ref();
-    let rule = rollout.map(|r| r.rule.clone()).or_else(|| {
-        status
-            .history
-            .iter()
-            .find(|entry| entry.tag == tag)
-            .map(|entry| entry.rule.clone())
-    });
+    let rule = rollout
+        .map(|r| r.rule.clone())
+        .or_else(|| status.history.iter().find(|entry| entry.tag == tag).map(|entry| entry.rule.clone()));
     let name = workload.key.to_string();
-    let held = status
-        .held
-        .iter()
-        .find(|h| h.workload == name && h.container == container);
+    let held = status.held.iter().find(|h| h.workload == name && h.container == container);
     Some(Target {
         image: image.name_any(),
         settled: status.tag.as_deref() == Some(&tag),
-        rule: rule
-            .filter(|rule| !rule.is_empty())
-            .unwrap_or_else(|| "none".to_owned()),
+        rule: rule.filter(|rule| !rule.is_empty()).unwrap_or_else(|| "none".to_owned()),
         rollout: rollout::id(image.metadata.uid.as_deref().unwrap_or_default(), &tag),
         order: Order::of(&image.spec),
         left: held.map(|h| h.left.clone()).filter(|left| !left.is_empty()),
@@ -529,25 +383,13 @@ fn target(image: &Image, workload: &Workload, container: &str) -> Option<Target>
 }
 
 fn tags(targets: &BTreeMap<String, Target>) -> BTreeMap<String, String> {
-    targets
-        .iter()
-        .map(|(container, target)| (container.clone(), target.tag.clone()))
-        .collect()
+    targets.iter().map(|(container, target)| (container.clone(), target.tag.clone())).collect()
 }
 
 fn held(key: &WorkloadKey, hold: &Hold) -> api::Held {
-    let Hold {
-        container,
-        tag,
-        left,
-        by_manifest,
-        ..
-    } = hold;
-    let what = if *by_manifest {
-        "its manifest names an older tag than it ran"
-    } else {
-        "an older revision was put back"
-    };
+    let Hold { container, tag, left, by_manifest, .. } = hold;
+    let what =
+        if *by_manifest { "its manifest names an older tag than it ran" } else { "an older revision was put back" };
     api::Held {
         workload: key.to_string(),
         container: container.clone(),

@@ -65,10 +65,7 @@ pub struct World {
 
 impl Default for World {
     fn default() -> Self {
-        Self {
-            namespaces: Mutex::default(),
-            images_changed: watch::Sender::new(0),
-        }
+        Self { namespaces: Mutex::default(), images_changed: watch::Sender::new(0) }
     }
 }
 
@@ -82,10 +79,7 @@ impl World {
     pub fn put_image(&self, key: &ImageKey, image: Cached) -> bool {
         let mut namespaces = self.lock();
         let images = &mut namespaces.entry(key.namespace.clone()).or_default().images;
-        if images
-            .get(&key.name)
-            .is_some_and(|known| is_newer(known.metadata(), image.metadata()))
-        {
+        if images.get(&key.name).is_some_and(|known| is_newer(known.metadata(), image.metadata())) {
             return false;
         }
         images.insert(key.name.clone(), image);
@@ -104,21 +98,14 @@ impl World {
 
     /// An Image.
     pub fn image(&self, key: &ImageKey) -> Option<Cached> {
-        self.lock()
-            .get(&key.namespace)?
-            .images
-            .get(&key.name)
-            .cloned()
+        self.lock().get(&key.namespace)?.images.get(&key.name).cloned()
     }
 
     /// Every Image.
     pub fn image_keys(&self) -> Vec<ImageKey> {
         let namespaces = self.lock();
         let keys = namespaces.iter().flat_map(|(namespace, known)| {
-            known.images.keys().map(|name| ImageKey {
-                namespace: namespace.clone(),
-                name: name.clone(),
-            })
+            known.images.keys().map(|name| ImageKey { namespace: namespace.clone(), name: name.clone() })
         });
         keys.collect()
     }
@@ -127,11 +114,7 @@ impl World {
     pub fn images_by_repository(&self, namespace: &str) -> HashMap<Repository, Arc<Image>> {
         let mut by_repository: HashMap<Repository, Arc<Image>> = HashMap::new();
         let namespaces = self.lock();
-        for cached in namespaces
-            .get(namespace)
-            .into_iter()
-            .flat_map(|n| n.images.values())
-        {
+        for cached in namespaces.get(namespace).into_iter().flat_map(|n| n.images.values()) {
             let Cached::Read(image) = cached else {
                 continue;
             };
@@ -155,10 +138,7 @@ impl World {
 
     /// The settings of a Namespace; the defaults until it is known.
     pub fn settings(&self, namespace: &str) -> NamespaceSettings {
-        self.lock()
-            .get(namespace)
-            .and_then(|n| n.settings)
-            .unwrap_or_default()
+        self.lock().get(namespace).and_then(|n| n.settings).unwrap_or_default()
     }
 
     /// Forgets a Namespace's settings.
@@ -171,15 +151,10 @@ impl World {
     /// Takes in a workload, unless a newer one is known already; returns whether it changed.
     pub fn put_workload(&self, workload: Workload) -> bool {
         let mut namespaces = self.lock();
-        let workloads = &mut namespaces
-            .entry(workload.key.namespace.clone())
-            .or_default()
-            .workloads;
+        let workloads = &mut namespaces.entry(workload.key.namespace.clone()).or_default().workloads;
         let known = workloads.get(&workload.key);
         let version = |w: &Workload| w.resource_version.parse::<u64>().unwrap_or(0);
-        if known
-            .is_some_and(|known| known.uid == workload.uid && version(known) >= version(&workload))
-        {
+        if known.is_some_and(|known| known.uid == workload.uid && version(known) >= version(&workload)) {
             return false;
         }
         workloads.insert(workload.key.clone(), Arc::new(workload));
@@ -201,22 +176,15 @@ impl World {
     /// Every workload, or those of one namespace.
     pub fn workloads(&self, namespace: Option<&str>) -> Vec<Arc<Workload>> {
         let namespaces = self.lock();
-        let wanted = namespaces
-            .iter()
-            .filter(|(name, _)| namespace.is_none_or(|n| n == name.as_str()));
-        wanted
-            .flat_map(|(_, known)| known.workloads.values().cloned())
-            .collect()
+        let wanted = namespaces.iter().filter(|(name, _)| namespace.is_none_or(|n| n == name.as_str()));
+        wanted.flat_map(|(_, known)| known.workloads.values().cloned()).collect()
     }
 
     /// The opted-in workloads of a namespace that have a container of this repository which is not pinned by digest.
     pub fn users(&self, namespace: &str, repository: &Repository) -> Vec<Arc<Workload>> {
         let settings = self.settings(namespace);
         let uses = |workload: &Workload| {
-            let mut containers = workload
-                .containers
-                .iter()
-                .filter_map(|c| Reference::parse(&c.text).ok());
+            let mut containers = workload.containers.iter().filter_map(|c| Reference::parse(&c.text).ok());
             containers.any(|r| r.repository() == repository && r.digest().is_none())
         };
         let mut found = self.workloads(Some(namespace));
@@ -244,24 +212,18 @@ impl World {
 
     /// What the Pods of a namespace tell.
     pub fn pods(&self, namespace: &str) -> Vec<Arc<PodRecord>> {
-        self.lock()
-            .get(namespace)
-            .map(|n| n.pods.values().cloned().collect())
-            .unwrap_or_default()
+        self.lock().get(namespace).map(|n| n.pods.values().cloned().collect()).unwrap_or_default()
     }
 
     /// Forgets, after a complete list, every object of a kind that the list did not show.
     pub fn retain(&self, kind: Kind, seen: &HashSet<(String, String)>) {
-        let has =
-            |namespace: &str, name: &str| seen.contains(&(namespace.to_owned(), name.to_owned()));
+        let has = |namespace: &str, name: &str| seen.contains(&(namespace.to_owned(), name.to_owned()));
         for (namespace, known) in self.lock().iter_mut() {
             match kind {
                 Kind::Images => known.images.retain(|name, _| has(namespace, name)),
                 Kind::Pods => known.pods.retain(|name, _| has(namespace, name)),
                 Kind::Workloads(kind) => {
-                    known
-                        .workloads
-                        .retain(|key, _| key.kind != kind || has(namespace, &key.name));
+                    known.workloads.retain(|key, _| key.kind != kind || has(namespace, &key.name));
                 }
                 Kind::Namespaces => {
                     if !has("", namespace) {
@@ -274,9 +236,7 @@ impl World {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Namespace>> {
-        self.namespaces
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.namespaces.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -296,14 +256,9 @@ pub enum Kind {
 /// The status that counts: none of it if `spec.image` names another repository since.
 pub fn status_of(image: &Image) -> ImageStatus {
     let status = image.status.clone().unwrap_or_default();
-    let now = Repository::parse(&image.spec.image)
-        .map(|r| r.to_string())
-        .ok();
+    let now = Repository::parse(&image.spec.image).map(|r| r.to_string()).ok();
     match (&status.repository, now) {
-        (Some(then), Some(now)) if *then != now => ImageStatus {
-            result: status.result,
-            ..ImageStatus::default()
-        },
+        (Some(then), Some(now)) if *then != now => ImageStatus { result: status.result, ..ImageStatus::default() },
         _ => status,
     }
 }
@@ -311,13 +266,8 @@ pub fn status_of(image: &Image) -> ImageStatus {
 /// Whether what is known is a newer version of the same object. Resource versions of one kind are ordered numbers
 /// (Kubernetes API conventions, since 1.35; etcd revisions before); others count as not newer.
 fn is_newer(known: &ObjectMeta, other: &ObjectMeta) -> bool {
-    let version = |m: &ObjectMeta| {
-        m.resource_version
-            .as_deref()
-            .and_then(|v| v.parse::<u64>().ok())
-    };
-    known.uid == other.uid
-        && matches!((version(known), version(other)), (Some(a), Some(b)) if a >= b)
+    let version = |m: &ObjectMeta| m.resource_version.as_deref().and_then(|v| v.parse::<u64>().ok());
+    known.uid == other.uid && matches!((version(known), version(other)), (Some(a), Some(b)) if a >= b)
 }
 
 fn age(image: &Image) -> (Option<jiff::Timestamp>, &str) {

@@ -54,11 +54,7 @@ pub(super) async fn status(
 }
 
 /// Removes the annotation `action` once it is done.
-pub(super) async fn remove_action(
-    sync: &Sync,
-    key: &ImageKey,
-    image: &Image,
-) -> Result<(), WriteError> {
+pub(super) async fn remove_action(sync: &Sync, key: &ImageKey, image: &Image) -> Result<(), WriteError> {
     if !sync.leadership.is_leader() {
         return Err(WriteError::NotLeader);
     }
@@ -83,10 +79,7 @@ pub(super) async fn broken(
     let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &key.namespace, &resource);
     let object = call(api.get(&key.name)).await?;
     let message = format!("Image {key}: it cannot be read: {error}; fix that field");
-    let said = object
-        .data
-        .pointer("/status/conditions/0/message")
-        .and_then(Value::as_str);
+    let said = object.data.pointer("/status/conditions/0/message").and_then(Value::as_str);
     if said == Some(&message) {
         return Ok(());
     }
@@ -99,14 +92,10 @@ pub(super) async fn broken(
             "lastTransitionTime": now, "observedGeneration": metadata.generation,
         }],
     });
-    let patch = Patch::Merge(
-        json!({"metadata": {"resourceVersion": object.metadata.resource_version}, "status": status}),
-    );
+    let patch =
+        Patch::Merge(json!({"metadata": {"resourceVersion": object.metadata.resource_version}, "status": status}));
     let written = call(api.patch_status(&key.name, &PatchParams::default(), &patch)).await?;
-    world.put_image(
-        key,
-        Cached::Broken(Arc::new(written.metadata), error.into()),
-    );
+    world.put_image(key, Cached::Broken(Arc::new(written.metadata), error.into()));
     Ok(())
 }
 
@@ -127,13 +116,8 @@ fn body(metadata: &ObjectMeta, status: &Value) -> Value {
 async fn call<T>(request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, WriteError> {
     match tokio::time::timeout(TIMEOUT, request).await {
         Ok(Ok(value)) => Ok(value),
-        Ok(Err(kube::Error::Api(status))) if matches!(status.code, 404 | 409) => {
-            Err(WriteError::Conflict)
-        }
+        Ok(Err(kube::Error::Api(status))) if matches!(status.code, 404 | 409) => Err(WriteError::Conflict),
         Ok(Err(error)) => Err(WriteError::Failed(error.to_string())),
-        Err(_) => Err(WriteError::Failed(format!(
-            "no answer within {} s",
-            TIMEOUT.as_secs()
-        ))),
+        Err(_) => Err(WriteError::Failed(format!("no answer within {} s", TIMEOUT.as_secs()))),
     }
 }

@@ -62,10 +62,7 @@ pub fn init(format: LogFormat, level: &str) -> Result<(), TelemetryError> {
 
 /// What is written: what `level` allows, and the audit log always.
 fn filter<S: Subscriber>(level: &str) -> Result<impl Filter<S> + use<S>, TelemetryError> {
-    let refuse = |reason: String| TelemetryError::Level {
-        level: level.to_owned(),
-        reason,
-    };
+    let refuse = |reason: String| TelemetryError::Level { level: level.to_owned(), reason };
     if level.trim().is_empty() {
         return Err(refuse("is empty".to_owned()));
     }
@@ -75,32 +72,20 @@ fn filter<S: Subscriber>(level: &str) -> Result<impl Filter<S> + use<S>, Telemet
             return Err(refuse(format!("`{word}` is no level")));
         }
     }
-    let chosen = EnvFilter::builder()
-        .with_regex(false)
-        .parse(level)
-        .map_err(|e| refuse(e.to_string()))?;
-    let audit = filter_fn(|meta: &Metadata<'_>| {
-        meta.target() == AUDIT_TARGET && meta.level() <= &Level::INFO
-    });
+    let chosen = EnvFilter::builder().with_regex(false).parse(level).map_err(|e| refuse(e.to_string()))?;
+    let audit = filter_fn(|meta: &Metadata<'_>| meta.target() == AUDIT_TARGET && meta.level() <= &Level::INFO);
     let no_bodies = filter_fn(|meta: &Metadata<'_>| meta.target() != KUBE_BODIES_TARGET);
     Ok(chosen.and(no_bodies).or(audit))
 }
 
-fn layer<S, F, W>(
-    format: LogFormat,
-    ansi: bool,
-    filter: F,
-    writer: W,
-) -> Box<dyn Layer<S> + Send + Sync>
+fn layer<S, F, W>(format: LogFormat, ansi: bool, filter: F, writer: W) -> Box<dyn Layer<S> + Send + Sync>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
     F: Filter<S> + Send + Sync + 'static,
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
     // Internal errors would be reported with eprintln!, which panics when stderr is closed: the very case they are about.
-    let base = tracing_subscriber::fmt::layer()
-        .with_writer(writer)
-        .log_internal_errors(false);
+    let base = tracing_subscriber::fmt::layer().with_writer(writer).log_internal_errors(false);
     match format {
         LogFormat::Text => base.with_ansi(ansi).with_filter(filter).boxed(),
         LogFormat::Json => base.json().flatten_event(true).with_filter(filter).boxed(),
@@ -129,10 +114,7 @@ mod tests {
     fn logged(format: LogFormat, level: &str, emit: fn()) -> String {
         let captured = Captured::default();
         let writer = captured.clone();
-        let subscriber =
-            Registry::default().with(layer(format, false, filter(level).unwrap(), move || {
-                writer.clone()
-            }));
+        let subscriber = Registry::default().with(layer(format, false, filter(level).unwrap(), move || writer.clone()));
         tracing::subscriber::with_default(subscriber, emit);
         String::from_utf8(captured.0.lock().unwrap().clone()).unwrap()
     }
@@ -159,24 +141,15 @@ mod tests {
         check("error", &["audited"]);
         check("info", &["audited", "sync-warn"]);
         check("INFO", &["audited", "sync-warn"]);
-        check(
-            "warn,kimup::sync=debug",
-            &["audited", "sync-warn", "sync-debug"],
-        );
+        check("warn,kimup::sync=debug", &["audited", "sync-warn", "sync-debug"]);
         check("kimup::audit=off", &["audited"]);
-        check(
-            "trace,kube_client=trace",
-            &["audited", "audit-debug", "sync-warn", "sync-debug"],
-        );
+        check("trace,kube_client=trace", &["audited", "audit-debug", "sync-warn", "sync-debug"]);
     }
 
     #[test]
     fn bad_levels_are_named() {
         fn check(level: &str, part: &str) {
-            let message = filter::<Registry>(level)
-                .err()
-                .expect("accepted")
-                .to_string();
+            let message = filter::<Registry>(level).err().expect("accepted").to_string();
             assert!(message.contains(part), "{message}");
         }
         check("", "is empty");
@@ -193,10 +166,7 @@ mod tests {
             tracing::info!(image = "web", "line\nbreak");
             tracing::info!("second");
         });
-        let lines: Vec<serde_json::Value> = text
-            .lines()
-            .map(|line| serde_json::from_str(line).unwrap())
-            .collect();
+        let lines: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!(lines.len(), 2);
         assert_eq!(lines[0]["image"], "web");
         assert_eq!(lines[0]["message"], "line\nbreak");

@@ -21,50 +21,20 @@ const MAX_HOSTS: usize = 200;
 
 /// Every metric by its exposed name, with its help text. The reference page lists the same.
 pub const METRICS: &[(&str, &str)] = &[
-    (
-        ADMISSION_REQUESTS,
-        "Pods answered by the webhook, by outcome: mutated, unchanged, denied or error",
-    ),
-    (
-        ADMISSION_DURATION,
-        "Time from the request head to the answer of the webhook",
-    ),
-    (
-        QUESTIONS,
-        "Questions of the webhook to sync, by outcome: answered, failed or timeout",
-    ),
+    (ADMISSION_REQUESTS, "Pods answered by the webhook, by outcome: mutated, unchanged, denied or error"),
+    (ADMISSION_DURATION, "Time from the request head to the answer of the webhook"),
+    (QUESTIONS, "Questions of the webhook to sync, by outcome: answered, failed or timeout"),
     (SYNCS, "Syncs of an Image, by the result in its status"),
-    (
-        REGISTRY_REQUESTS,
-        "Requests sent to registries and their token services, by registry host",
-    ),
-    (
-        REGISTRY_ERRORS,
-        "Requests to registries without a usable answer, by registry host",
-    ),
-    (
-        ROLLOUTS,
-        "Rollouts of workloads, by outcome: started or settled",
-    ),
-    (
-        KUBERNETES_WRITES,
-        "Writes to the Kubernetes API, by kind of object",
-    ),
+    (REGISTRY_REQUESTS, "Requests sent to registries and their token services, by registry host"),
+    (REGISTRY_ERRORS, "Requests to registries without a usable answer, by registry host"),
+    (ROLLOUTS, "Rollouts of workloads, by outcome: started or settled"),
+    (KUBERNETES_WRITES, "Writes to the Kubernetes API, by kind of object"),
     (LEADER, "1 while this process holds the Lease, else 0"),
     (IMAGES, "Images in the cache of this process"),
-    (
-        CERTIFICATE_EXPIRY,
-        "When the certificate that is served now expires, in seconds since the epoch",
-    ),
+    (CERTIFICATE_EXPIRY, "When the certificate that is served now expires, in seconds since the epoch"),
     (BUILD_INFO, "Always 1; the version of kimup is a label"),
-    (
-        RESIDENT_MEMORY,
-        "Resident memory of the process (Linux only)",
-    ),
-    (
-        CPU_SECONDS,
-        "User and system time of the process (Linux only)",
-    ),
+    (RESIDENT_MEMORY, "Resident memory of the process (Linux only)"),
+    (CPU_SECONDS, "User and system time of the process (Linux only)"),
 ];
 
 const ADMISSION_REQUESTS: &str = "kimup_admission_requests_total";
@@ -189,10 +159,7 @@ impl Metrics {
     /// A registry of its own with everything at zero. One per process; tests may have many.
     pub fn new() -> Self {
         // From half a millisecond (answered from memory) to the longest webhook timeout Kubernetes allows.
-        let buckets = [
-            0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
-            30.0,
-        ];
+        let buckets = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
         let mut inner = Inner {
             registry: Registry::default(),
             hosts: Mutex::default(),
@@ -209,74 +176,45 @@ impl Metrics {
             certificate_expiry: Gauge::default(),
         };
         inner.register_all();
-        Self {
-            inner: Arc::new(inner),
-        }
+        Self { inner: Arc::new(inner) }
     }
 
     /// `kimup_admission_requests_total{outcome}` and `kimup_admission_duration_seconds`: one answered AdmissionReview.
     pub fn admission(&self, outcome: AdmissionOutcome, took: Duration) {
-        self.inner
-            .admission_requests
-            .get_or_create(&OutcomeLabel {
-                outcome: outcome.as_str(),
-            })
-            .inc();
+        self.inner.admission_requests.get_or_create(&OutcomeLabel { outcome: outcome.as_str() }).inc();
         self.inner.admission_duration.observe(took.as_secs_f64());
     }
 
     /// `kimup_questions_total{outcome}`: one question of the webhook to sync.
     pub fn question(&self, outcome: QuestionOutcome) {
-        self.inner
-            .questions
-            .get_or_create(&OutcomeLabel {
-                outcome: outcome.as_str(),
-            })
-            .inc();
+        self.inner.questions.get_or_create(&OutcomeLabel { outcome: outcome.as_str() }).inc();
     }
 
     /// `kimup_syncs_total{result}`: one sync of an Image; `result` is the text of `status.result`.
     pub fn sync(&self, result: &'static str) {
-        self.inner
-            .syncs
-            .get_or_create(&ResultLabel { result })
-            .inc();
+        self.inner.syncs.get_or_create(&ResultLabel { result }).inc();
     }
 
     /// `kimup_registry_requests_total{host}`: one HTTP request sent for the registry `host` (`host[:port]`).
     pub fn registry_request(&self, host: &str) {
         let host = self.inner.host(host);
-        self.inner
-            .registry_requests
-            .get_or_create(&HostLabel { host })
-            .inc();
+        self.inner.registry_requests.get_or_create(&HostLabel { host }).inc();
     }
 
     /// `kimup_registry_errors_total{host}`: one request without a usable answer (no connection, bad status, bad body).
     pub fn registry_error(&self, host: &str) {
         let host = self.inner.host(host);
-        self.inner
-            .registry_errors
-            .get_or_create(&HostLabel { host })
-            .inc();
+        self.inner.registry_errors.get_or_create(&HostLabel { host }).inc();
     }
 
     /// `kimup_rollouts_total{outcome}`.
     pub fn rollout(&self, outcome: RolloutOutcome) {
-        self.inner
-            .rollouts
-            .get_or_create(&OutcomeLabel {
-                outcome: outcome.as_str(),
-            })
-            .inc();
+        self.inner.rollouts.get_or_create(&OutcomeLabel { outcome: outcome.as_str() }).inc();
     }
 
     /// `kimup_kubernetes_writes_total{kind}`: one write sent to the API server; `kind` as in a manifest (`Deployment`).
     pub fn kubernetes_write(&self, kind: &'static str) {
-        self.inner
-            .kubernetes_writes
-            .get_or_create(&KindLabel { kind })
-            .inc();
+        self.inner.kubernetes_writes.get_or_create(&KindLabel { kind }).inc();
     }
 
     /// `kimup_leader`.
@@ -286,9 +224,7 @@ impl Metrics {
 
     /// `kimup_images`: how many Images the cache of this process holds.
     pub fn set_images(&self, images: usize) {
-        self.inner
-            .images
-            .set(i64::try_from(images).unwrap_or(i64::MAX));
+        self.inner.images.set(i64::try_from(images).unwrap_or(i64::MAX));
     }
 
     /// `kimup_certificate_expiry_timestamp_seconds`: `notAfter` of the certificate that is served, in seconds since the epoch.
@@ -301,9 +237,7 @@ impl Metrics {
         let mut text = String::new();
         // Writing to a String cannot fail; should an encoder refuse, a scrape without its end marker is an error in
         // Prometheus, which is the right answer to half of the metrics.
-        if let Err(error) =
-            prometheus_client::encoding::text::encode(&mut text, &self.inner.registry)
-        {
+        if let Err(error) = prometheus_client::encoding::text::encode(&mut text, &self.inner.registry) {
             tracing::error!(%error, "metrics cannot be encoded");
         }
         text
@@ -325,16 +259,8 @@ impl Inner {
 
     fn register_all(&mut self) {
         let registry = &mut self.registry;
-        add(
-            registry,
-            ADMISSION_REQUESTS,
-            self.admission_requests.clone(),
-        );
-        add(
-            registry,
-            ADMISSION_DURATION,
-            self.admission_duration.clone(),
-        );
+        add(registry, ADMISSION_REQUESTS, self.admission_requests.clone());
+        add(registry, ADMISSION_DURATION, self.admission_duration.clone());
         add(registry, QUESTIONS, self.questions.clone());
         add(registry, SYNCS, self.syncs.clone());
         add(registry, REGISTRY_REQUESTS, self.registry_requests.clone());
@@ -343,16 +269,8 @@ impl Inner {
         add(registry, KUBERNETES_WRITES, self.kubernetes_writes.clone());
         add(registry, LEADER, self.leader.clone());
         add(registry, IMAGES, self.images.clone());
-        add(
-            registry,
-            CERTIFICATE_EXPIRY,
-            self.certificate_expiry.clone(),
-        );
-        add(
-            registry,
-            BUILD_INFO,
-            Info::new([("version", env!("CARGO_PKG_VERSION"))]),
-        );
+        add(registry, CERTIFICATE_EXPIRY, self.certificate_expiry.clone());
+        add(registry, BUILD_INFO, Info::new([("version", env!("CARGO_PKG_VERSION"))]));
         registry.register_collector(Box::new(ProcessCollector));
     }
 }
@@ -367,17 +285,12 @@ fn outcomes(all: impl Iterator<Item = &'static str>) -> Family<OutcomeLabel, Cou
 }
 
 fn help(name: &str) -> &'static str {
-    METRICS
-        .iter()
-        .find(|(known, _)| *known == name)
-        .map_or("", |(_, help)| help)
+    METRICS.iter().find(|(known, _)| *known == name).map_or("", |(_, help)| help)
 }
 
 /// The name without what the encoder adds for the type.
 fn stem(name: &str) -> &str {
-    name.strip_suffix("_total")
-        .or_else(|| name.strip_suffix("_info"))
-        .unwrap_or(name)
+    name.strip_suffix("_total").or_else(|| name.strip_suffix("_info")).unwrap_or(name)
 }
 
 fn add(registry: &mut Registry, name: &str, metric: impl Metric) {
@@ -391,28 +304,15 @@ struct ProcessCollector;
 impl Collector for ProcessCollector {
     fn encode(&self, mut encoder: DescriptorEncoder) -> std::fmt::Result {
         let read = |path: &str| std::fs::read_to_string(path).ok();
-        if let Some(bytes) = read("/proc/self/status")
-            .as_deref()
-            .and_then(resident_bytes)
-        {
+        if let Some(bytes) = read("/proc/self/status").as_deref().and_then(resident_bytes) {
             let gauge = ConstGauge::new(bytes);
             let name = RESIDENT_MEMORY;
-            gauge.encode(encoder.encode_descriptor(
-                stem(name),
-                help(name),
-                None,
-                gauge.metric_type(),
-            )?)?;
+            gauge.encode(encoder.encode_descriptor(stem(name), help(name), None, gauge.metric_type())?)?;
         }
         if let Some(seconds) = read("/proc/self/stat").as_deref().and_then(cpu_seconds) {
             let counter = ConstCounter::new(seconds);
             let name = CPU_SECONDS;
-            counter.encode(encoder.encode_descriptor(
-                stem(name),
-                help(name),
-                None,
-                counter.metric_type(),
-            )?)?;
+            counter.encode(encoder.encode_descriptor(stem(name), help(name), None, counter.metric_type())?)?;
         }
         Ok(())
     }
@@ -420,9 +320,7 @@ impl Collector for ProcessCollector {
 
 /// `VmRSS` of `/proc/PID/status`, which is in KiB (`proc_pid_status(5)`).
 fn resident_bytes(status: &str) -> Option<i64> {
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     let kibibytes: i64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kibibytes.checked_mul(1024)
 }
@@ -473,10 +371,7 @@ mod tests {
         check("kimup_leader 1");
         check("kimup_images 7");
         check("kimup_certificate_expiry_timestamp_seconds 1900000000");
-        check(&format!(
-            "kimup_build_info{{version=\"{}\"}} 1",
-            env!("CARGO_PKG_VERSION")
-        ));
+        check(&format!("kimup_build_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION")));
         assert!(text.ends_with("# EOF\n"));
     }
 
@@ -494,10 +389,7 @@ mod tests {
             .filter_map(|line| line.split_once(' '))
             .map(|(name, help)| (name, help.trim_end_matches('.')))
             .collect();
-        let mut listed: Vec<(&str, &str)> = METRICS
-            .iter()
-            .map(|(name, help)| (stem(name), *help))
-            .collect();
+        let mut listed: Vec<(&str, &str)> = METRICS.iter().map(|(name, help)| (stem(name), *help)).collect();
         exposed.sort_unstable();
         listed.sort_unstable();
         assert_eq!(exposed, listed);
@@ -511,18 +403,10 @@ mod tests {
         }
         metrics.registry_request("host-0");
         let text = metrics.encode();
-        let series = text
-            .lines()
-            .filter(|l| l.starts_with("kimup_registry_requests_total{"));
+        let series = text.lines().filter(|l| l.starts_with("kimup_registry_requests_total{"));
         assert_eq!(series.count(), MAX_HOSTS + 1);
-        assert!(
-            text.contains("kimup_registry_requests_total{host=\"other\"} 50\n"),
-            "{text}"
-        );
-        assert!(
-            text.contains("kimup_registry_requests_total{host=\"host-0\"} 2\n"),
-            "{text}"
-        );
+        assert!(text.contains("kimup_registry_requests_total{host=\"other\"} 50\n"), "{text}");
+        assert!(text.contains("kimup_registry_requests_total{host=\"host-0\"} 2\n"), "{text}");
     }
 
     #[test]
@@ -530,10 +414,7 @@ mod tests {
         fn check(status: &str, bytes: Option<i64>) {
             assert_eq!(resident_bytes(status), bytes, "{status}");
         }
-        check(
-            "Name:\tkimup\nVmRSS:\t   2048 kB\nThreads:\t3\n",
-            Some(2_097_152),
-        );
+        check("Name:\tkimup\nVmRSS:\t   2048 kB\nThreads:\t3\n", Some(2_097_152));
         check("VmRSS: 9223372036854775807 kB", None);
         check("VmRSS: 2048", None);
         check("Name: kimup", None);

@@ -11,14 +11,7 @@ use tokio::task::JoinHandle;
 pub(crate) fn runtime() -> Result<&'static Runtime> {
     static RUNTIME: OnceLock<Option<Runtime>> = OnceLock::new();
     RUNTIME
-        .get_or_init(|| {
-            Builder::new_multi_thread()
-                .worker_threads(2)
-                .thread_name("testbed")
-                .enable_all()
-                .build()
-                .ok()
-        })
+        .get_or_init(|| Builder::new_multi_thread().worker_threads(2).thread_name("testbed").enable_all().build().ok())
         .as_ref()
         .context("starting the threads of the in-process servers")
 }

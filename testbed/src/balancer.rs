@@ -23,20 +23,12 @@ pub struct Balancer {
 
 impl Balancer {
     pub async fn start(backends: &[SocketAddr]) -> Result<Self> {
-        let listener = runtime()?
-            .spawn(TcpListener::bind("127.0.0.1:0"))
-            .await?
-            .context("binding the balancer")?;
+        let listener = runtime()?.spawn(TcpListener::bind("127.0.0.1:0")).await?.context("binding the balancer")?;
         let address = listener.local_addr()?;
         let (backends, backends_seen) = watch::channel(backends.to_vec());
         let (held, held_seen) = watch::channel(false);
         let server = Task::spawn(serve(listener, backends_seen, held_seen))?;
-        Ok(Self {
-            address,
-            backends,
-            held,
-            _server: server,
-        })
+        Ok(Self { address, backends, held, _server: server })
     }
 
     /// Where it listens.
@@ -56,11 +48,7 @@ impl Balancer {
     }
 }
 
-async fn serve(
-    listener: TcpListener,
-    backends: watch::Receiver<Vec<SocketAddr>>,
-    held: watch::Receiver<bool>,
-) {
+async fn serve(listener: TcpListener, backends: watch::Receiver<Vec<SocketAddr>>, held: watch::Receiver<bool>) {
     let next = Arc::new(AtomicUsize::new(0));
     loop {
         // A failed accept is the client's or passes by itself.
@@ -90,23 +78,14 @@ async fn forward(client: TcpStream, backend: TcpStream, held: watch::Receiver<bo
     let (from_client, to_client) = client.into_split();
     let (from_backend, to_backend) = backend.into_split();
     let (_never, free) = watch::channel(false);
-    tokio::join!(
-        copy(from_client, to_backend, free),
-        copy(from_backend, to_client, held)
-    );
+    tokio::join!(copy(from_client, to_backend, free), copy(from_backend, to_client, held));
 }
 
 /// Until either side ends; what was read is then written, and the end passed on.
-async fn copy(
-    mut from: impl AsyncRead + Unpin,
-    mut to: impl AsyncWrite + Unpin,
-    mut held: watch::Receiver<bool>,
-) {
+async fn copy(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, mut held: watch::Receiver<bool>) {
     let mut buffer = vec![0; 16 * 1024];
     while let Ok(length @ 1..) = from.read(&mut buffer).await {
-        if held.wait_for(|held| !held).await.is_err()
-            || to.write_all(&buffer[..length]).await.is_err()
-        {
+        if held.wait_for(|held| !held).await.is_err() || to.write_all(&buffer[..length]).await.is_err() {
             break;
         }
     }
@@ -159,10 +138,7 @@ mod tests {
         };
         check(&["a", "b", "a", "b"]).await;
         drop(b_server);
-        crate::eventually(Duration::from_secs(5), "b refuses", async || {
-            TcpStream::connect(b).await.is_err()
-        })
-        .await;
+        crate::eventually(Duration::from_secs(5), "b refuses", async || TcpStream::connect(b).await.is_err()).await;
         check(&["a", "a", "a"]).await;
         balancer.set_backends(&[]);
         check(&[""]).await;
@@ -179,17 +155,9 @@ mod tests {
         stream.read_exact(&mut byte).await.unwrap();
         balancer.hold_back(true);
         stream.write_all(b"x").await.unwrap();
-        assert!(
-            timeout(Duration::from_millis(200), stream.read_exact(&mut byte))
-                .await
-                .is_err(),
-            "held back"
-        );
+        assert!(timeout(Duration::from_millis(200), stream.read_exact(&mut byte)).await.is_err(), "held back");
         balancer.hold_back(false);
-        timeout(Duration::from_secs(5), stream.read_exact(&mut byte))
-            .await
-            .unwrap()
-            .unwrap();
+        timeout(Duration::from_secs(5), stream.read_exact(&mut byte)).await.unwrap().unwrap();
         assert_eq!(&byte, b"x");
     }
 }

@@ -16,9 +16,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 
-use crate::control_plane::{
-    Files, START_DEADLINE, apiserver, apiserver_ready, start_controllers, start_etcd, token,
-};
+use crate::control_plane::{Files, START_DEADLINE, apiserver, apiserver_ready, start_controllers, start_etcd, token};
 use crate::process::{Process, ProcessSpec, Started, start, start_on_ports};
 use crate::run_dir::run_dir;
 use crate::tools::{checkout, tool};
@@ -72,14 +70,7 @@ impl Cluster {
         let mut others = start_controllers(&files, &address)?;
         others.push(etcd);
         let apiserver_spec = apiserver(&files, &program, &etcd_url, port);
-        let cluster = Self {
-            files,
-            port,
-            admin,
-            apiserver_spec,
-            apiserver: Mutex::new(Some(server)),
-            others,
-        };
+        let cluster = Self { files, port, admin, apiserver_spec, apiserver: Mutex::new(Some(server)), others };
         cluster.settle().await?;
         Ok(cluster)
     }
@@ -88,10 +79,7 @@ impl Cluster {
     ///
     /// # Panics
     /// If it cannot be started; every test then fails with the same message.
-    #[expect(
-        clippy::panic,
-        reason = "for tests, which cannot go on without a cluster"
-    )]
+    #[expect(clippy::panic, reason = "for tests, which cannot go on without a cluster")]
     pub async fn shared() -> &'static Self {
         static SHARED: OnceCell<Result<Cluster, String>> = OnceCell::const_new();
         let started = async || Self::start().await.map_err(|error| format!("{error:#}"));
@@ -105,25 +93,16 @@ impl Cluster {
         let client = self.client().await?;
         let nodes: Api<Node> = Api::all(client.clone());
         for number in 0..NODES {
-            nodes
-                .create(&PostParams::default(), &node(&format!("node-{number}"))?)
-                .await
-                .context("creating a Node")?;
+            nodes.create(&PostParams::default(), &node(&format!("node-{number}"))?).await.context("creating a Node")?;
         }
         self.apply_crds().await?;
-        try_eventually(
-            SETTLE_DEADLINE,
-            "the Nodes become schedulable",
-            async || nodes_ready(&nodes).await,
-        )
-        .await?;
+        try_eventually(SETTLE_DEADLINE, "the Nodes become schedulable", async || nodes_ready(&nodes).await).await?;
         self.wait_default_account("default").await
     }
 
     async fn wait_default_account(&self, namespace: &str) -> Result<()> {
         let accounts: Api<ServiceAccount> = Api::namespaced(self.client().await?, namespace);
-        let what =
-            format!("the default ServiceAccount of {namespace}, without which Pods are refused");
+        let what = format!("the default ServiceAccount of {namespace}, without which Pods are refused");
         let made = async || accounts.get_opt("default").await.ok().flatten().map(drop);
         try_eventually(SETTLE_DEADLINE, &what, made).await
     }
@@ -156,25 +135,17 @@ impl Cluster {
     /// A client with the identity of a kubeconfig, that retries nothing.
     pub async fn client_as(&self, kubeconfig: &Path) -> Result<kube::Client> {
         let kubeconfig = Kubeconfig::read_from(kubeconfig)?;
-        let mut config =
-            kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+        let mut config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
         config.default_retry = false;
         config.proxy_url = None;
         Ok(kube::Client::try_from(config)?)
     }
 
     /// Makes a namespace in which Pods can be created, and returns its name. One that exists is an error.
-    pub async fn namespace(
-        &self,
-        name: &str,
-        labels: &[(&str, &str)],
-        annotations: &[(&str, &str)],
-    ) -> Result<String> {
+    pub async fn namespace(&self, name: &str, labels: &[(&str, &str)], annotations: &[(&str, &str)]) -> Result<String> {
         let namespaces: Api<Namespace> = Api::all(self.client().await?);
         let map = |pairs: &[(&str, &str)]| {
-            let owned = pairs
-                .iter()
-                .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+            let owned = pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
             Some(owned.collect::<BTreeMap<_, _>>())
         };
         let mut namespace = Namespace::default();
@@ -190,28 +161,18 @@ impl Cluster {
     /// A kubeconfig with a token of a ServiceAccount (made by `TokenRequest`, good for a day): its holder may do exactly
     /// what RBAC gives that account.
     pub async fn kubeconfig_for(&self, namespace: &str, account: &str) -> Result<PathBuf> {
-        self.kubeconfig_via(namespace, account, &self.address())
-            .await
+        self.kubeconfig_via(namespace, account, &self.address()).await
     }
 
     /// As [`Cluster::kubeconfig_for`], but reaching the API server through `address`, a [`crate::Balancer`] for
     /// example, whose connections can be held back.
-    pub async fn kubeconfig_via(
-        &self,
-        namespace: &str,
-        account: &str,
-        address: &str,
-    ) -> Result<PathBuf> {
+    pub async fn kubeconfig_via(&self, namespace: &str, account: &str, address: &str) -> Result<PathBuf> {
         let accounts: Api<ServiceAccount> = Api::namespaced(self.client().await?, namespace);
-        let request: TokenRequest = serde_json::from_value(
-            json!({"spec": {"audiences": [], "expirationSeconds": 86_400}}),
-        )?;
-        let answer = accounts
-            .create_token_request(account, &PostParams::default(), &request)
-            .await;
-        let answer = answer.with_context(|| {
-            format!("requesting a token of the ServiceAccount {namespace}/{account}")
-        })?;
+        let request: TokenRequest =
+            serde_json::from_value(json!({"spec": {"audiences": [], "expirationSeconds": 86_400}}))?;
+        let answer = accounts.create_token_request(account, &PostParams::default(), &request).await;
+        let answer =
+            answer.with_context(|| format!("requesting a token of the ServiceAccount {namespace}/{account}"))?;
         let token = answer.status.and_then(|status| status.token);
         let token = token.context("the API server answered a TokenRequest without a token")?;
         let name = format!("{namespace}-{account}-{}", address.replace(':', "-"));
@@ -227,20 +188,14 @@ impl Cluster {
     pub async fn kubectl_ok(&self, args: &[&str]) -> Result<String> {
         let output = self.kubectl(args).await?;
         if !output.success {
-            bail!(
-                "kubectl {} failed: {}",
-                args.join(" "),
-                output.stderr.trim()
-            );
+            bail!("kubectl {} failed: {}", args.join(" "), output.stderr.trim());
         }
         Ok(output.stdout)
     }
 
     /// `kubectl apply -f -` as administrator, of YAML or JSON documents; `args` may name a namespace.
     pub async fn apply(&self, args: &[&str], manifests: &str) -> Result<()> {
-        let output = self
-            .kubectl_with_stdin(&[&["apply", "-f", "-"], args].concat(), manifests)
-            .await?;
+        let output = self.kubectl_with_stdin(&[&["apply", "-f", "-"], args].concat(), manifests).await?;
         if !output.success {
             bail!("kubectl apply failed: {}", output.stderr.trim());
         }
@@ -251,10 +206,7 @@ impl Cluster {
     pub async fn kubectl_with_stdin(&self, args: &[&str], stdin: &str) -> Result<KubectlOutput> {
         let mut command = Command::new(tool("kubectl")?);
         command.arg("--kubeconfig").arg(&self.admin).args(args);
-        command
-            .env("KUBECTL_KUBERC", "false")
-            .env("HOME", &self.files.folder)
-            .env_remove("KUBECONFIG");
+        command.env("KUBECTL_KUBERC", "false").env("HOME", &self.files.folder).env_remove("KUBECONFIG");
         let stdin = stdin.to_owned();
         tokio::task::spawn_blocking(move || run(command, &stdin)).await?
     }
@@ -264,35 +216,19 @@ impl Cluster {
     pub async fn apply_deploy(&self, kinds: &[&str]) -> Result<()> {
         let deploy = checkout().join("deploy").display().to_string();
         let manifests = self.kubectl_ok(&["kustomize", &deploy]).await?;
-        self.apply(
-            &["--server-side"],
-            &documents(&manifests, |kind| kinds.is_empty() || kinds.contains(&kind)),
-        )
-        .await
+        self.apply(&["--server-side"], &documents(&manifests, |kind| kinds.is_empty() || kinds.contains(&kind))).await
     }
 
     async fn apply_crds(&self) -> Result<()> {
         let mut manifests = String::new();
         for file in yaml_files(&checkout().join("deploy"))? {
-            manifests += &documents(&fs::read_to_string(&file)?, |kind| {
-                kind == "CustomResourceDefinition"
-            });
+            manifests += &documents(&fs::read_to_string(&file)?, |kind| kind == "CustomResourceDefinition");
         }
         if manifests.is_empty() {
             return Ok(());
         }
-        self.apply(&["--server-side"], &manifests)
-            .await
-            .context("applying the CRDs of deploy/")?;
-        self.kubectl_ok(&[
-            "wait",
-            "--for=condition=Established",
-            "crd",
-            "--all",
-            "--timeout=60s",
-        ])
-        .await
-        .map(drop)
+        self.apply(&["--server-side"], &manifests).await.context("applying the CRDs of deploy/")?;
+        self.kubectl_ok(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"]).await.map(drop)
     }
 
     /// The audit log so far: each request of a ServiceAccount in `kimup-system`, with what it wrote, as
@@ -301,18 +237,12 @@ impl Cluster {
         let text = fs::read_to_string(self.files.folder.join("audit.log")).unwrap_or_default();
         // The last line may be half written.
         let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-        whole
-            .lines()
-            .map(|line| serde_json::from_str(line).context("a broken line in the audit log"))
-            .collect()
+        whole.lines().map(|line| serde_json::from_str(line).context("a broken line in the audit log")).collect()
     }
 
     /// SIGKILL to the API server; its data stays. Only for a cluster of one's own.
     pub fn kill_apiserver(&self) {
-        self.apiserver
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        self.apiserver.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 
     /// Starts the API server again on the same port and data, and waits until it is ready. Controllers, scheduler and
@@ -320,73 +250,50 @@ impl Cluster {
     pub async fn restart_apiserver(&self) -> Result<()> {
         self.kill_apiserver();
         let http = https_client(&self.files.ca_pem)?;
-        let restart =
-            async || match start(START_DEADLINE, &self.apiserver_spec, async |_: &Process| {
-                apiserver_ready(&http, self.port).await
-            })
-            .await
-            {
-                // A connection attempt of somebody's may hold the port for a moment: it is from the ephemeral range.
-                Ok(Started::PortTaken) => Err(anyhow!("its port {} is taken", self.port)),
-                Ok(Started::Ready(process)) => Ok(Ok(process)),
-                Err(error) => Ok(Err(error)),
-            };
-        let process =
-            try_eventually(START_DEADLINE, "the API server starts again", restart).await??;
-        *self
-            .apiserver
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = Some(process);
+        let restart = async || match start(START_DEADLINE, &self.apiserver_spec, async |_: &Process| {
+            apiserver_ready(&http, self.port).await
+        })
+        .await
+        {
+            // A connection attempt of somebody's may hold the port for a moment: it is from the ephemeral range.
+            Ok(Started::PortTaken) => Err(anyhow!("its port {} is taken", self.port)),
+            Ok(Started::Ready(process)) => Ok(Ok(process)),
+            Err(error) => Ok(Err(error)),
+        };
+        let process = try_eventually(START_DEADLINE, "the API server starts again", restart).await??;
+        *self.apiserver.lock().unwrap_or_else(PoisonError::into_inner) = Some(process);
         Ok(())
     }
 
     /// Lets the cluster run on after this process; the path of a script that ends it and removes its files.
     pub fn leave_running(self) -> Result<PathBuf> {
         let script = run_dir()?.leave()?;
-        let server = self
-            .apiserver
-            .into_inner()
-            .unwrap_or_else(PoisonError::into_inner);
-        self.others
-            .into_iter()
-            .chain(server)
-            .for_each(Process::leave_running);
+        let server = self.apiserver.into_inner().unwrap_or_else(PoisonError::into_inner);
+        self.others.into_iter().chain(server).for_each(Process::leave_running);
         Ok(script)
     }
 }
 
 fn run(mut command: Command, stdin: &str) -> Result<KubectlOutput> {
-    let mut child = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()?;
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let pipe = child.stdin.take();
     std::thread::scope(|scope| {
         // kubectl may not read its stdin to the end before it writes, nor at all.
         scope.spawn(|| pipe.map(|mut pipe| pipe.write_all(stdin.as_bytes())));
         let output = child.wait_with_output()?;
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-        Ok(KubectlOutput {
-            success: output.status.success(),
-            stdout: text(output.stdout),
-            stderr: text(output.stderr),
-        })
+        Ok(KubectlOutput { success: output.status.success(), stdout: text(output.stdout), stderr: text(output.stderr) })
     })
 }
 
 fn https_client(ca_pem: &str) -> Result<reqwest::Client> {
     let ca = reqwest::Certificate::from_pem(ca_pem.as_bytes())?;
-    let client = reqwest::Client::builder()
-        .tls_certs_only([ca])
-        .no_proxy()
-        .timeout(Duration::from_secs(5));
+    let client = reqwest::Client::builder().tls_certs_only([ca]).no_proxy().timeout(Duration::from_secs(5));
     Ok(client.build()?)
 }
 
 fn node(name: &str) -> Result<Node> {
-    let resources =
-        json!({"cpu": "64", "memory": "256Gi", "pods": "1000", "ephemeral-storage": "100Gi"});
+    let resources = json!({"cpu": "64", "memory": "256Gi", "pods": "1000", "ephemeral-storage": "100Gi"});
     let node = json!({
         "apiVersion": "v1", "kind": "Node",
         "metadata": {"name": name, "labels": {
@@ -405,14 +312,8 @@ async fn nodes_ready(nodes: &Api<Node>) -> Result<()> {
         if let Some(taint) = taints.first() {
             bail!("{name} has the taint {}", taint.key);
         }
-        let conditions = node
-            .status
-            .and_then(|status| status.conditions)
-            .unwrap_or_default();
-        if !conditions
-            .iter()
-            .any(|condition| condition.type_ == "Ready" && condition.status == "True")
-        {
+        let conditions = node.status.and_then(|status| status.conditions).unwrap_or_default();
+        if !conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True") {
             bail!("{name} is not Ready");
         }
     }
@@ -443,10 +344,7 @@ fn yaml_files(folder: &Path) -> Result<Vec<PathBuf>> {
         let path = entry?.path();
         if path.is_dir() {
             files.extend(yaml_files(&path)?);
-        } else if path
-            .extension()
-            .is_some_and(|extension| extension == "yaml")
-        {
+        } else if path.extension().is_some_and(|extension| extension == "yaml") {
             files.push(path);
         }
     }
@@ -460,7 +358,8 @@ mod tests {
 
     #[test]
     fn documents_are_chosen_by_their_top_level_kind() {
-        let stream = "# a\nkind: Role\nrules:\n  kind: Secret\n---\napiVersion: v1\nkind: \"Secret\"\n---\nkind: Service\n";
+        let stream =
+            "# a\nkind: Role\nrules:\n  kind: Secret\n---\napiVersion: v1\nkind: \"Secret\"\n---\nkind: Service\n";
         let check = |kind: &str, expected: &str| {
             assert_eq!(documents(stream, |found| found == kind), expected, "{kind}");
         };

@@ -62,11 +62,7 @@ impl KimupOptions {
 
     fn spec(&self, folder: &Path, [webhook, probes]: [u16; 2]) -> ProcessSpec {
         let mut spec = ProcessSpec::new(&self.name, self.binary.clone(), folder)
-            .args([
-                self.command.clone(),
-                "--kubeconfig".to_owned(),
-                self.kubeconfig.display().to_string(),
-            ])
+            .args([self.command.clone(), "--kubeconfig".to_owned(), self.kubeconfig.display().to_string()])
             .args(["--probes-listen".to_owned(), local(probes).to_string()]);
         if self.command != "sync" {
             spec = spec.args(["--webhook-listen".to_owned(), local(webhook).to_string()]);
@@ -108,12 +104,7 @@ impl KimupProcess {
             async |_, [_, probes]| probe(&http, local(probes), endpoint).await.map(drop),
         )
         .await?;
-        let mut kimup = Self {
-            process,
-            webhook: local(webhook),
-            probes: local(probes),
-            options,
-        };
+        let mut kimup = Self { process, webhook: local(webhook), probes: local(probes), options };
         // If the port was taken, the answer was another process's.
         kimup.process.check_running()?;
         Ok(kimup)
@@ -176,18 +167,14 @@ impl KimupProcess {
 
     /// Whether `/readyz` says so; the error says what it says instead.
     pub async fn ready(&self) -> Result<()> {
-        probe(&http_client()?, self.probes, "readyz")
-            .await
-            .map(drop)
+        probe(&http_client()?, self.probes, "readyz").await.map(drop)
     }
 
     /// Waits until `/readyz` says so.
     pub async fn wait_ready(&self, within: Duration) -> Result<()> {
         let http = http_client()?;
         let ready = async || probe(&http, self.probes, "readyz").await;
-        try_eventually(within, "kimup is ready", ready)
-            .await
-            .map(drop)
+        try_eventually(within, "kimup is ready", ready).await.map(drop)
     }
 
     /// `/metrics` in the text format.
@@ -206,12 +193,7 @@ impl KimupProcess {
         let path = format!("/proc/{}/status", self.process.id());
         let status = std::fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kilobytes: u64 = line
-            .context("no VmRSS: it has ended")?
-            .trim()
-            .trim_end_matches(" kB")
-            .trim()
-            .parse()?;
+        let kilobytes: u64 = line.context("no VmRSS: it has ended")?.trim().trim_end_matches(" kB").trim().parse()?;
         Ok(kilobytes * 1024)
     }
 
@@ -229,11 +211,7 @@ fn local(port: u16) -> SocketAddr {
 
 fn http_client() -> Result<Client> {
     crate::install_crypto_provider();
-    Ok(Client::builder()
-        .tls_certs_only([])
-        .no_proxy()
-        .timeout(Duration::from_secs(5))
-        .build()?)
+    Ok(Client::builder().tls_certs_only([]).no_proxy().timeout(Duration::from_secs(5)).build()?)
 }
 
 async fn probe(http: &Client, address: SocketAddr, path: &str) -> Result<String> {
@@ -260,15 +238,8 @@ fn value_of(line: &str, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
         None if rest.starts_with(' ') => ("", rest),
         None => return None,
     };
-    let found: BTreeMap<&str, &str> = found
-        .split(',')
-        .filter_map(|pair| pair.split_once('='))
-        .collect();
-    let has = |(key, value): &(&str, &str)| {
-        found
-            .get(key)
-            .is_some_and(|found| found.trim_matches('"') == *value)
-    };
+    let found: BTreeMap<&str, &str> = found.split(',').filter_map(|pair| pair.split_once('=')).collect();
+    let has = |(key, value): &(&str, &str)| found.get(key).is_some_and(|found| found.trim_matches('"') == *value);
     if !labels.iter().all(has) {
         return None;
     }
@@ -284,10 +255,7 @@ mod tests {
         #[track_caller]
         fn check(text: &str, name: &str, labels: &[(&str, &str)], expected: f64) {
             let found = sum(text, name, labels);
-            assert!(
-                (found - expected).abs() < 1e-9,
-                "{name} {labels:?}: {found}"
-            );
+            assert!((found - expected).abs() < 1e-9, "{name} {labels:?}: {found}");
         }
         let text = "# HELP syncs x\nsyncs{result=\"Success\",ns=\"a\"} 2\nsyncs{result=\"Success\",ns=\"b\"} 3\n\
                     syncs{result=\"Error\",ns=\"a\"} 1 1700000000\nsyncs_total 9\nup 1\n# EOF\n";
@@ -306,10 +274,7 @@ mod tests {
             let mut options = KimupOptions::new("kimup", "/k");
             (options.command, options.webhook_url) = (command.to_owned(), url);
             options.args = vec!["--x".to_owned()];
-            assert_eq!(
-                options.spec(Path::new("/f"), [1, 2]).args.join(" "),
-                expected
-            );
+            assert_eq!(options.spec(Path::new("/f"), [1, 2]).args.join(" "), expected);
         }
         let other = WebhookUrl::At(local(9));
         check(
@@ -322,10 +287,6 @@ mod tests {
             other,
             "webhook --kubeconfig /k --probes-listen 127.0.0.1:2 --webhook-listen 127.0.0.1:1 --webhook-url https://127.0.0.1:9 --x",
         );
-        check(
-            "sync",
-            WebhookUrl::None,
-            "sync --kubeconfig /k --probes-listen 127.0.0.1:2 --x",
-        );
+        check("sync", WebhookUrl::None, "sync --kubeconfig /k --probes-listen 127.0.0.1:2 --x");
     }
 }

@@ -42,10 +42,7 @@ async fn main() -> ExitCode {
 }
 
 async fn up(detach: bool) -> Result<()> {
-    let (mut interrupt, mut terminate) = (
-        signal(SignalKind::interrupt())?,
-        signal(SignalKind::terminate())?,
-    );
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let started = async { tokio::try_join!(Cluster::start(), Registry::open()) };
     let (cluster, registry) = tokio::select! {
         started = started => started?,
@@ -53,8 +50,7 @@ async fn up(detach: bool) -> Result<()> {
         _ = terminate.recv() => return Ok(()),
     };
     let kubeconfig = cluster.admin_kubeconfig().to_owned();
-    let mut up =
-        json!({"kubeconfig": kubeconfig, "registry": registry.host(), "folder": run_dir()?.path()});
+    let mut up = json!({"kubeconfig": kubeconfig, "registry": registry.host(), "folder": run_dir()?.path()});
     if detach {
         registry.leave_running()?;
         up["stop"] = json!(cluster.leave_running()?);
@@ -62,10 +58,7 @@ async fn up(detach: bool) -> Result<()> {
         return Ok(());
     }
     println!("{up}");
-    eprintln!(
-        "try: kubectl --kubeconfig {} get nodes; Ctrl-C ends it",
-        kubeconfig.display()
-    );
+    eprintln!("try: kubectl --kubeconfig {} get nodes; Ctrl-C ends it", kubeconfig.display());
     tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
     Ok(())
 }
@@ -74,10 +67,7 @@ fn hold(program: &str, args: &[&str]) -> Result<()> {
     let folder = run_dir()?.folder("hold")?;
     let spec = ProcessSpec::new("held", program.into(), &folder).args(args.iter().copied());
     // As in a test: whoever starts it is not the thread that lives longest.
-    let process = std::thread::spawn(move || Process::spawn(&spec))
-        .join()
-        .ok()
-        .context("starting failed")??;
+    let process = std::thread::spawn(move || Process::spawn(&spec)).join().ok().context("starting failed")??;
     println!("{} {}", process.id(), run_dir()?.path().display());
     let word = std::io::read_to_string(std::io::stdin())?;
     assert_ne!(word.trim(), "panic", "asked for");
@@ -89,18 +79,11 @@ async fn stand_in(probes: &str) -> Result<()> {
     let asked = Arc::new(AtomicUsize::new(0));
     let ready = move || async move {
         let ready = asked.fetch_add(1, Ordering::Relaxed) >= 3;
-        if ready {
-            (StatusCode::OK, "ready")
-        } else {
-            (StatusCode::SERVICE_UNAVAILABLE, "caches are empty")
-        }
+        if ready { (StatusCode::OK, "ready") } else { (StatusCode::SERVICE_UNAVAILABLE, "caches are empty") }
     };
     let router = Router::new()
         .route("/readyz", get(ready))
         .route("/healthz", get(|| async { "alive" }))
-        .route(
-            "/metrics",
-            get(|| async { "syncs_total{result=\"Success\"} 3\n" }),
-        );
+        .route("/metrics", get(|| async { "syncs_total{result=\"Success\"} 3\n" }));
     Ok(axum::serve(TcpListener::bind(probes).await?, router).await?)
 }

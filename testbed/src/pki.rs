@@ -7,12 +7,7 @@ use anyhow::{Context as _, Result};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 
 /// The names under which everything here is reached.
-const NAMES: [&str; 4] = [
-    "127.0.0.1",
-    "localhost",
-    "kubernetes",
-    "kubernetes.default.svc",
-];
+const NAMES: [&str; 4] = ["127.0.0.1", "localhost", "kubernetes", "kubernetes.default.svc"];
 
 /// Writes `ca.crt`, `server.crt` and `server.key` (signed by it), and the key pair `sa.key`, `sa.pub` that signs
 /// ServiceAccount tokens. Returns the CA certificate as PEM.
@@ -23,8 +18,7 @@ pub(crate) fn write_cluster_pki(folder: &Path) -> Result<String> {
     let ca_key = KeyPair::generate()?;
     let ca_pem = ca.self_signed(&ca_key)?.pem();
     let server_key = KeyPair::generate()?;
-    let server =
-        params("kube-apiserver", &NAMES)?.signed_by(&server_key, &Issuer::new(ca, ca_key))?;
+    let server = params("kube-apiserver", &NAMES)?.signed_by(&server_key, &Issuer::new(ca, ca_key))?;
     let token_key = KeyPair::generate()?;
     write(folder, "ca.crt", &ca_pem)?;
     write(folder, "server.crt", &server.pem())?;
@@ -44,10 +38,7 @@ pub(crate) fn write_self_signed(folder: &Path) -> Result<String> {
 }
 
 fn params(name: &str, alternative_names: &[&str]) -> Result<CertificateParams> {
-    let names: Vec<String> = alternative_names
-        .iter()
-        .map(|&name| name.to_owned())
-        .collect();
+    let names: Vec<String> = alternative_names.iter().map(|&name| name.to_owned()).collect();
     let mut params = CertificateParams::new(names)?;
     params.distinguished_name.push(DnType::CommonName, name);
     Ok(params)

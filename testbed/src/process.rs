@@ -46,13 +46,7 @@ impl ProcessSpec {
     /// Logs to `<name>.log` in `folder`.
     pub fn new(name: &str, program: PathBuf, folder: &Path) -> Self {
         let log = folder.join(format!("{name}.log"));
-        Self {
-            name: name.to_owned(),
-            program,
-            args: Vec::new(),
-            env: Vec::new(),
-            log,
-        }
+        Self { name: name.to_owned(), program, args: Vec::new(), env: Vec::new(), log }
     }
 
     #[must_use]
@@ -87,9 +81,7 @@ impl Process {
         let log = OpenOptions::new().create(true).append(true).open(&spec.log);
         let log = log.with_context(|| format!("opening the log {}", spec.log.display()))?;
         let log_start = log.metadata()?.len();
-        let inherited = ["PATH", "TMPDIR"]
-            .into_iter()
-            .filter_map(|key| Some((key, std::env::var_os(key)?)));
+        let inherited = ["PATH", "TMPDIR"].into_iter().filter_map(|key| Some((key, std::env::var_os(key)?)));
         let mut child = Command::new("sh")
             .args(["-c", WATCHDOG, "kimup-testbed-watchdog"])
             .arg(&spec.program)
@@ -107,14 +99,7 @@ impl Process {
         let lifeline = child.stdin.take();
         let pid_file = run_dir()?.pid_file(child.id());
         fs::write(&pid_file, format!("{}\n", child.id()))?;
-        Ok(Self {
-            name: spec.name.clone(),
-            child,
-            lifeline,
-            log: spec.log.clone(),
-            log_start,
-            pid_file,
-        })
+        Ok(Self { name: spec.name.clone(), child, lifeline, log: spec.log.clone(), log_start, pid_file })
     }
 
     /// Its process ID.
@@ -148,11 +133,7 @@ impl Process {
     pub fn check_running(&mut self) -> Result<()> {
         match self.exited() {
             None => Ok(()),
-            Some(status) => bail!(
-                "{} ended by itself ({status}); {}",
-                self.name,
-                self.log_tail()
-            ),
+            Some(status) => bail!("{} ended by itself ({status}); {}", self.name, self.log_tail()),
         }
     }
 
@@ -161,10 +142,7 @@ impl Process {
         if self.exited().is_some() {
             return Ok(());
         }
-        let pid = i32::try_from(self.id())
-            .ok()
-            .and_then(Pid::from_raw)
-            .context("not a process ID")?;
+        let pid = i32::try_from(self.id()).ok().and_then(Pid::from_raw).context("not a process ID")?;
         kill_process(pid, signal).with_context(|| format!("sending {signal:?} to {}", self.name))
     }
 
@@ -185,11 +163,7 @@ impl Process {
                 return Ok(status);
             }
             if Instant::now() > end {
-                bail!(
-                    "{} still runs {deadline:?} after SIGTERM; {}",
-                    self.name,
-                    self.log_tail()
-                );
+                bail!("{} still runs {deadline:?} after SIGTERM; {}", self.name, self.log_tail());
             }
             sleep(Duration::from_millis(20)).await;
         }
@@ -242,11 +216,9 @@ pub(crate) async fn start_on_ports<const N: usize>(
         match start(deadline, &spec, async |process| ready(process, ports).await).await? {
             Started::Ready(process) => return Ok((process, ports)),
             Started::PortTaken if attempt < PORT_ATTEMPTS => attempt += 1,
-            Started::PortTaken => bail!(
-                "{} found its ports taken {attempt} times; see {}",
-                spec.name,
-                spec.log.display()
-            ),
+            Started::PortTaken => {
+                bail!("{} found its ports taken {attempt} times; see {}", spec.name, spec.log.display())
+            }
         }
     }
 }
@@ -276,11 +248,7 @@ pub(crate) async fn start(
             Err(_) => "no answer".to_owned(),
         };
         if Instant::now() >= end {
-            bail!(
-                "{} is not ready after {deadline:?}: {state}; {}",
-                spec.name,
-                process.log_tail()
-            );
+            bail!("{} is not ready after {deadline:?}: {state}; {}", spec.name, process.log_tail());
         }
         sleep(Duration::from_millis(30)).await;
     }
@@ -309,19 +277,12 @@ mod tests {
             ProcessSpec::new("it", "/bin/sh".into(), &folder).args(["-c", script])
         };
         let ready = async |process: &Process, _| {
-            if process.log_text().contains("up") {
-                Ok(())
-            } else {
-                bail!("it is not up")
-            }
+            if process.log_text().contains("up") { Ok(()) } else { bail!("it is not up") }
         };
         let started = start_on_ports(deadline, spec, ready).await;
         match (started, expected) {
             (Ok(_), Ok(wanted)) => assert_eq!(attempts.get(), wanted, "{scripts:?}"),
-            (Err(error), Err(wanted)) => assert!(
-                format!("{error:#}").contains(wanted),
-                "{scripts:?}: {error:#}"
-            ),
+            (Err(error), Err(wanted)) => assert!(format!("{error:#}").contains(wanted), "{scripts:?}: {error:#}"),
             (Ok(_), Err(wanted)) => panic!("{scripts:?}: started, expected {wanted}"),
             (Err(error), Ok(_)) => panic!("{scripts:?}: {error:#}"),
         }
@@ -329,26 +290,13 @@ mod tests {
 
     #[tokio::test]
     async fn a_taken_port_is_tried_again_and_nothing_else() {
-        let (up, taken) = (
-            "echo up; sleep 60",
-            "echo 'listen tcp: bind: Address already in use'; exit 1",
-        );
+        let (up, taken) = ("echo up; sleep 60", "echo 'listen tcp: bind: Address already in use'; exit 1");
         check(&[up], DEADLINE, Ok(1)).await;
         check(&[taken, taken, up], DEADLINE, Ok(3)).await;
         check(&[taken], DEADLINE, Err("found its ports taken 5 times")).await;
-        check(
-            &["echo bad flag; exit 2"],
-            DEADLINE,
-            Err("it ended by itself (exit status: 2); the end of"),
-        )
-        .await;
+        check(&["echo bad flag; exit 2"], DEADLINE, Err("it ended by itself (exit status: 2); the end of")).await;
         check(&["echo bad flag; exit 2"], DEADLINE, Err("bad flag")).await;
-        check(
-            &["sleep 60"],
-            Duration::from_millis(200),
-            Err("it is not ready after 200ms: it is not up"),
-        )
-        .await;
+        check(&["sleep 60"], Duration::from_millis(200), Err("it is not ready after 200ms: it is not up")).await;
     }
 
     #[tokio::test]
@@ -357,19 +305,13 @@ mod tests {
         let start = async |script: &str| {
             let spec = ProcessSpec::new("it", "/bin/sh".into(), &folder).args(["-c", script]);
             let process = Process::spawn(&spec).unwrap();
-            crate::eventually(DEADLINE, "it is up", async || {
-                process.log_text().contains("up")
-            })
-            .await;
+            crate::eventually(DEADLINE, "it is up", async || process.log_text().contains("up")).await;
             process
         };
         let mut polite = start("trap 'exit 7' TERM; echo up; while :; do sleep 0.02; done").await;
         assert_eq!(polite.terminate(DEADLINE).await.unwrap().code(), Some(7));
         let mut deaf = start("trap '' TERM; echo up; while :; do sleep 0.02; done").await;
-        let error = deaf
-            .terminate(Duration::from_millis(200))
-            .await
-            .unwrap_err();
+        let error = deaf.terminate(Duration::from_millis(200)).await.unwrap_err();
         assert!(error.to_string().contains("still runs"), "{error}");
         deaf.kill();
         assert!(deaf.exited().is_some());

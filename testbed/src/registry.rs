@@ -59,44 +59,25 @@ impl Registry {
     async fn launch(user: Option<(&str, &str)>, tls: bool) -> Result<Self> {
         crate::install_crypto_provider();
         let folder = run_dir()?.folder("registry")?;
-        let certificate = if tls {
-            Some(write_self_signed(&folder)?)
-        } else {
-            None
-        };
+        let certificate = if tls { Some(write_self_signed(&folder)?) } else { None };
         if let Some((user, password)) = user {
             // The least cost that bcrypt knows: the registry checks the password at each request.
-            fs::write(
-                folder.join("htpasswd"),
-                format!("{user}:{}\n", bcrypt::hash(password, 4)?),
-            )?;
+            fs::write(folder.join("htpasswd"), format!("{user}:{}\n", bcrypt::hash(password, 4)?))?;
         }
         let config_file = write_config(&folder, user.is_some(), tls)?;
         let program = tool("registry")?;
         let spec = |port: u16| {
-            let mut spec = ProcessSpec::new("registry", program.clone(), &folder)
-                .arg("serve")
-                .arg(&config_file);
+            let mut spec = ProcessSpec::new("registry", program.clone(), &folder).arg("serve").arg(&config_file);
             spec.env = vec![
                 ("REGISTRY_HTTP_ADDR".to_owned(), format!("127.0.0.1:{port}")),
                 ("OTEL_TRACES_EXPORTER".to_owned(), "none".to_owned()),
             ];
             spec
         };
-        let (process, [port]) = start_on_ports(
-            START_DEADLINE,
-            |[port]| spec(port),
-            async |process, _| listening(process),
-        )
-        .await?;
+        let (process, [port]) =
+            start_on_ports(START_DEADLINE, |[port]| spec(port), async |process, _| listening(process)).await?;
         let user = user.map(|(user, password)| (user.to_owned(), password.to_owned()));
-        Ok(Self {
-            process: Some(process),
-            spec: spec(port),
-            port,
-            user,
-            certificate,
-        })
+        Ok(Self { process: Some(process), spec: spec(port), port, user, certificate })
     }
 
     /// Host and port, as in an image reference: `127.0.0.1:12345`.
@@ -128,17 +109,12 @@ impl Registry {
     pub async fn start_again(&mut self) -> Result<()> {
         self.stop();
         let spec = &self.spec;
-        let restart = async || match start(START_DEADLINE, spec, async |process: &Process| {
-            listening(process)
-        })
-        .await
-        {
+        let restart = async || match start(START_DEADLINE, spec, async |process: &Process| listening(process)).await {
             Ok(Started::PortTaken) => Err(anyhow!("its port is taken")),
             Ok(Started::Ready(process)) => Ok(Ok(process)),
             Err(error) => Ok(Err(error)),
         };
-        self.process =
-            Some(try_eventually(START_DEADLINE, "the registry starts again", restart).await??);
+        self.process = Some(try_eventually(START_DEADLINE, "the registry starts again", restart).await??);
         Ok(())
     }
 
@@ -153,9 +129,7 @@ impl Registry {
             "config": {"Labels": {"push": format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))}},
         })
         .to_string();
-        let config_digest = self
-            .push_blob(&client, repository, config.as_bytes())
-            .await?;
+        let config_digest = self.push_blob(&client, repository, config.as_bytes()).await?;
         let manifest = json!({
             "schemaVersion": 2, "mediaType": MANIFEST,
             "config": {"mediaType": CONFIG, "digest": config_digest, "size": config.len()},
@@ -164,10 +138,7 @@ impl Registry {
         .to_string();
         let sha = sha256(manifest.as_bytes());
         let path = format!("{repository}/manifests/{tag}");
-        let put = self
-            .request(&client, Method::PUT, &path)?
-            .header(header::CONTENT_TYPE, MANIFEST)
-            .body(manifest);
+        let put = self.request(&client, Method::PUT, &path)?.header(header::CONTENT_TYPE, MANIFEST).body(manifest);
         expect(put.send().await?, &[StatusCode::CREATED], &path).await?;
         Ok(sha)
     }
@@ -183,17 +154,11 @@ impl Registry {
     /// The tags as the registry lists them, sorted; none if it does not know the repository.
     pub async fn tags(&self, repository: &str) -> Result<Vec<String>> {
         let path = format!("{repository}/tags/list");
-        let answer = self
-            .request(&self.client()?, Method::GET, &path)?
-            .send()
-            .await?;
+        let answer = self.request(&self.client()?, Method::GET, &path)?.send().await?;
         if answer.status() == StatusCode::NOT_FOUND {
             return Ok(Vec::new());
         }
-        let body: Value = expect(answer, &[StatusCode::OK], &path)
-            .await?
-            .json()
-            .await?;
+        let body: Value = expect(answer, &[StatusCode::OK], &path).await?.json().await?;
         let mut tags = strings(&body["tags"]);
         tags.sort();
         Ok(tags)
@@ -202,26 +167,14 @@ impl Registry {
     /// Deletes one tag; the image stays under its digest.
     pub async fn delete_tag(&self, repository: &str, tag: &str) -> Result<()> {
         let path = format!("{repository}/manifests/{tag}");
-        let answer = self
-            .request(&self.client()?, Method::DELETE, &path)?
-            .send()
-            .await?;
-        expect(answer, &[StatusCode::ACCEPTED], &path)
-            .await
-            .map(drop)
+        let answer = self.request(&self.client()?, Method::DELETE, &path)?.send().await?;
+        expect(answer, &[StatusCode::ACCEPTED], &path).await.map(drop)
     }
 
     /// Deletes every tag of every repository.
     pub async fn delete_all(&self) -> Result<()> {
-        let answer = self
-            .request(&self.client()?, Method::GET, "_catalog")?
-            .query(&[("n", "1000")])
-            .send()
-            .await?;
-        let catalog: Value = expect(answer, &[StatusCode::OK], "_catalog")
-            .await?
-            .json()
-            .await?;
+        let answer = self.request(&self.client()?, Method::GET, "_catalog")?.query(&[("n", "1000")]).send().await?;
+        let catalog: Value = expect(answer, &[StatusCode::OK], "_catalog").await?.json().await?;
         for repository in strings(&catalog["repositories"]) {
             for tag in self.tags(&repository).await? {
                 self.delete_tag(&repository, &tag).await?;
@@ -241,24 +194,13 @@ impl Registry {
 
     /// Not kept: a client belongs to the runtime of its first request.
     fn client(&self) -> Result<Client> {
-        let certificates = self
-            .certificate
-            .iter()
-            .map(|pem| reqwest::Certificate::from_pem(pem.as_bytes()));
+        let certificates = self.certificate.iter().map(|pem| reqwest::Certificate::from_pem(pem.as_bytes()));
         let certificates = certificates.collect::<Result<Vec<_>, _>>()?;
-        Ok(Client::builder()
-            .tls_certs_only(certificates)
-            .no_proxy()
-            .timeout(Duration::from_secs(10))
-            .build()?)
+        Ok(Client::builder().tls_certs_only(certificates).no_proxy().timeout(Duration::from_secs(10)).build()?)
     }
 
     fn request(&self, client: &Client, method: Method, path: &str) -> Result<RequestBuilder> {
-        let scheme = if self.certificate.is_some() {
-            "https"
-        } else {
-            "http"
-        };
+        let scheme = if self.certificate.is_some() { "https" } else { "http" };
         let url = Url::parse(&format!("{scheme}://{}/v2/{path}", self.host()))?;
         Ok(self.with_credentials(client.request(method, url)))
     }
@@ -275,24 +217,11 @@ impl Registry {
         let path = format!("{repository}/blobs/uploads/");
         let answer = self.request(client, Method::POST, &path)?.send().await?;
         let answer = expect(answer, &[StatusCode::ACCEPTED], &path).await?;
-        let location = answer
-            .headers()
-            .get(header::LOCATION)
-            .and_then(|value| value.to_str().ok());
-        let mut upload = answer
-            .url()
-            .join(location.context("an upload without Location")?)?;
+        let location = answer.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
+        let mut upload = answer.url().join(location.context("an upload without Location")?)?;
         upload.query_pairs_mut().append_pair("digest", &sha);
-        let put = client
-            .put(upload)
-            .header(header::CONTENT_TYPE, "application/octet-stream")
-            .body(content.to_vec());
-        expect(
-            self.with_credentials(put).send().await?,
-            &[StatusCode::CREATED],
-            &path,
-        )
-        .await?;
+        let put = client.put(upload).header(header::CONTENT_TYPE, "application/octet-stream").body(content.to_vec());
+        expect(self.with_credentials(put).send().await?, &[StatusCode::CREATED], &path).await?;
         Ok(sha)
     }
 }
@@ -309,8 +238,7 @@ fn write_config(folder: &Path, htpasswd: bool, tls: bool) -> Result<String> {
         config["auth"] = json!({"htpasswd": {"realm": "testbed", "path": folder.join("htpasswd")}});
     }
     if tls {
-        config["http"]["tls"] =
-            json!({"certificate": folder.join("server.crt"), "key": folder.join("server.key")});
+        config["http"]["tls"] = json!({"certificate": folder.join("server.crt"), "key": folder.join("server.key")});
     }
     let path = folder.join("config.yaml"); // JSON is YAML
     fs::write(&path, config.to_string())?;
@@ -319,11 +247,7 @@ fn write_config(folder: &Path, htpasswd: bool, tls: bool) -> Result<String> {
 
 /// By its own log: an answer on the port could be another process's.
 fn listening(process: &Process) -> Result<()> {
-    if process.log_text().contains("listening on 127.0.0.1:") {
-        Ok(())
-    } else {
-        bail!("it does not listen yet")
-    }
+    if process.log_text().contains("listening on 127.0.0.1:") { Ok(()) } else { bail!("it does not listen yet") }
 }
 
 fn sha256(content: &[u8]) -> String {
@@ -336,21 +260,13 @@ fn sha256(content: &[u8]) -> String {
 }
 
 fn strings(list: &Value) -> Vec<String> {
-    list.as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(Value::as_str)
-        .map(str::to_owned)
-        .collect()
+    list.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
 }
 
 async fn expect(answer: Response, wanted: &[StatusCode], path: &str) -> Result<Response> {
     let status = answer.status();
     if !wanted.contains(&status) {
-        bail!(
-            "the registry answered {status} to {path}: {}",
-            answer.text().await.unwrap_or_default()
-        );
+        bail!("the registry answered {status} to {path}: {}", answer.text().await.unwrap_or_default());
     }
     Ok(answer)
 }

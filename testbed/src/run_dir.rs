@@ -37,9 +37,7 @@ pub struct RunDir {
 pub fn run_dir() -> Result<&'static RunDir> {
     static RUN_DIR: OnceLock<Result<RunDir, String>> = OnceLock::new();
     static HOOK: OnceLock<()> = OnceLock::new();
-    let made = RUN_DIR
-        .get_or_init(|| RunDir::create().map_err(|error| format!("{error:#}")))
-        .as_ref();
+    let made = RUN_DIR.get_or_init(|| RunDir::create().map_err(|error| format!("{error:#}"))).as_ref();
     let run_dir = made.map_err(|error| anyhow!("{error}"))?;
     HOOK.get_or_init(|| keep_logs_on_panic(run_dir));
     Ok(run_dir)
@@ -55,10 +53,7 @@ fn keep_logs_on_panic(run_dir: &'static RunDir) {
 
 impl RunDir {
     fn create() -> Result<Self> {
-        let path = tempfile::Builder::new()
-            .prefix("kimup-testbed-")
-            .tempdir()?
-            .keep();
+        let path = tempfile::Builder::new().prefix("kimup-testbed-").tempdir()?.keep();
         fs::create_dir(path.join("pids"))?;
         let mut janitor = Command::new("sh")
             .args(["-c", JANITOR, "kimup-testbed-janitor"])
@@ -70,12 +65,7 @@ impl RunDir {
             .spawn()
             .context("starting sh, which removes the temporary folder at the end")?;
         let janitor = Mutex::new(janitor.stdin.take().context("the janitor has no stdin")?);
-        let run_dir = Self {
-            path,
-            janitor,
-            next: AtomicUsize::new(0),
-            kept: AtomicBool::new(false),
-        };
+        let run_dir = Self { path, janitor, next: AtomicUsize::new(0), kept: AtomicBool::new(false) };
         if std::env::var_os("KIMUP_KEEP_LOGS").is_some_and(|value| !value.is_empty()) {
             run_dir.keep_logs();
         }
@@ -89,12 +79,8 @@ impl RunDir {
 
     /// A new folder in it, named after what it is for.
     pub fn folder(&self, name: &str) -> Result<PathBuf> {
-        let folder = self.path.join(format!(
-            "{name}-{}",
-            self.next.fetch_add(1, Ordering::Relaxed)
-        ));
-        fs::create_dir_all(folder.join("data"))
-            .with_context(|| format!("creating {}", folder.display()))?;
+        let folder = self.path.join(format!("{name}-{}", self.next.fetch_add(1, Ordering::Relaxed)));
+        fs::create_dir_all(folder.join("data")).with_context(|| format!("creating {}", folder.display()))?;
         Ok(folder)
     }
 
@@ -111,9 +97,7 @@ impl RunDir {
     pub(crate) fn leave(&self) -> Result<PathBuf> {
         let script = self.path.join("stop");
         let folder = self.path.display();
-        let text = format!(
-            "#!/bin/sh\nkill -KILL $(cat '{folder}'/pids/*) 2>/dev/null\nsleep 1\nrm -rf '{folder}'\n"
-        );
+        let text = format!("#!/bin/sh\nkill -KILL $(cat '{folder}'/pids/*) 2>/dev/null\nsleep 1\nrm -rf '{folder}'\n");
         fs::write(&script, text).with_context(|| format!("writing {}", script.display()))?;
         fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
         self.kept.store(true, Ordering::Relaxed);

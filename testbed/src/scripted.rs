@@ -32,12 +32,7 @@ pub struct Answer {
 impl Answer {
     /// A status with a body and nothing else.
     pub fn new(status: u16, body: &str) -> Self {
-        Self {
-            status,
-            headers: Vec::new(),
-            body: body.to_owned(),
-            delay: Duration::ZERO,
-        }
+        Self { status, headers: Vec::new(), body: body.to_owned(), delay: Duration::ZERO }
     }
 
     #[must_use]
@@ -81,23 +76,14 @@ struct Script {
 impl ScriptedRegistry {
     pub async fn start() -> Result<Self> {
         // Bound on the runtime that serves it.
-        let listener = runtime()?
-            .spawn(TcpListener::bind("127.0.0.1:0"))
-            .await?
-            .context("binding the registry")?;
+        let listener = runtime()?.spawn(TcpListener::bind("127.0.0.1:0")).await?.context("binding the registry")?;
         let address = listener.local_addr()?;
         let script = Arc::new(Mutex::new(Script::default()));
-        let router = Router::new()
-            .fallback(answer)
-            .with_state(Arc::clone(&script));
+        let router = Router::new().fallback(answer).with_state(Arc::clone(&script));
         let server = Task::spawn(async move {
             let _ = axum::serve(listener, router).await; // runs until it is aborted
         })?;
-        Ok(Self {
-            address,
-            script,
-            _server: server,
-        })
+        Ok(Self { address, script, _server: server })
     }
 
     /// Host and port, as in an image reference.
@@ -120,18 +106,12 @@ impl ScriptedRegistry {
 
     /// From now on `tags/list` of `repository` is answered so, until [`ScriptedRegistry::set_tags`].
     pub fn set_answer(&self, repository: &str, answer: Answer) {
-        lock(&self.script)
-            .answers
-            .insert(repository.to_owned(), answer);
+        lock(&self.script).answers.insert(repository.to_owned(), answer);
     }
 
     /// How often `tags/list` of `repository` was asked for.
     pub fn lists(&self, repository: &str) -> usize {
-        lock(&self.script)
-            .lists
-            .get(repository)
-            .copied()
-            .unwrap_or_default()
+        lock(&self.script).lists.get(repository).copied().unwrap_or_default()
     }
 
     /// The first 10000 requests of any kind.
@@ -148,8 +128,7 @@ async fn answer(State(script): State<Arc<Mutex<Script>>>, request: Request<Body>
     let answer = lock(&script).answer(&request);
     tokio::time::sleep(answer.delay).await;
     let mut response = answer.body.into_response();
-    *response.status_mut() =
-        StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    *response.status_mut() = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     for (name, value) in answer.headers {
         if let (Ok(name), Ok(value)) = (name.parse::<header::HeaderName>(), value.parse()) {
             response.headers_mut().insert(name, value);
@@ -160,10 +139,7 @@ async fn answer(State(script): State<Arc<Mutex<Script>>>, request: Request<Body>
 
 impl Script {
     fn answer(&mut self, request: &Request<Body>) -> Answer {
-        let authorization = request
-            .headers()
-            .get(header::AUTHORIZATION)
-            .and_then(|value| value.to_str().ok());
+        let authorization = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
         if self.requests.len() < REMEMBERED {
             self.requests.push(RecordedRequest {
                 method: request.method().to_string(),
@@ -175,19 +151,11 @@ impl Script {
         let json = |status, body: serde_json::Value| {
             Answer::new(status, &body.to_string()).header("content-type", "application/json")
         };
-        let unknown = || {
-            json(
-                404,
-                json!({"errors": [{"code": "NAME_UNKNOWN", "message": "not in the script"}]}),
-            )
-        };
+        let unknown = || json(404, json!({"errors": [{"code": "NAME_UNKNOWN", "message": "not in the script"}]}));
         if path == "/v2/" {
             return json(200, json!({}));
         }
-        let Some(name) = path
-            .strip_prefix("/v2/")
-            .and_then(|path| path.strip_suffix("/tags/list"))
-        else {
+        let Some(name) = path.strip_prefix("/v2/").and_then(|path| path.strip_suffix("/tags/list")) else {
             return unknown();
         };
         *self.lists.entry(name.to_owned()).or_default() += 1;
@@ -207,39 +175,23 @@ mod tests {
     async fn it_says_what_it_is_told_and_counts() {
         crate::install_crypto_provider();
         let registry = ScriptedRegistry::start().await.unwrap();
-        let client = reqwest::Client::builder()
-            .tls_certs_only([])
-            .no_proxy()
-            .build()
-            .unwrap();
+        let client = reqwest::Client::builder().tls_certs_only([]).no_proxy().build().unwrap();
         let check = async |repository: &str, status: u16, body: &str| {
             let url = format!("http://{}/v2/{repository}/tags/list?n=10", registry.host());
             let answer = client.get(url).bearer_auth("secret").send().await.unwrap();
             assert_eq!(answer.status(), status);
-            assert!(
-                answer.text().await.unwrap().contains(body),
-                "{repository}: {body}"
-            );
+            assert!(answer.text().await.unwrap().contains(body), "{repository}: {body}");
         };
         check("team/app", 404, "NAME_UNKNOWN").await;
         registry.set_tags("team/app", &["1.0.0", "1.1.0"]);
         check("team/app", 200, r#""tags":["1.0.0","1.1.0"]"#).await;
-        registry.set_answer(
-            "team/app",
-            Answer::new(429, "later").header("retry-after", "7"),
-        );
+        registry.set_answer("team/app", Answer::new(429, "later").header("retry-after", "7"));
         check("team/app", 429, "later").await;
         registry.set_tags("team/app", &[]);
         check("team/app", 200, r#""tags":[]"#).await;
-        assert_eq!(
-            (registry.lists("team/app"), registry.lists("other")),
-            (4, 0)
-        );
+        assert_eq!((registry.lists("team/app"), registry.lists("other")), (4, 0));
         let seen = registry.requests();
-        assert_eq!(
-            (seen[0].method.as_str(), seen[0].path.as_str()),
-            ("GET", "/v2/team/app/tags/list?n=10")
-        );
+        assert_eq!((seen[0].method.as_str(), seen[0].path.as_str()), ("GET", "/v2/team/app/tags/list?n=10"));
         assert_eq!(seen[0].authorization.as_deref(), Some("Bearer secret"));
     }
 }

@@ -27,11 +27,7 @@ impl<T> Attempt for Option<T> {
 impl Attempt for bool {
     type Value = ();
     fn outcome(self) -> Result<(), String> {
-        if self {
-            Ok(())
-        } else {
-            Err("not yet".to_owned())
-        }
+        if self { Ok(()) } else { Err("not yet".to_owned()) }
     }
 }
 
@@ -72,11 +68,7 @@ pub async fn try_eventually<A: Attempt>(
 /// # Panics
 /// At the deadline, naming `what` and the state seen last.
 #[expect(clippy::panic, reason = "an assertion for tests")]
-pub async fn eventually<A: Attempt>(
-    within: Duration,
-    what: &str,
-    attempt: impl AsyncFnMut() -> A,
-) -> A::Value {
+pub async fn eventually<A: Attempt>(within: Duration, what: &str, attempt: impl AsyncFnMut() -> A) -> A::Value {
     match try_eventually(within, what, attempt).await {
         Ok(value) => value,
         Err(error) => panic!("{error:#}"),
@@ -104,22 +96,12 @@ mod tests {
     #[tokio::test]
     async fn the_message_names_what_and_the_last_state() {
         async fn check<A: Attempt<Value = ()>>(attempt: impl AsyncFnMut() -> A, expected: &str) {
-            let error = try_eventually(SHORT, "the rollout", attempt)
-                .await
-                .unwrap_err()
-                .to_string();
-            assert_eq!(
-                error,
-                format!("the rollout: not within 200ms; last seen: {expected}")
-            );
+            let error = try_eventually(SHORT, "the rollout", attempt).await.unwrap_err().to_string();
+            assert_eq!(error, format!("the rollout: not within 200ms; last seen: {expected}"));
         }
         check(async || None, "nothing").await;
         check(async || false, "not yet").await;
         check(async || Err::<(), _>("2 of 3 Pods"), "2 of 3 Pods").await;
-        check(
-            async || std::future::pending::<bool>().await,
-            "nothing: the first look did not end",
-        )
-        .await;
+        check(async || std::future::pending::<bool>().await, "nothing: the first look did not end").await;
     }
 }

@@ -5,5 +5,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // in helpers too: everything here is a test
 
 mod admission;
+mod configuration;
 mod smoke;
 mod support;

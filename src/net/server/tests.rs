@@ -37,39 +37,18 @@ impl Served {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let ca = Arc::new(CertificateAuthority::generate("test", Timestamp::now()).unwrap());
         let root = reqwest::Certificate::from_pem(ca.certificate_pem().as_bytes()).unwrap();
-        let client = configure(reqwest::Client::builder().tls_certs_only([root]))
-            .build()
-            .unwrap();
+        let client = configure(reqwest::Client::builder().tls_certs_only([root])).build().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let source = CertSource::SelfManaged {
-            ca,
-            dns: vec![],
-            ips: vec!["127.0.0.1".parse().unwrap()],
-        };
+        let source = CertSource::SelfManaged { ca, dns: vec![], ips: vec!["127.0.0.1".parse().unwrap()] };
         let shutdown = CancellationToken::new();
         let served = Readiness::default().register("certificate");
         let clock = tls::system_clock();
-        let (tls, _) = tls::start(source, clock, served, Metrics::new(), shutdown.clone())
-            .await
-            .unwrap();
+        let (tls, _) = tls::start(source, clock, served, Metrics::new(), shutdown.clone()).await.unwrap();
         let (entered, leave) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let router = router(Arc::clone(&entered), Arc::clone(&leave));
-        let task = tokio::spawn(serve_https(
-            listener,
-            tls,
-            router,
-            options,
-            shutdown.clone(),
-        ));
-        Self {
-            address,
-            client,
-            shutdown,
-            task,
-            entered,
-            leave,
-        }
+        let task = tokio::spawn(serve_https(listener, tls, router, options, shutdown.clone()));
+        Self { address, client, shutdown, task, entered, leave }
     }
 
     fn url(&self, path: &str) -> String {
@@ -81,12 +60,7 @@ impl Served {
     }
 
     async fn post(&self, size: usize) -> u16 {
-        let sent = self
-            .client
-            .post(self.url("/size"))
-            .body(vec![b'x'; size])
-            .send()
-            .await;
+        let sent = self.client.post(self.url("/size")).body(vec![b'x'; size]).send().await;
         sent.unwrap().status().as_u16()
     }
 
@@ -104,14 +78,8 @@ fn router(entered: Arc<Notify>, leave: Arc<Notify>) -> Router {
     };
     Router::new()
         .route("/", get(|| async { "hello" }))
-        .route(
-            "/size",
-            post(|body: Bytes| async move { body.len().to_string() }),
-        )
-        .route(
-            "/panic",
-            get(|| async { panic!("a secret") as &'static str }),
-        )
+        .route("/size", post(|body: Bytes| async move { body.len().to_string() }))
+        .route("/panic", get(|| async { panic!("a secret") as &'static str }))
         .route("/wait", get(wait))
 }
 
@@ -146,21 +114,13 @@ async fn both_versions_of_tls_over_http_1() {
 async fn bodies_are_bounded() {
     // More than axum's own limit of 2 MB, which must not be the one that counts.
     let limit = 3 << 20;
-    let served = Served::start(ServerOptions {
-        body_limit: limit,
-        ..ServerOptions::default()
-    })
-    .await;
+    let served = Served::start(ServerOptions { body_limit: limit, ..ServerOptions::default() }).await;
     assert_eq!(served.post(0).await, 200);
     assert_eq!(served.post(limit).await, 200);
     assert_eq!(served.post(limit + 1).await, 413);
     // Without a Content-Length the limit shows only while reading.
-    let chunks =
-        futures::stream::iter((0..4).map(|_| Ok::<_, std::io::Error>(vec![b'x'; 1 << 20])));
-    let request = served
-        .client
-        .post(served.url("/size"))
-        .body(reqwest::Body::wrap_stream(chunks));
+    let chunks = futures::stream::iter((0..4).map(|_| Ok::<_, std::io::Error>(vec![b'x'; 1 << 20])));
+    let request = served.client.post(served.url("/size")).body(reqwest::Body::wrap_stream(chunks));
     assert_eq!(request.send().await.unwrap().status().as_u16(), 413);
     assert_eq!(served.post(10).await, 200);
 }
@@ -176,10 +136,7 @@ async fn a_panic_is_an_answer() {
 
 #[tokio::test]
 async fn a_request_has_a_deadline() {
-    let options = ServerOptions {
-        request_timeout: short(),
-        ..ServerOptions::default()
-    };
+    let options = ServerOptions { request_timeout: short(), ..ServerOptions::default() };
     let served = Served::start(options).await;
     assert_eq!(served.get("/wait").await.unwrap().status().as_u16(), 504);
     assert_eq!(served.get("/").await.unwrap().status().as_u16(), 200);
@@ -187,10 +144,7 @@ async fn a_request_has_a_deadline() {
 
 #[tokio::test]
 async fn silent_peers_are_closed_and_hold_up_nobody() {
-    let options = ServerOptions {
-        handshake_timeout: Duration::from_millis(500),
-        ..ServerOptions::default()
-    };
+    let options = ServerOptions { handshake_timeout: Duration::from_millis(500), ..ServerOptions::default() };
     let served = Served::start(options).await;
     let silent = TcpStream::connect(served.address).await.unwrap();
     let mut garbage = TcpStream::connect(served.address).await.unwrap();
@@ -204,24 +158,17 @@ async fn silent_peers_are_closed_and_hold_up_nobody() {
 async fn a_head_has_a_deadline() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let options = ServerOptions {
-        header_timeout: short(),
-        ..ServerOptions::default()
-    };
+    let options = ServerOptions { header_timeout: short(), ..ServerOptions::default() };
     let shutdown = CancellationToken::new();
     let router = router(Arc::default(), Arc::default());
     let server = tokio::spawn(serve_http(listener, router, options, shutdown.clone()));
     let mut slow = TcpStream::connect(address).await.unwrap();
-    slow.write_all(b"GET / HTTP/1.1\r\nhost: x\r\nx-slow: ")
-        .await
-        .unwrap();
+    slow.write_all(b"GET / HTTP/1.1\r\nhost: x\r\nx-slow: ").await.unwrap();
     assert!(!ends(slow).await.contains("hello"));
     // A whole head is answered, and the connection then may idle for longer than a head may take.
     let mut fine = TcpStream::connect(address).await.unwrap();
     for _ in 0..2 {
-        fine.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
-            .await
-            .unwrap();
+        fine.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
         let mut answer = Vec::new();
         while !answer.ends_with(b"hello") {
             assert_ne!(fine.read_buf(&mut answer).await.unwrap(), 0, "closed");
@@ -231,21 +178,13 @@ async fn a_head_has_a_deadline() {
     }
     // The deadline holds for every head of a connection, not only for the first.
     let mut second = TcpStream::connect(address).await.unwrap();
-    second
-        .write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
-        .await
-        .unwrap();
+    second.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
     let mut answer = Vec::new();
     while !answer.ends_with(b"hello") {
         assert_ne!(second.read_buf(&mut answer).await.unwrap(), 0, "closed");
     }
-    second
-        .write_all(b"GET / HTTP/1.1\r\nx-slow: ")
-        .await
-        .unwrap();
-    timeout(Duration::from_secs(5), ends(second))
-        .await
-        .expect("a slow second head is waited for");
+    second.write_all(b"GET / HTTP/1.1\r\nx-slow: ").await.unwrap();
+    timeout(Duration::from_secs(5), ends(second)).await.expect("a slow second head is waited for");
     // A drain does not wait for an idle connection.
     shutdown.cancel();
     assert_eq!(server.await.unwrap(), Drained { cut: 0 });
@@ -254,18 +193,12 @@ async fn a_head_has_a_deadline() {
 
 #[tokio::test]
 async fn connections_are_counted() {
-    let options = ServerOptions {
-        max_connections: 1,
-        ..ServerOptions::default()
-    };
+    let options = ServerOptions { max_connections: 1, ..ServerOptions::default() };
     let served = Served::start(options).await;
     let first = TcpStream::connect(served.address).await.unwrap();
     let second = served.get("/");
     tokio::pin!(second);
-    assert!(
-        timeout(short() * 3, second.as_mut()).await.is_err(),
-        "served beyond the cap"
-    );
+    assert!(timeout(short() * 3, second.as_mut()).await.is_err(), "served beyond the cap");
     drop(first);
     assert_eq!(second.await.unwrap().status().as_u16(), 200);
 }
@@ -288,11 +221,7 @@ async fn a_drain_ends_what_has_started_and_takes_nothing_new() {
 
 #[tokio::test]
 async fn a_drain_has_a_deadline() {
-    let served = Served::start(ServerOptions {
-        drain: short(),
-        ..ServerOptions::default()
-    })
-    .await;
+    let served = Served::start(ServerOptions { drain: short(), ..ServerOptions::default() }).await;
     let request = tokio::spawn(served.client.get(served.url("/wait")).send());
     served.entered.notified().await;
     assert_eq!(served.stop().await, Drained { cut: 1 });
@@ -301,10 +230,7 @@ async fn a_drain_has_a_deadline() {
 
 #[tokio::test]
 async fn the_shutdown_delay_still_takes_connections() {
-    let options = ServerOptions {
-        shutdown_delay: Duration::from_secs(1),
-        ..ServerOptions::default()
-    };
+    let options = ServerOptions { shutdown_delay: Duration::from_secs(1), ..ServerOptions::default() };
     let served = Served::start(options).await;
     served.shutdown.cancel();
     assert_eq!(served.get("/").await.unwrap().status().as_u16(), 200);
@@ -315,11 +241,7 @@ async fn the_shutdown_delay_still_takes_connections() {
 fn pauses_after_accept_errors() {
     fn check(kind: ErrorKind, before_ms: u64, after_ms: u64) {
         let pause = pause_after(kind, Duration::from_millis(before_ms));
-        assert_eq!(
-            pause,
-            Duration::from_millis(after_ms),
-            "{kind:?} after {before_ms}"
-        );
+        assert_eq!(pause, Duration::from_millis(after_ms), "{kind:?} after {before_ms}");
     }
     check(ErrorKind::ConnectionAborted, 0, 0);
     check(ErrorKind::ConnectionReset, 500, 0);

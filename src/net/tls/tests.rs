@@ -14,18 +14,14 @@ struct Hands(Arc<Mutex<Timestamp>>);
 
 impl Hands {
     fn new() -> Self {
-        Self(Arc::new(Mutex::new(
-            "2026-01-01T00:00:00Z".parse().unwrap(),
-        )))
+        Self(Arc::new(Mutex::new("2026-01-01T00:00:00Z".parse().unwrap())))
     }
     fn now(&self) -> Timestamp {
         *self.0.lock().unwrap()
     }
     fn advance(&self, days: i64) {
         let mut now = self.0.lock().unwrap();
-        *now = now
-            .checked_add(SignedDuration::from_hours(24 * days))
-            .unwrap();
+        *now = now.checked_add(SignedDuration::from_hours(24 * days)).unwrap();
     }
     fn clock(&self) -> Clock {
         let hands = self.clone();
@@ -41,11 +37,7 @@ struct Bed {
 
 impl Bed {
     fn new() -> Self {
-        Self {
-            hands: Hands::new(),
-            readiness: Readiness::default(),
-            metrics: Metrics::new(),
-        }
+        Self { hands: Hands::new(), readiness: Readiness::default(), metrics: Metrics::new() }
     }
     async fn keeper(&self, source: CertSource) -> Result<Keeper, TlsError> {
         let served = self.readiness.register("certificate");
@@ -53,9 +45,7 @@ impl Bed {
     }
     fn expiry(&self) -> Timestamp {
         let text = self.metrics.encode();
-        let line = text
-            .lines()
-            .find_map(|l| l.strip_prefix("kimup_certificate_expiry_timestamp_seconds "));
+        let line = text.lines().find_map(|l| l.strip_prefix("kimup_certificate_expiry_timestamp_seconds "));
         Timestamp::from_second(line.unwrap().parse().unwrap()).unwrap()
     }
 }
@@ -72,11 +62,7 @@ fn sign(ca: &CertificateAuthority, at: Timestamp) -> Leaf {
 async fn a_leaf_is_renewed_at_two_thirds_of_its_life() {
     let bed = Bed::new();
     let ca = authority(&bed.hands);
-    let source = CertSource::SelfManaged {
-        ca,
-        dns: vec!["kimup.test".to_owned()],
-        ips: vec![],
-    };
+    let source = CertSource::SelfManaged { ca, dns: vec!["kimup.test".to_owned()], ips: vec![] };
     let mut keeper = bed.keeper(source).await.unwrap();
     let first = keeper.shared.load_full();
     assert!(bed.readiness.is_ready());
@@ -84,45 +70,28 @@ async fn a_leaf_is_renewed_at_two_thirds_of_its_life() {
 
     bed.hands.advance(59);
     keeper.check().await;
-    assert!(
-        Arc::ptr_eq(&first, &keeper.shared.load_full()),
-        "renewed too early"
-    );
+    assert!(Arc::ptr_eq(&first, &keeper.shared.load_full()), "renewed too early");
     bed.hands.advance(1);
     keeper.check().await;
-    assert!(
-        !Arc::ptr_eq(&first, &keeper.shared.load_full()),
-        "not renewed"
-    );
+    assert!(!Arc::ptr_eq(&first, &keeper.shared.load_full()), "not renewed");
     assert_eq!(bed.expiry(), "2026-05-31T00:00:00Z".parse().unwrap());
 
     let second = keeper.shared.load_full();
     bed.hands.advance(-30);
     keeper.check().await;
-    assert!(
-        !Arc::ptr_eq(&second, &keeper.shared.load_full()),
-        "not valid yet by this clock"
-    );
+    assert!(!Arc::ptr_eq(&second, &keeper.shared.load_full()), "not valid yet by this clock");
 }
 
 #[tokio::test]
 async fn an_expired_ca_is_said_and_unreadies() {
     let bed = Bed::new();
     let ca = authority(&bed.hands);
-    let source = CertSource::SelfManaged {
-        ca,
-        dns: vec!["kimup.test".to_owned()],
-        ips: vec![],
-    };
+    let source = CertSource::SelfManaged { ca, dns: vec!["kimup.test".to_owned()], ips: vec![] };
     let mut keeper = bed.keeper(source).await.unwrap();
     bed.hands.advance(11 * 365);
     keeper.check().await;
     assert!(!bed.readiness.is_ready());
-    assert!(
-        keeper.warned.as_ref().unwrap().contains("expired"),
-        "{:?}",
-        keeper.warned
-    );
+    assert!(keeper.warned.as_ref().unwrap().contains("expired"), "{:?}", keeper.warned);
 }
 
 /// A folder with `tls.crt` and `tls.key`.
@@ -140,10 +109,7 @@ impl Files {
         std::fs::write(self.path("tls.key"), key.expose_secret()).unwrap();
     }
     fn source(&self) -> CertSource {
-        CertSource::Files {
-            certificate: self.path("tls.crt"),
-            key: self.path("tls.key"),
-        }
+        CertSource::Files { certificate: self.path("tls.crt"), key: self.path("tls.key") }
     }
 }
 
@@ -159,9 +125,7 @@ async fn files_are_taken_when_whole_matched_and_valid() {
     let before = keeper.shared.load_full();
 
     let later = now.checked_add(SignedDuration::from_hours(48)).unwrap();
-    let ago = now
-        .checked_sub(SignedDuration::from_hours(24 * 100))
-        .unwrap();
+    let ago = now.checked_sub(SignedDuration::from_hours(24 * 100)).unwrap();
     let second = sign(&ca, now);
     let (expired, early) = (sign(&ca, ago), sign(&ca, later));
     let half = &second.chain[..second.chain.len() / 2];
@@ -178,35 +142,22 @@ async fn files_are_taken_when_whole_matched_and_valid() {
         files.write(chain, key);
         keeper.check().await;
         let warned = keeper.warned.clone().unwrap_or_default();
-        assert!(
-            Arc::ptr_eq(&before, &keeper.shared.load_full()),
-            "taken: {reason}"
-        );
+        assert!(Arc::ptr_eq(&before, &keeper.shared.load_full()), "taken: {reason}");
         assert!(warned.contains(reason), "{warned}");
         assert!(bed.readiness.is_ready(), "{reason}");
     }
     std::fs::remove_file(files.path("tls.key")).unwrap();
     keeper.check().await;
-    assert!(
-        keeper.warned.clone().unwrap().contains("cannot read"),
-        "{:?}",
-        keeper.warned
-    );
+    assert!(keeper.warned.clone().unwrap().contains("cannot read"), "{:?}", keeper.warned);
 
     files.write(&first.chain, &first.key);
     keeper.check().await;
-    assert!(
-        Arc::ptr_eq(&before, &keeper.shared.load_full()),
-        "the same bytes are no change"
-    );
+    assert!(Arc::ptr_eq(&before, &keeper.shared.load_full()), "the same bytes are no change");
     assert_eq!(keeper.warned, None, "well again");
 
     files.write(&second.chain, &second.key);
     keeper.check().await;
-    assert!(
-        !Arc::ptr_eq(&before, &keeper.shared.load_full()),
-        "not taken"
-    );
+    assert!(!Arc::ptr_eq(&before, &keeper.shared.load_full()), "not taken");
     bed.hands.advance(91);
     keeper.check().await;
     assert!(!bed.readiness.is_ready(), "expired");
@@ -222,23 +173,12 @@ async fn the_first_pair_must_be_good() {
     let bed = Bed::new();
     let files = Files::new();
     let check = async |reason: &str| {
-        let error = bed
-            .keeper(files.source())
-            .await
-            .err()
-            .expect("started")
-            .to_string();
-        assert!(
-            error.contains(reason) && error.contains("tls.crt"),
-            "{error}"
-        );
+        let error = bed.keeper(files.source()).await.err().expect("started").to_string();
+        assert!(error.contains(reason) && error.contains("tls.crt"), "{error}");
     };
     check("cannot read").await;
     let ca = authority(&bed.hands);
-    files.write(
-        &sign(&ca, bed.hands.now()).chain,
-        &sign(&ca, bed.hands.now()).key,
-    );
+    files.write(&sign(&ca, bed.hands.now()).chain, &sign(&ca, bed.hands.now()).key);
     check("KeyMismatch").await;
     std::fs::write(files.path("tls.crt"), vec![b'x'; (1 << 20) + 1]).unwrap();
     check("larger than").await;
@@ -253,15 +193,8 @@ async fn the_task_polls_and_ends() {
     files.write(&first.chain, &first.key);
     let shutdown = CancellationToken::new();
     let served = bed.readiness.register("certificate");
-    let (shared, task) = start(
-        files.source(),
-        bed.hands.clock(),
-        served,
-        bed.metrics.clone(),
-        shutdown.clone(),
-    )
-    .await
-    .unwrap();
+    let (shared, task) =
+        start(files.source(), bed.hands.clock(), served, bed.metrics.clone(), shutdown.clone()).await.unwrap();
     let before = shared.load_full();
     files.write(&second.chain, &second.key);
     while Arc::ptr_eq(&before, &shared.load_full()) {

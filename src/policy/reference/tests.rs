@@ -7,11 +7,7 @@ const SHA256: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca49
 fn repositories_are_normalised() {
     let check = |text: &str, host: &str, path: &str| {
         let repository = Repository::parse(text).unwrap_or_else(|error| panic!("{error}"));
-        assert_eq!(
-            (repository.host(), repository.path()),
-            (host, path),
-            "{text}"
-        );
+        assert_eq!((repository.host(), repository.path()), (host, path), "{text}");
         assert_eq!(repository.to_string(), format!("{host}/{path}"));
     };
     check("alpine", "docker.io", "library/alpine");
@@ -20,11 +16,7 @@ fn repositories_are_normalised() {
     check("docker.io/alpine", "docker.io", "library/alpine");
     check("docker.io/library/alpine", "docker.io", "library/alpine");
     check("index.docker.io/alpine", "docker.io", "library/alpine");
-    check(
-        "registry-1.docker.io/library/alpine",
-        "docker.io",
-        "library/alpine",
-    );
+    check("registry-1.docker.io/library/alpine", "docker.io", "library/alpine");
     check("Docker.IO/alpine", "docker.io", "library/alpine");
     check("docker.io:443/alpine", "docker.io:443", "alpine");
     check("ghcr.io/org/app", "ghcr.io", "org/app");
@@ -50,10 +42,7 @@ fn repositories_are_refused() {
     let check = |text: &str, problem: Problem| {
         let error = Repository::parse(text).unwrap_err();
         assert_eq!(error.problem(), problem, "{text}");
-        assert!(
-            error.to_string().starts_with("invalid image ") && error.to_string().len() < 500,
-            "{error}"
-        );
+        assert!(error.to_string().starts_with("invalid image ") && error.to_string().len() < 500, "{error}");
     };
     check("", Problem::Empty);
     check("alpine:3", Problem::UnexpectedTag);
@@ -107,101 +96,32 @@ fn repositories_are_refused() {
 
 #[test]
 fn references_keep_their_spelling() {
-    let check =
-        |text: &str, name: &str, repository: &str, tag: Option<&str>, digest: Option<&str>| {
-            let reference = Reference::parse(text).unwrap_or_else(|error| panic!("{error}"));
-            assert_eq!(
-                (reference.name(), reference.tag(), reference.digest()),
-                (name, tag, digest),
-                "{text}"
-            );
-            assert_eq!(reference.repository().to_string(), repository, "{text}");
-            assert_eq!(reference.to_string(), text);
-            assert_eq!(reference.with_tag("9"), format!("{name}:9"));
-        };
+    let check = |text: &str, name: &str, repository: &str, tag: Option<&str>, digest: Option<&str>| {
+        let reference = Reference::parse(text).unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!((reference.name(), reference.tag(), reference.digest()), (name, tag, digest), "{text}");
+        assert_eq!(reference.repository().to_string(), repository, "{text}");
+        assert_eq!(reference.to_string(), text);
+        assert_eq!(reference.with_tag("9"), format!("{name}:9"));
+    };
     check("alpine", "alpine", "docker.io/library/alpine", None, None);
-    check(
-        "alpine:3",
-        "alpine",
-        "docker.io/library/alpine",
-        Some("3"),
-        None,
-    );
-    check(
-        "registry:5000",
-        "registry",
-        "docker.io/library/registry",
-        Some("5000"),
-        None,
-    );
-    check(
-        "registry:5000/app",
-        "registry:5000/app",
-        "registry:5000/app",
-        None,
-        None,
-    );
-    check(
-        "registry:5000/app:1.0",
-        "registry:5000/app",
-        "registry:5000/app",
-        Some("1.0"),
-        None,
-    );
-    check(
-        "GHCR.io/a/b:V1",
-        "GHCR.io/a/b",
-        "ghcr.io/a/b",
-        Some("V1"),
-        None,
-    );
-    check(
-        "[::1]:5000/app:1",
-        "[::1]:5000/app",
-        "[::1]:5000/app",
-        Some("1"),
-        None,
-    );
-    check(
-        &format!("a@{SHA256}"),
-        "a",
-        "docker.io/library/a",
-        None,
-        Some(SHA256),
-    );
-    check(
-        &format!("a:1@{SHA256}"),
-        "a",
-        "docker.io/library/a",
-        Some("1"),
-        Some(SHA256),
-    );
+    check("alpine:3", "alpine", "docker.io/library/alpine", Some("3"), None);
+    check("registry:5000", "registry", "docker.io/library/registry", Some("5000"), None);
+    check("registry:5000/app", "registry:5000/app", "registry:5000/app", None, None);
+    check("registry:5000/app:1.0", "registry:5000/app", "registry:5000/app", Some("1.0"), None);
+    check("GHCR.io/a/b:V1", "GHCR.io/a/b", "ghcr.io/a/b", Some("V1"), None);
+    check("[::1]:5000/app:1", "[::1]:5000/app", "[::1]:5000/app", Some("1"), None);
+    check(&format!("a@{SHA256}"), "a", "docker.io/library/a", None, Some(SHA256));
+    check(&format!("a:1@{SHA256}"), "a", "docker.io/library/a", Some("1"), Some(SHA256));
     let sha512 = format!("sha512:{}", "0a".repeat(64));
-    check(
-        &format!("a@{sha512}"),
-        "a",
-        "docker.io/library/a",
-        None,
-        Some(&sha512),
-    );
+    check(&format!("a@{sha512}"), "a", "docker.io/library/a", None, Some(&sha512));
     let other = format!("md6+b-x:{}", "0".repeat(32));
-    check(
-        &format!("a@{other}"),
-        "a",
-        "docker.io/library/a",
-        None,
-        Some(&other),
-    );
+    check(&format!("a@{other}"), "a", "docker.io/library/a", None, Some(&other));
 }
 
 #[test]
 fn references_are_refused() {
     let check = |text: &str, problem: Problem| {
-        assert_eq!(
-            Reference::parse(text).unwrap_err().problem(),
-            problem,
-            "{text}"
-        );
+        assert_eq!(Reference::parse(text).unwrap_err().problem(), problem, "{text}");
     };
     check("", Problem::Empty);
     check(":1", Problem::Empty);
@@ -214,14 +134,8 @@ fn references_are_refused() {
     check(&format!("alpine:{}", "a".repeat(129)), Problem::Tag);
     check("alpine@", Problem::Digest);
     check("alpine@sha256:abc", Problem::Digest);
-    check(
-        &format!("alpine@{}", SHA256.to_uppercase()),
-        Problem::Digest,
-    );
-    check(
-        &format!("alpine@{}", SHA256.replace("e3b", "E3B")),
-        Problem::Digest,
-    );
+    check(&format!("alpine@{}", SHA256.to_uppercase()), Problem::Digest);
+    check(&format!("alpine@{}", SHA256.replace("e3b", "E3B")), Problem::Digest);
     check(&format!("alpine@{SHA256}0"), Problem::Digest);
     check(&format!("alpine@{SHA256}@{SHA256}"), Problem::Digest);
     check(&format!("alpine@1x:{}", "0".repeat(32)), Problem::Digest);
@@ -235,18 +149,7 @@ fn tags() {
     for tag in ["a", "1", "_", "v1.2.3", "A-b_c.d", &"a".repeat(128)] {
         assert!(is_legal_tag(tag), "{tag}");
     }
-    for tag in [
-        "",
-        ".a",
-        "-a",
-        "a b",
-        "a+b",
-        "a/b",
-        "a:b",
-        "é",
-        "a\n",
-        &"a".repeat(129),
-    ] {
+    for tag in ["", ".a", "-a", "a b", "a+b", "a/b", "a:b", "é", "a\n", &"a".repeat(129)] {
         assert!(!is_legal_tag(tag), "{tag}");
     }
 }

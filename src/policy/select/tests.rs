@@ -5,15 +5,12 @@ mod properties;
 
 /// A rule as `type` or `type=value`.
 fn rule(text: &str) -> Rule {
-    let (kind, value) = text
-        .split_once('=')
-        .map_or((text, None), |(kind, value)| (kind, Some(value)));
+    let (kind, value) = text.split_once('=').map_or((text, None), |(kind, value)| (kind, Some(value)));
     Rule::parse(kind, value).unwrap_or_else(|error| panic!("{error}"))
 }
 
 fn filter(pattern: &str) -> Filter {
-    Filter::new((!pattern.is_empty()).then_some(pattern), None, &[])
-        .unwrap_or_else(|error| panic!("{error}"))
+    Filter::new((!pattern.is_empty()).then_some(pattern), None, &[]).unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// `-` stands for no tag; tags are separated by blanks.
@@ -27,15 +24,8 @@ fn check(rule: &str, pattern: &str, current: &str, tags: &str, expected: &str) {
     let filter = filter(pattern);
     let decision = choose(rule, &filter, current, tags);
     let selected = decision.selected.as_deref().unwrap_or("-");
-    assert_eq!(
-        selected, expected,
-        "{rule} /{pattern}/ from {current} in {tags}: {decision:#?}"
-    );
-    assert_eq!(
-        decision.changed,
-        selected != "-" && selected != current,
-        "{decision:#?}"
-    );
+    assert_eq!(selected, expected, "{rule} /{pattern}/ from {current} in {tags}: {decision:#?}");
+    assert_eq!(decision.changed, selected != "-" && selected != current, "{decision:#?}");
     let again = choose(rule, &filter, selected, tags);
     assert_eq!(again.selected, decision.selected, "again: {again:#?}");
 }
@@ -47,9 +37,7 @@ fn check_rows(tags: &str, rows: &str) {
             continue;
         }
         let cells: Vec<&str> = row.split(';').map(str::trim).collect();
-        let [rule, pattern, current, tags, expected] = cells[..] else {
-            panic!("not five cells: {row}")
-        };
+        let [rule, pattern, current, tags, expected] = cells[..] else { panic!("not five cells: {row}") };
         check(rule, pattern, current, tags, expected);
     }
 }
@@ -273,11 +261,7 @@ fn extracts() {
         always       ; $n     ; app-1.2.0-7 ; LISTED ; app-1.9.0-12
         always       ; $nope  ; -           ; LISTED ; -
         regex=^1     ; $n     ; -           ; LISTED ; app-1.9.0-12";
-    for row in rows
-        .lines()
-        .skip(1)
-        .map(|row| row.replace("LISTED", listed))
-    {
+    for row in rows.lines().skip(1).map(|row| row.replace("LISTED", listed)) {
         let cells: Vec<&str> = row.split(';').map(str::trim).collect();
         let filter = Filter::new(Some(pattern), Some(cells[1]), &[]).unwrap();
         let decision = choose(cells[0], &filter, cells[2], cells[3]);
@@ -292,11 +276,7 @@ fn excludes() {
         let exclude: Vec<String> = exclude.iter().map(ToString::to_string).collect();
         let filter = Filter::new(None, None, &exclude).unwrap();
         let decision = choose("semver", &filter, current, tags);
-        assert_eq!(
-            decision.selected.as_deref(),
-            Some(expected),
-            "{decision:#?}"
-        );
+        assert_eq!(decision.selected.as_deref(), Some(expected), "{decision:#?}");
     };
     check(&["^1.3", "rc"], "1.2.0", "1.2.1 1.3.0 1.3.1", "1.2.1");
     check(&["."], "1.2.0", "1.2.1", "1.2.0");
@@ -338,15 +318,7 @@ fn the_order_between_two_tags() {
             _ => None,
         };
         let turned = expected.map(Ordering::reverse);
-        assert_eq!(
-            compare(&rule, &filter, cells[2], cells[4]),
-            expected,
-            "{row}"
-        );
-        assert_eq!(
-            compare(&rule, &filter, cells[4], cells[2]),
-            turned,
-            "turned: {row}"
-        );
+        assert_eq!(compare(&rule, &filter, cells[2], cells[4]), expected, "{row}");
+        assert_eq!(compare(&rule, &filter, cells[4], cells[2]), turned, "turned: {row}");
     }
 }

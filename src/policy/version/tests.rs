@@ -11,33 +11,20 @@ fn show(text: &str, reading: Reading) -> Option<String> {
         format!("[{}]", parts.collect::<Vec<_>>().join(" "))
     });
     let [major, minor, patch] = &version.core;
-    let revision = version
-        .variant
-        .revision
-        .map_or(String::new(), |revision| revision.to_string());
-    Some(format!(
-        "{major}.{minor}.{patch}|{parts}|{}|{revision}",
-        version.variant.name
-    ))
+    let revision = version.variant.revision.map_or(String::new(), |revision| revision.to_string());
+    Some(format!("{major}.{minor}.{patch}|{parts}|{}|{revision}", version.variant.name))
 }
 
 #[test]
 fn candidates() {
     let check = |text: &str, expected: &str| {
-        assert_eq!(
-            show(text, Reading::Candidate).as_deref(),
-            Some(expected),
-            "{text}"
-        );
+        assert_eq!(show(text, Reading::Candidate).as_deref(), Some(expected), "{text}");
     };
     check("1.2.3", "1.2.3|||");
     check("v1.2.3", "1.2.3|||");
     check("01.002.0003", "1.2.3|||");
     check("0.0.0", "0.0.0|||");
-    check(
-        "1.2.340282366920938463463374607431768211456",
-        "1.2.340282366920938463463374607431768211456|||",
-    );
+    check("1.2.340282366920938463463374607431768211456", "1.2.340282366920938463463374607431768211456|||");
     for text in ["rc1", "rc.1", "RC.1", "rc-1", "rc_1", "Rc01"] {
         check(&format!("1.2.3-{text}"), "1.2.3|[rc 1]||");
     }
@@ -54,10 +41,7 @@ fn candidates() {
     check("1.2.3-rc1-debian-12-r5", "1.2.3|[rc 1]|debian-12|5");
     check("1.2.3-rc.1-r5", "1.2.3|[rc 1]||5");
     check("1.2.3-1-alpine", "1.2.3|[1]|alpine|");
-    check(
-        "1.2.3-nightly-20240101-alpine",
-        "1.2.3|[nightly 20240101]|alpine|",
-    );
+    check("1.2.3-nightly-20240101-alpine", "1.2.3|[nightly 20240101]|alpine|");
     check("1.2.3-alpine", "1.2.3||alpine|");
     check("1.2.3-alpine3.19", "1.2.3||alpine3.19|");
     check("1.2.3-alpine-rc1", "1.2.3||alpine-rc1|");
@@ -79,11 +63,7 @@ fn candidates() {
 fn what_is_no_version_and_how_a_current_tag_is_read() {
     let check = |text: &str, as_current: Option<&str>| {
         assert_eq!(show(text, Reading::Candidate), None, "{text}");
-        assert_eq!(
-            show(text, Reading::Current).as_deref(),
-            as_current,
-            "{text}"
-        );
+        assert_eq!(show(text, Reading::Current).as_deref(), as_current, "{text}");
     };
     check("1.25", Some("1.25.0|||"));
     check("7", Some("7.0.0|||"));
@@ -119,8 +99,7 @@ fn what_is_no_version_and_how_a_current_tag_is_read() {
 fn versions_inside_a_text() {
     let check = |text: &str, expected: Option<(usize, &str)>| {
         let found = Version::find(text, Reading::Candidate);
-        let expected = expected
-            .map(|(at, version)| (at, Version::parse(version, Reading::Candidate).unwrap()));
+        let expected = expected.map(|(at, version)| (at, Version::parse(version, Reading::Candidate).unwrap()));
         assert_eq!(found, expected, "{text}");
     };
     check("dev-1.2.3", Some((4, "1.2.3")));
@@ -158,13 +137,7 @@ fn prereleases_are_ordered() {
     let versions = ascending.map(|text| Version::parse(text, Reading::Candidate).unwrap());
     for (i, a) in versions.iter().enumerate() {
         for (j, b) in versions.iter().enumerate() {
-            assert_eq!(
-                a.cmp_versions(b),
-                Some(i.cmp(&j)),
-                "{} {}",
-                ascending[i],
-                ascending[j]
-            );
+            assert_eq!(a.cmp_versions(b), Some(i.cmp(&j)), "{} {}", ascending[i], ascending[j]);
         }
     }
 }

@@ -27,32 +27,23 @@ async fn token_registry(
     token: impl Fn(&Seen) -> Response + Send + Sync + 'static,
     accepts: impl Fn(&str) -> bool + Send + Sync + 'static,
 ) -> Fake {
-    Fake::with_address(move |seen: &Seen, addr: SocketAddr| {
-        match (seen.path.as_str(), &seen.authorization) {
-            ("/token", _) => token(seen),
-            (_, Some(authorization)) if accepts(authorization) => tags(&["1"]),
-            _ => bearer(addr),
-        }
+    Fake::with_address(move |seen: &Seen, addr: SocketAddr| match (seen.path.as_str(), &seen.authorization) {
+        ("/token", _) => token(seen),
+        (_, Some(authorization)) if accepts(authorization) => tags(&["1"]),
+        _ => bearer(addr),
     })
     .await
 }
 
 fn token(token: &str) -> Response {
-    answer(
-        200,
-        &[],
-        serde_json::json!({ "token": token, "expires_in": 300 }).to_string(),
-    )
+    answer(200, &[], serde_json::json!({ "token": token, "expires_in": 300 }).to_string())
 }
 
 #[tokio::test]
 async fn basic_after_the_challenge() {
     let registry = basic_registry(ALICE).await;
     let client = registry.client(limits());
-    let listing = client
-        .list_tags(&registry.request(registry.keyring(&["alice:a"])))
-        .await
-        .unwrap();
+    let listing = client.list_tags(&registry.request(registry.keyring(&["alice:a"]))).await.unwrap();
     assert_eq!(listing.requests, 2);
     assert_eq!(registry.authorizations(), ["", ALICE]);
 }
@@ -61,10 +52,7 @@ async fn basic_after_the_challenge() {
 async fn credentials_in_turn() {
     let registry = basic_registry(BOB).await;
     let client = registry.client(limits());
-    client
-        .list_tags(&registry.request(registry.keyring(&["alice:a", "bob:b"])))
-        .await
-        .unwrap();
+    client.list_tags(&registry.request(registry.keyring(&["alice:a", "bob:b"]))).await.unwrap();
     assert_eq!(registry.authorizations(), ["", ALICE, BOB]);
 }
 
@@ -73,23 +61,10 @@ async fn refused_credentials_stop() {
     let check = async |registry: &Fake, users: &[&str], expected_sent: bool, requests: usize| {
         let before = registry.log().len();
         let client = registry.client(limits());
-        let error = client
-            .list_tags(&registry.request(registry.keyring(users)))
-            .await
-            .unwrap_err();
-        assert!(
-            matches!(error, RegistryError::Unauthorized { sent, .. } if sent == expected_sent),
-            "{error:?}"
-        );
-        assert!(
-            !error.is_tags_error() && !error.to_string().contains("YWxp"),
-            "{error}"
-        );
-        assert_eq!(
-            registry.log().len() - before,
-            requests,
-            "{users:?}: {error}"
-        );
+        let error = client.list_tags(&registry.request(registry.keyring(users))).await.unwrap_err();
+        assert!(matches!(error, RegistryError::Unauthorized { sent, .. } if sent == expected_sent), "{error:?}");
+        assert!(!error.is_tags_error() && !error.to_string().contains("YWxp"), "{error}");
+        assert_eq!(registry.log().len() - before, requests, "{users:?}: {error}");
     };
     let nobody = basic_registry("nobody").await;
     check(&nobody, &[], false, 1).await;
@@ -99,12 +74,7 @@ async fn refused_credentials_stop() {
     let many: Vec<&str> = many.iter().map(String::as_str).collect();
     let client = nobody.client(limits());
     let before = nobody.log().len();
-    assert!(
-        client
-            .list_tags(&nobody.request(nobody.keyring(&many)))
-            .await
-            .is_err()
-    );
+    assert!(client.list_tags(&nobody.request(nobody.keyring(&many))).await.is_err());
     assert_eq!(nobody.log().len() - before, 12);
 
     let no_token = token_registry(|_| status(401), |_| true).await;
@@ -125,22 +95,14 @@ async fn refused_credentials_stop() {
 
 #[tokio::test]
 async fn a_token_for_pull_on_this_repository() {
-    let registry =
-        token_registry(|_| token("t"), |authorization| authorization == "Bearer t").await;
+    let registry = token_registry(|_| token("t"), |authorization| authorization == "Bearer t").await;
     let client = registry.client(limits());
-    let listing = client
-        .list_tags(&registry.request(registry.keyring(&["alice:a"])))
-        .await
-        .unwrap();
+    let listing = client.list_tags(&registry.request(registry.keyring(&["alice:a"]))).await.unwrap();
     assert_eq!(listing.requests, 3);
     assert_eq!(registry.authorizations(), ["", ALICE, "Bearer t"]);
     let asked = &registry.log()[1];
     assert_eq!(
-        (
-            asked.method.as_str(),
-            asked.query("service"),
-            asked.query("scope")
-        ),
+        (asked.method.as_str(), asked.query("service"), asked.query("scope")),
         ("GET", "fake", "repository:team/app:pull")
     );
 }
@@ -148,44 +110,21 @@ async fn a_token_for_pull_on_this_repository() {
 #[tokio::test]
 async fn tokens_are_kept_per_credentials() {
     let registry = token_registry(
-        |seen| {
-            token(
-                &seen
-                    .authorization
-                    .as_deref()
-                    .unwrap_or("anonymous")
-                    .replace(' ', "-"),
-            )
-        },
+        |seen| token(&seen.authorization.as_deref().unwrap_or("anonymous").replace(' ', "-")),
         |authorization| authorization.starts_with("Bearer "),
     )
     .await;
     let client = registry.client(limits());
     for users in [&["alice:a"][..], &["bob:b"], &[], &["alice:a"]] {
-        client
-            .list_tags(&registry.request(registry.keyring(users)))
-            .await
-            .unwrap();
+        client.list_tags(&registry.request(registry.keyring(users))).await.unwrap();
     }
     let alice = format!("Bearer {}", ALICE.replace(' ', "-"));
     let bob = format!("Bearer {}", BOB.replace(' ', "-"));
-    let expected = [
-        "",
-        ALICE,
-        &alice,
-        "",
-        BOB,
-        &bob,
-        "",
-        "",
-        "Bearer anonymous",
-        &alice,
-    ];
+    let expected = ["", ALICE, &alice, "", BOB, &bob, "", "", "Bearer anonymous", &alice];
     assert_eq!(registry.authorizations(), expected);
     // Another repository needs another token.
     let mut other = registry.request(registry.keyring(&["alice:a"]));
-    other.repository =
-        crate::policy::Repository::parse(&format!("{}/team/other", registry.addr)).unwrap();
+    other.repository = crate::policy::Repository::parse(&format!("{}/team/other", registry.addr)).unwrap();
     client.list_tags(&other).await.unwrap();
     assert_eq!(registry.authorizations()[10..], ["", ALICE, &alice]);
 }
@@ -206,78 +145,48 @@ async fn one_refresh_in_the_middle() {
     .await;
     let listing = registry.list().await.unwrap();
     assert_eq!((listing.tags.len(), listing.requests), (2, 6));
-    assert_eq!(
-        registry.authorizations(),
-        ["", "", "Bearer 1", "Bearer 1", "", "Bearer 2"]
-    );
+    assert_eq!(registry.authorizations(), ["", "", "Bearer 1", "Bearer 1", "", "Bearer 2"]);
 }
 
 #[tokio::test]
 async fn a_second_401_after_the_refresh_stops() {
-    let registry = Fake::with_address(|seen, addr| {
-        match (seen.path.as_str(), &seen.authorization, seen.query("last")) {
+    let registry =
+        Fake::with_address(|seen, addr| match (seen.path.as_str(), &seen.authorization, seen.query("last")) {
             ("/token", ..) => token("t"),
             (_, Some(_), "") => page("a", &["a"]),
             _ => bearer(addr),
-        }
-    })
-    .await;
+        })
+        .await;
     let error = registry.list().await.unwrap_err();
-    assert!(
-        matches!(error, RegistryError::Unauthorized { .. }),
-        "{error:?}"
-    );
-    assert_eq!(
-        registry.authorizations(),
-        ["", "", "Bearer t", "Bearer t", "", "Bearer t"]
-    );
+    assert!(matches!(error, RegistryError::Unauthorized { .. }), "{error:?}");
+    assert_eq!(registry.authorizations(), ["", "", "Bearer t", "Bearer t", "", "Bearer t"]);
 }
 
 #[tokio::test]
 async fn an_expired_token_is_renewed_before_it_is_sent() {
-    let registry = Fake::with_address(|seen, addr| {
-        match (seen.path.as_str(), &seen.authorization, seen.query("last")) {
-            ("/token", ..) => answer(
-                200,
-                &[],
-                format!(r#"{{"access_token":"{}","expires_in":1e-9}}"#, seen.nth),
-            ),
+    let registry =
+        Fake::with_address(|seen, addr| match (seen.path.as_str(), &seen.authorization, seen.query("last")) {
+            ("/token", ..) => answer(200, &[], format!(r#"{{"access_token":"{}","expires_in":1e-9}}"#, seen.nth)),
             (_, None, _) => bearer(addr),
             (_, Some(_), "") => page("a", &["a"]),
             _ => tags(&["b"]),
-        }
-    })
-    .await;
+        })
+        .await;
     assert_eq!(registry.list().await.unwrap().tags, ["a", "b"]);
-    assert_eq!(
-        registry.authorizations(),
-        ["", "", "Bearer 1", "", "Bearer 3"]
-    );
+    assert_eq!(registry.authorizations(), ["", "", "Bearer 1", "", "Bearer 3"]);
 }
 
 #[tokio::test]
 async fn identity_tokens_go_to_the_token_service_only() {
-    let registry =
-        token_registry(|_| token("t"), |authorization| authorization == "Bearer t").await;
+    let registry = token_registry(|_| token("t"), |authorization| authorization == "Bearer t").await;
     let config = serde_json::json!({ registry.addr.to_string(): { "auth": "dTo=", "identitytoken": "hunter2" } });
     let data = [(".dockercfg".to_owned(), config.to_string().into_bytes())].into();
-    let secret = PullSecret {
-        name: "pull",
-        kind: "kubernetes.io/dockercfg",
-        data: &data,
-    };
+    let secret = PullSecret { name: "pull", kind: "kubernetes.io/dockercfg", data: &data };
     let keyring = Keyring::from_secrets([secret]).unwrap();
-    registry
-        .client(limits())
-        .list_tags(&registry.request(keyring))
-        .await
-        .unwrap();
+    registry.client(limits()).list_tags(&registry.request(keyring)).await.unwrap();
     assert_eq!(registry.authorizations(), ["", "", "Bearer t"]);
     let asked = &registry.log()[1];
-    assert_eq!(
-        (asked.method.as_str(), asked.path.as_str()),
-        ("POST", "/token")
-    );
+    assert_eq!((asked.method.as_str(), asked.path.as_str()), ("POST", "/token"));
     assert_eq!(
         asked.body,
         "grant_type=refresh_token&service=fake&client_id=kimup&scope=repository%3Ateam%2Fapp%3Apull&refresh_token=hunter2"
@@ -291,21 +200,8 @@ async fn foreign_realms_get_nothing() {
     let registry = Fake::new(move |_| challenge(&[&realm])).await;
     for users in [&["alice:a"][..], &[]] {
         let request = registry.request(registry.keyring(users));
-        let error = registry
-            .client(limits())
-            .list_tags(&request)
-            .await
-            .unwrap_err();
-        assert!(
-            matches!(
-                error,
-                RegistryError::Refused {
-                    why: Refusal::Realm(_),
-                    ..
-                }
-            ),
-            "{error:?}"
-        );
+        let error = registry.client(limits()).list_tags(&request).await.unwrap_err();
+        assert!(matches!(error, RegistryError::Refused { why: Refusal::Realm(_), .. }), "{error:?}");
     }
     assert_eq!((thief.log().len(), registry.log().len()), (0, 2));
 }
@@ -316,21 +212,8 @@ async fn realms_do_not_redirect() {
     let to = format!("http://{}/token", thief.addr);
     let registry = token_registry(move |_| redirect(&to), |_| true).await;
     let request = registry.request(registry.keyring(&["alice:a"]));
-    let error = registry
-        .client(limits())
-        .list_tags(&request)
-        .await
-        .unwrap_err();
-    assert!(
-        matches!(
-            error,
-            RegistryError::Refused {
-                why: Refusal::Redirect(_),
-                ..
-            }
-        ),
-        "{error:?}"
-    );
+    let error = registry.client(limits()).list_tags(&request).await.unwrap_err();
+    assert!(matches!(error, RegistryError::Refused { why: Refusal::Redirect(_), .. }), "{error:?}");
     assert_eq!(thief.log().len(), 0);
 }
 
@@ -339,10 +222,7 @@ async fn odd_token_answers() {
     for body in ["", "<html>", "{}", r#"{"token":"a\nb"}"#, r#"{"token":""}"#] {
         let registry = token_registry(move |_| answer(200, &[], body), |_| true).await;
         let error = registry.list().await.unwrap_err();
-        assert!(
-            matches!(error, RegistryError::Malformed { .. }),
-            "{body}: {error:?}"
-        );
+        assert!(matches!(error, RegistryError::Malformed { .. }), "{body}: {error:?}");
         assert_eq!(registry.log().len(), 2);
     }
 }

@@ -14,9 +14,7 @@ use axum::{
 };
 use tokio::{net::TcpListener, task::JoinHandle};
 
-use super::super::{
-    Client, Config, Keyring, Limits, ListRequest, Listing, PullSecret, RegistryError, Tuning,
-};
+use super::super::{Client, Config, Keyring, Limits, ListRequest, Listing, PullSecret, RegistryError, Tuning};
 use crate::policy::Repository;
 
 /// One request as it arrived.
@@ -55,16 +53,11 @@ impl Drop for Fake {
 
 impl Fake {
     pub(super) async fn new(script: impl Fn(&Seen) -> Response + Send + Sync + 'static) -> Self {
-        Self::serve(
-            TcpListener::bind("127.0.0.1:0").await.unwrap(),
-            Arc::new(script),
-        )
+        Self::serve(TcpListener::bind("127.0.0.1:0").await.unwrap(), Arc::new(script))
     }
 
     /// For answers that hold the registry's own address.
-    pub(super) async fn with_address(
-        script: impl Fn(&Seen, SocketAddr) -> Response + Send + Sync + 'static,
-    ) -> Self {
+    pub(super) async fn with_address(script: impl Fn(&Seen, SocketAddr) -> Response + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         Self::serve(listener, Arc::new(move |seen: &Seen| script(seen, addr)))
@@ -91,19 +84,12 @@ impl Fake {
 
     /// The authorizations that arrived, in order; "" for none.
     pub(super) fn authorizations(&self) -> Vec<String> {
-        self.log()
-            .into_iter()
-            .map(|seen| seen.authorization.unwrap_or_default())
-            .collect()
+        self.log().into_iter().map(|seen| seen.authorization.unwrap_or_default()).collect()
     }
 
     pub(super) fn request(&self, keyring: Keyring) -> ListRequest {
         let repository = Repository::parse(&format!("{}/team/app", self.addr)).unwrap();
-        ListRequest {
-            repository,
-            keyring,
-            insecure_skip_tls_verify: false,
-        }
+        ListRequest { repository, keyring, insecure_skip_tls_verify: false }
     }
 
     /// Lists anonymously with a client of its own.
@@ -112,17 +98,11 @@ impl Fake {
     }
 
     pub(super) async fn list_within(&self, limits: Limits) -> Result<Listing, RegistryError> {
-        self.client(limits)
-            .list_tags(&self.request(Keyring::default()))
-            .await
+        self.client(limits).list_tags(&self.request(Keyring::default())).await
     }
 
     pub(super) fn client(&self, limits: Limits) -> Client {
-        client(Config {
-            plain_http: vec![self.addr.to_string()],
-            limits,
-            extra_ca_pem: None,
-        })
+        client(Config { plain_http: vec![self.addr.to_string()], limits, extra_ca_pem: None })
     }
 
     /// Credentials for this registry, each `user:password`, in this order.
@@ -134,20 +114,13 @@ impl Fake {
 async fn remember(log: &Mutex<Vec<Seen>>, request: Request) -> Seen {
     let (parts, body) = request.into_parts();
     let body = to_bytes(body, 1 << 20).await.unwrap();
-    let header = |name: &str| {
-        parts
-            .headers
-            .get(name)
-            .map(|value| value.to_str().unwrap().to_owned())
-    };
+    let header = |name: &str| parts.headers.get(name).map(|value| value.to_str().unwrap().to_owned());
     let query = parts.uri.query().unwrap_or_default();
     let mut log = log.lock().unwrap();
     let seen = Seen {
         method: parts.method.to_string(),
         path: parts.uri.path().to_owned(),
-        query: url::form_urlencoded::parse(query.as_bytes())
-            .into_owned()
-            .collect(),
+        query: url::form_urlencoded::parse(query.as_bytes()).into_owned().collect(),
         authorization: header("authorization"),
         user_agent: header("user-agent").unwrap_or_default(),
         body: String::from_utf8(body.to_vec()).unwrap(),
@@ -159,34 +132,23 @@ async fn remember(log: &Mutex<Vec<Seen>>, request: Request) -> Seen {
 
 pub(super) fn client(config: Config) -> Client {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let tuning = Tuning {
-        first_backoff: Duration::from_millis(1),
-        proxies: false,
-    };
+    let tuning = Tuning { first_backoff: Duration::from_millis(1), proxies: false };
     Client::tuned(config, tuning).unwrap()
 }
 
 /// The defaults, but for a rate that no test waits for.
 pub(super) fn limits() -> Limits {
-    Limits {
-        rate: 1e6,
-        ..Limits::default()
-    }
+    Limits { rate: 1e6, ..Limits::default() }
 }
 
 pub(super) fn keyring(registry: &str, users: &[&str]) -> Keyring {
     let configs = users.iter().map(|user| {
         let (username, password) = user.split_once(':').unwrap();
-        let config =
-            serde_json::json!({ registry: { "username": username, "password": password } });
+        let config = serde_json::json!({ registry: { "username": username, "password": password } });
         BTreeMap::from([(".dockercfg".to_owned(), config.to_string().into_bytes())])
     });
     let configs: Vec<_> = configs.collect();
-    let secrets = configs.iter().map(|data| PullSecret {
-        name: "pull",
-        kind: "kubernetes.io/dockercfg",
-        data,
-    });
+    let secrets = configs.iter().map(|data| PullSecret { name: "pull", kind: "kubernetes.io/dockercfg", data });
     Keyring::from_secrets(secrets).unwrap()
 }
 
@@ -207,22 +169,12 @@ pub(super) fn tags(tags: &[&str]) -> Response {
 }
 
 pub(super) fn tags_and(headers: &[(&str, &str)], tags: &[&str]) -> Response {
-    answer(
-        200,
-        headers,
-        serde_json::json!({ "name": "team/app", "tags": tags }).to_string(),
-    )
+    answer(200, headers, serde_json::json!({ "name": "team/app", "tags": tags }).to_string())
 }
 
 /// A page that links to what follows `last`.
 pub(super) fn page(last: &str, tags: &[&str]) -> Response {
-    tags_and(
-        &[(
-            "link",
-            &format!("</v2/team/app/tags/list?last={last}&n=2>; rel=\"next\""),
-        )],
-        tags,
-    )
+    tags_and(&[("link", &format!("</v2/team/app/tags/list?last={last}&n=2>; rel=\"next\""))], tags)
 }
 
 pub(super) fn redirect(to: &str) -> Response {
@@ -231,15 +183,10 @@ pub(super) fn redirect(to: &str) -> Response {
 
 /// A 401 with these challenges.
 pub(super) fn challenge(challenges: &[&str]) -> Response {
-    let headers: Vec<_> = challenges
-        .iter()
-        .map(|value| ("www-authenticate", *value))
-        .collect();
+    let headers: Vec<_> = challenges.iter().map(|value| ("www-authenticate", *value)).collect();
     answer(401, &headers, r#"{"errors":[{"code":"UNAUTHORIZED"}]}"#)
 }
 
 pub(super) fn bearer(addr: SocketAddr) -> Response {
-    challenge(&[&format!(
-        r#"Bearer realm="http://{addr}/token",service="fake",scope="repository:team/app:pull""#
-    )])
+    challenge(&[&format!(r#"Bearer realm="http://{addr}/token",service="fake",scope="repository:team/app:pull""#)])
 }

@@ -12,39 +12,26 @@ fn json(value: &str) -> Data {
 
 fn secret(data: &Data) -> PullSecret<'_> {
     let kind = data.keys().next().map_or("x", |key| &key[1..]);
-    PullSecret {
-        name: "pull",
-        kind: Box::leak(format!("kubernetes.io/{kind}").into_boxed_str()),
-        data,
-    }
+    PullSecret { name: "pull", kind: Box::leak(format!("kubernetes.io/{kind}").into_boxed_str()), data }
 }
 
 /// A keyring with one entry per registry name, whose password is the name.
 fn keyring(keys: &[&str]) -> Keyring {
-    let entries: BTreeMap<_, _> = keys
-        .iter()
-        .map(|key| (key, serde_json::json!({"username": "u", "password": key})))
-        .collect();
+    let entries: BTreeMap<_, _> =
+        keys.iter().map(|key| (key, serde_json::json!({"username": "u", "password": key}))).collect();
     let data = json(&serde_json::json!({ "auths": entries }).to_string());
     Keyring::from_secrets([secret(&data)]).unwrap()
 }
 
 fn passwords(keyring: &Keyring, image: &str) -> Vec<String> {
     let found = keyring.credentials_for(&Repository::parse(image).unwrap());
-    found
-        .iter()
-        .map(|found| found.password.expose_secret().to_owned())
-        .collect()
+    found.iter().map(|found| found.password.expose_secret().to_owned()).collect()
 }
 
 #[test]
 fn matching() {
     let check = |key: &str, image: &str, expected: bool| {
-        assert_eq!(
-            !passwords(&keyring(&[key]), image).is_empty(),
-            expected,
-            "{key} for {image}"
-        );
+        assert_eq!(!passwords(&keyring(&[key]), image).is_empty(), expected, "{key} for {image}");
     };
     check("ghcr.io", "ghcr.io/org/app", true);
     check("GHCR.io", "ghcr.io/org/app", true);
@@ -94,42 +81,23 @@ fn matching() {
 #[test]
 fn longest_match_first() {
     let check = |keys: &[&str], image: &str, expected: &[&str]| {
-        assert_eq!(
-            passwords(&keyring(keys), image),
-            expected,
-            "{keys:?} for {image}"
-        );
+        assert_eq!(passwords(&keyring(keys), image), expected, "{keys:?} for {image}");
     };
     check(
         &["ghcr.io", "ghcr.io/org", "ghcr.io/org/app"],
         "ghcr.io/org/app",
         &["ghcr.io/org/app", "ghcr.io/org", "ghcr.io"],
     );
-    check(
-        &["*.example.com", "r.example.com"],
-        "r.example.com/a",
-        &["r.example.com", "*.example.com"],
-    );
-    check(
-        &["*.example.com/a", "r.example.com"],
-        "r.example.com/a",
-        &["*.example.com/a", "r.example.com"],
-    );
+    check(&["*.example.com", "r.example.com"], "r.example.com/a", &["r.example.com", "*.example.com"]);
+    check(&["*.example.com/a", "r.example.com"], "r.example.com/a", &["*.example.com/a", "r.example.com"]);
     // Docker Hub's own key counts only where no other matches.
-    check(
-        &["docker.io", "https://index.docker.io/v1/"],
-        "alpine",
-        &["docker.io"],
-    );
+    check(&["docker.io", "https://index.docker.io/v1/"], "alpine", &["docker.io"]);
 }
 
 #[test]
 fn several_secrets_in_their_order() {
-    let entry = |password: &str| {
-        json(&format!(
-            r#"{{"auths":{{"ghcr.io":{{"username":"u","password":"{password}"}}}}}}"#
-        ))
-    };
+    let entry =
+        |password: &str| json(&format!(r#"{{"auths":{{"ghcr.io":{{"username":"u","password":"{password}"}}}}}}"#));
     let (a, b) = (entry("a"), entry("b"));
     let both = Keyring::from_secrets([secret(&b), secret(&a), secret(&b)]).unwrap();
     assert_eq!(passwords(&both, "ghcr.io/app"), ["b", "a"]);
@@ -146,13 +114,7 @@ fn entries() {
             let found = keyring.credentials_for(&Repository::parse("ghcr.io/app").unwrap());
             let found: Vec<_> = found
                 .iter()
-                .map(|found| {
-                    (
-                        found.username.expose_secret(),
-                        found.password.expose_secret(),
-                        found.identity_token(),
-                    )
-                })
+                .map(|found| (found.username.expose_secret(), found.password.expose_secret(), found.identity_token()))
                 .collect();
             assert_eq!(found, expected.into_iter().collect::<Vec<_>>(), "{entry}");
         }
@@ -162,19 +124,10 @@ fn entries() {
     check(r#"{"auth":" dTpw\n"}"#, Some(("u", "p", None)));
     check(r#"{"auth":"dTpwOnE="}"#, Some(("u", "p:q", None)));
     check(r#"{"auth":"dTpwOnE"}"#, Some(("u", "p:q", None)));
-    check(
-        r#"{"auth":"dTpw","username":"x","password":"y"}"#,
-        Some(("u", "p", None)),
-    );
-    check(
-        r#"{"auth":"","username":"u","password":"p","email":"e"}"#,
-        Some(("u", "p", None)),
-    );
+    check(r#"{"auth":"dTpw","username":"x","password":"y"}"#, Some(("u", "p", None)));
+    check(r#"{"auth":"","username":"u","password":"p","email":"e"}"#, Some(("u", "p", None)));
     check(r#"{"identitytoken":"t"}"#, Some(("", "", Some("t"))));
-    check(
-        r#"{"auth":"dTo=","identitytoken":"t"}"#,
-        Some(("u", "", Some("t"))),
-    );
+    check(r#"{"auth":"dTo=","identitytoken":"t"}"#, Some(("u", "", Some("t"))));
     check(r#"{"username":"u"}"#, None);
     check("{}", None);
     check("null", None);
@@ -183,63 +136,30 @@ fn entries() {
 #[test]
 fn unusable_secrets() {
     let check = |data: &Data, kind: &str, expected: &str| {
-        let error = Keyring::from_secrets([PullSecret {
-            name: "pull",
-            kind,
-            data,
-        }])
-        .unwrap_err();
+        let error = Keyring::from_secrets([PullSecret { name: "pull", kind, data }]).unwrap_err();
         let text = error.to_string();
-        assert!(
-            text.contains(expected) && text.contains("Secret pull"),
-            "{text} has no {expected:?}"
-        );
+        assert!(text.contains(expected) && text.contains("Secret pull"), "{text} has no {expected:?}");
         assert!(!format!("{text}{error:?}").contains("hunter2"), "{text}");
     };
     let jsonkind = "kubernetes.io/dockerconfigjson";
     check(&json("{}"), "Opaque", "has type Opaque");
     check(&json("{}"), "kubernetes.io/dockercfg", "no key .dockercfg");
-    check(
-        &data(".dockercfg", "{}"),
-        jsonkind,
-        "no key .dockerconfigjson",
-    );
+    check(&data(".dockercfg", "{}"), jsonkind, "no key .dockerconfigjson");
     check(&json("hunter2"), jsonkind, "line 1, column 1");
     check(&json(r#"{"auths":"hunter2"}"#), jsonkind, "line 1");
-    check(
-        &json(r#"{"auths":{"ghcr.io":"hunter2"}}"#),
-        jsonkind,
-        "line 1",
-    );
-    check(
-        &json(r#"{"auths":{"ghcr.io":{"auth":"hunter2!"}}}"#),
-        jsonkind,
-        "entry 1",
-    );
-    check(
-        &json(r#"{"auths":{"ghcr.io":{"auth":"aHVudGVyMg=="}}}"#),
-        jsonkind,
-        "entry 1",
-    ); // no colon
+    check(&json(r#"{"auths":{"ghcr.io":"hunter2"}}"#), jsonkind, "line 1");
+    check(&json(r#"{"auths":{"ghcr.io":{"auth":"hunter2!"}}}"#), jsonkind, "entry 1");
+    check(&json(r#"{"auths":{"ghcr.io":{"auth":"aHVudGVyMg=="}}}"#), jsonkind, "entry 1"); // no colon
     check(&json(&" ".repeat(MAX_CONFIG + 1)), jsonkind, "larger than");
-    check(
-        &data(".dockercfg", "[]"),
-        "kubernetes.io/dockercfg",
-        "not a docker config",
-    );
+    check(&data(".dockercfg", "[]"), "kubernetes.io/dockercfg", "not a docker config");
 }
 
 #[test]
 fn helpers_are_ignored() {
-    let data =
-        json(r#"{"credsStore":"evil","credHelpers":{"ghcr.io":"evil"},"auths":{"ghcr.io":{}}}"#);
+    let data = json(r#"{"credsStore":"evil","credHelpers":{"ghcr.io":"evil"},"auths":{"ghcr.io":{}}}"#);
     let keyring = Keyring::from_secrets([secret(&data)]).unwrap();
     assert!(keyring.is_empty());
-    assert!(
-        Keyring::from_secrets([secret(&json("{}"))])
-            .unwrap()
-            .is_empty()
-    );
+    assert!(Keyring::from_secrets([secret(&json("{}"))]).unwrap().is_empty());
 }
 
 #[test]
@@ -253,19 +173,8 @@ fn prints_no_secret() {
 
 #[test]
 fn fingerprints() {
-    assert_eq!(
-        keyring(&["a.io", "b.io"]).fingerprint(),
-        keyring(&["b.io", "a.io"]).fingerprint()
-    );
-    let all = [
-        &["a.io"][..],
-        &["b.io"],
-        &["a.io", "b.io"],
-        &["a.io/b"],
-        &["a.io:1"],
-        &["*.io"],
-        &[],
-    ];
+    assert_eq!(keyring(&["a.io", "b.io"]).fingerprint(), keyring(&["b.io", "a.io"]).fingerprint());
+    let all = [&["a.io"][..], &["b.io"], &["a.io", "b.io"], &["a.io/b"], &["a.io:1"], &["*.io"], &[]];
     let all: HashSet<_> = all.iter().map(|keys| keyring(keys).fingerprint()).collect();
     assert_eq!(all.len(), 7);
     let of = |username: &str, password: &str| Credentials::basic(username, password).fingerprint();
@@ -278,10 +187,7 @@ fn for_registry() {
     let keyring = Keyring::for_registry(&repository, Credentials::basic("u", "p"));
     assert_eq!(passwords(&keyring, "ghcr.io/other"), ["p"]);
     assert_eq!(passwords(&keyring, "quay.io/other"), [""; 0]);
-    let hub = Keyring::for_registry(
-        &Repository::parse("alpine").unwrap(),
-        Credentials::basic("u", "p"),
-    );
+    let hub = Keyring::for_registry(&Repository::parse("alpine").unwrap(), Credentials::basic("u", "p"));
     assert_eq!(passwords(&hub, "redis"), ["p"]);
 }
 

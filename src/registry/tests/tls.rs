@@ -37,54 +37,29 @@ impl axum::serve::Listener for TlsListener {
 }
 
 /// A registry with a self-signed certificate for these names, and the certificate in PEM.
-async fn https(
-    names: &[&str],
-    script: impl Fn(&Seen) -> Response + Send + Sync + 'static,
-) -> (Fake, Vec<u8>) {
+async fn https(names: &[&str], script: impl Fn(&Seen) -> Response + Send + Sync + 'static) -> (Fake, Vec<u8>) {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
     let made = rcgen::generate_simple_self_signed(names).unwrap();
     let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
     let config = rustls::ServerConfig::builder().with_no_client_auth();
-    let config = config
-        .with_single_cert(vec![made.cert.der().clone()], key)
-        .unwrap();
+    let config = config.with_single_cert(vec![made.cert.der().clone()], key).unwrap();
     let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let listener = TlsListener {
-        tcp,
-        acceptor: TlsAcceptor::from(Arc::new(config)),
-    };
-    (
-        Fake::serve(listener, Arc::new(script)),
-        made.cert.pem().into_bytes(),
-    )
+    let listener = TlsListener { tcp, acceptor: TlsAcceptor::from(Arc::new(config)) };
+    (Fake::serve(listener, Arc::new(script)), made.cert.pem().into_bytes())
 }
 
 fn request(host: &str, skip_verify: bool, users: &[&str]) -> ListRequest {
     let repository = Repository::parse(&format!("{host}/team/app")).unwrap();
-    ListRequest {
-        repository,
-        keyring: keyring(host, users),
-        insecure_skip_tls_verify: skip_verify,
-    }
+    ListRequest { repository, keyring: keyring(host, users), insecure_skip_tls_verify: skip_verify }
 }
 
 fn with_ca(pem: Option<Vec<u8>>) -> super::super::Client {
-    client(Config {
-        plain_http: Vec::new(),
-        limits: limits(),
-        extra_ca_pem: pem,
-    })
+    client(Config { plain_http: Vec::new(), limits: limits(), extra_ca_pem: pem })
 }
 
 fn is_tls(error: &RegistryError) -> bool {
-    matches!(
-        error,
-        RegistryError::Unreachable {
-            step: Step::Tls,
-            ..
-        }
-    )
+    matches!(error, RegistryError::Unreachable { step: Step::Tls, .. })
 }
 
 #[tokio::test]
@@ -93,9 +68,7 @@ async fn certificates() {
     let host = registry.addr.to_string();
     let wrong_name = format!("localhost:{}", registry.addr.port());
     let check = async |ca: Option<&Vec<u8>>, host: &str, skip_verify: bool, accepted: bool| {
-        let result = with_ca(ca.cloned())
-            .list_tags(&request(host, skip_verify, &[]))
-            .await;
+        let result = with_ca(ca.cloned()).list_tags(&request(host, skip_verify, &[])).await;
         assert_eq!(result.is_ok(), accepted, "{host} {skip_verify}: {result:?}");
         assert!(result.as_ref().err().is_none_or(is_tls), "{result:?}");
     };
@@ -108,31 +81,16 @@ async fn certificates() {
     // One Image's setting is not another's, on the same client and host.
     let shared = with_ca(None);
     shared.list_tags(&request(&host, true, &[])).await.unwrap();
-    assert!(is_tls(
-        &shared
-            .list_tags(&request(&host, false, &[]))
-            .await
-            .unwrap_err()
-    ));
+    assert!(is_tls(&shared.list_tags(&request(&host, false, &[])).await.unwrap_err()));
 }
 
 #[tokio::test]
 async fn a_bad_ca_is_a_configuration_error() {
-    for pem in [
-        "",
-        "hello",
-        "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
-    ] {
+    for pem in ["", "hello", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let config = Config {
-            extra_ca_pem: Some(pem.as_bytes().to_vec()),
-            ..Config::default()
-        };
+        let config = Config { extra_ca_pem: Some(pem.as_bytes().to_vec()), ..Config::default() };
         let result = super::super::Client::new(config);
-        assert!(
-            matches!(result.err(), Some(RegistryError::Config { .. })),
-            "{pem:?}"
-        );
+        assert!(matches!(result.err(), Some(RegistryError::Config { .. })), "{pem:?}");
     }
 }
 
@@ -141,14 +99,8 @@ async fn skipping_the_check_holds_for_the_registry_only() {
     let (other, _) = https(&["127.0.0.1"], |_| tags(&["x"])).await;
     let to = format!("https://{}/", other.addr);
     let (registry, _) = https(&["127.0.0.1"], move |_| redirect(&to)).await;
-    let error = with_ca(None)
-        .list_tags(&request(&registry.addr.to_string(), true, &[]))
-        .await
-        .unwrap_err();
-    assert!(
-        is_tls(&error) && error.host() == other.addr.to_string(),
-        "{error:?}"
-    );
+    let error = with_ca(None).list_tags(&request(&registry.addr.to_string(), true, &[])).await.unwrap_err();
+    assert!(is_tls(&error) && error.host() == other.addr.to_string(), "{error:?}");
     assert_eq!(other.log().len(), 0);
 }
 
@@ -169,20 +121,11 @@ async fn credentials_do_not_follow_redirects_to_other_hosts() {
         })
         .await;
         let host = registry.addr.to_string();
-        let config = Config {
-            plain_http: vec![host.clone()],
-            limits: limits(),
-            extra_ca_pem: Some(pem.clone()),
-        };
-        let result = client(config)
-            .list_tags(&request(&host, false, &["alice:a"]))
-            .await;
+        let config = Config { plain_http: vec![host.clone()], limits: limits(), extra_ca_pem: Some(pem.clone()) };
+        let result = client(config).list_tags(&request(&host, false, &["alice:a"])).await;
         assert_eq!(result.is_ok(), accepted, "{result:?}");
         if let Err(error) = result {
-            assert!(
-                matches!(error, RegistryError::Unauthorized { sent: false, .. }),
-                "{error:?}"
-            );
+            assert!(matches!(error, RegistryError::Unauthorized { sent: false, .. }), "{error:?}");
         }
         assert_eq!(registry.log().len(), 2);
     }

@@ -36,10 +36,7 @@ fn every_tag_has_its_reason() {
         let words = row.split_whitespace().collect::<Vec<_>>().join(" ");
         let cells: Vec<&str> = words.split(';').map(str::trim).collect();
         let decision = choose(cells[0], &filter(cells[1]), cells[2], cells[3]);
-        let expected = Rejection {
-            tag: cells[3].to_owned(),
-            reason: cells[4].to_owned(),
-        };
+        let expected = Rejection { tag: cells[3].to_owned(), reason: cells[4].to_owned() };
         assert_eq!(decision.rejected, [expected], "{row}");
         assert!(decision.candidates.is_empty(), "{row}");
     }
@@ -48,12 +45,7 @@ fn every_tag_has_its_reason() {
 #[test]
 fn signature_tags_need_the_whole_digest() {
     let hash = "sha256-e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
-    for tag in [
-        "sha256-abc",
-        &hash.replace("e3", "g3"),
-        &format!("{hash}.x"),
-        &format!("{hash}0"),
-    ] {
+    for tag in ["sha256-abc", &hash.replace("e3", "g3"), &format!("{hash}.x"), &format!("{hash}0")] {
         check("always", "", "-", tag, tag);
     }
 }
@@ -62,18 +54,8 @@ fn signature_tags_need_the_whole_digest() {
 fn extracts_and_excludes_are_named() {
     let filter = Filter::new(Some("^(a+)-"), Some("$1.$1"), &["z$".to_owned()]).unwrap();
     let decision = choose("semver", &filter, "-", "aa-1 aa-z");
-    let reasons: Vec<&str> = decision
-        .rejected
-        .iter()
-        .map(|it| it.reason.as_str())
-        .collect();
-    assert_eq!(
-        reasons,
-        [
-            "excluded by \"z$\"",
-            "the extract \"aa.aa\" is not a version x.y.z"
-        ]
-    );
+    let reasons: Vec<&str> = decision.rejected.iter().map(|it| it.reason.as_str()).collect();
+    assert_eq!(reasons, ["excluded by \"z$\"", "the extract \"aa.aa\" is not a version x.y.z"]);
 }
 
 #[test]

@@ -1,0 +1,95 @@
+//! What one reconcile of an Image has to say: Events, the audit log, metrics. Each thing once, after it is written.
+
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::Resource;
+
+use crate::api::{self, Image, ImageStatus, SyncResult};
+use crate::notify::{Audit, Reason};
+use crate::telemetry::RolloutOutcome;
+
+use super::engine::{Key, Sync};
+use super::status::Selected;
+use super::world::ImageKey;
+
+impl Sync {
+    #[allow(clippy::too_many_arguments)] // everything that one reconcile may have to say
+    pub(super) async fn report(
+        &self,
+        key: &ImageKey,
+        image: &Image,
+        old: &ImageStatus,
+        new: &ImageStatus,
+        selected: Option<Selected>,
+        holds: &[api::Held],
+        settled: Option<api::RolloutStatus>,
+    ) {
+        let on = reference(image);
+        let name = format!("Image {key}");
+        if let Some(Selected { from, to, rule, why }) = selected {
+            let from = from.unwrap_or_else(|| "no tag".to_owned());
+            let by = if rule.is_empty() { String::new() } else { format!(" by rule {rule}") };
+            self.events
+                .say(&on, Reason::TagSelected, &format!("{}: {from} -> {to}{by}: {why}", image.spec.image))
+                .await;
+            let rollout = new.rollout.as_ref().map(|r| r.id.as_str()).unwrap_or_default();
+            Audit { image: &name, workload: "", what: "select", from: &from, to: &to, rule: &rule, rollout }.log();
+            self.queue_users(key);
+        }
+        if let Some(rollout) = settled {
+            let from = rollout.from.as_deref().unwrap_or("no tag");
+            let note = format!("{}: {from} -> {}, {} workloads run it", image.spec.image, rollout.tag, rollout.updated);
+            self.events.say(&on, Reason::RolloutSettled, &note).await;
+            self.metrics.rollout(RolloutOutcome::Settled);
+            let (to, rule, rollout) = (&rollout.tag, &rollout.rule, &rollout.id);
+            Audit { image: &name, workload: "", what: "settle", from, to, rule, rollout }.log();
+            self.queue_users(key);
+        }
+        for hold in holds {
+            let (why, note) = (&hold.why, format!("{} stays at {}: {}", hold.workload, hold.tag, hold.why));
+            let reason = if why.contains("manifest") { Reason::HeldByManifest } else { Reason::Held };
+            self.events.say(&on, reason, &note).await;
+            let (from, to) = (&hold.left, &hold.tag);
+            Audit { image: &name, workload: &hold.workload, what: "hold", from, to, rule: "", rollout: "" }.log();
+        }
+        self.report_failure(key, &on, old, new).await;
+    }
+
+    async fn report_failure(&self, key: &ImageKey, on: &ObjectReference, old: &ImageStatus, new: &ImageStatus) {
+        let ready = |s: &ImageStatus| s.conditions.iter().find(|c| c.type_ == api::condition::READY).cloned();
+        let (Some(now), before) = (ready(new), ready(old)) else {
+            return;
+        };
+        if now.status != "False" || before.is_some_and(|b| b.status == now.status && b.message == now.message) {
+            return;
+        }
+        let reason = match new.result {
+            Some(SyncResult::Error) if now.reason == "Duplicate" => Reason::Duplicate,
+            Some(SyncResult::GetRuleError | SyncResult::GetImageError | SyncResult::Error) => Reason::PolicyInvalid,
+            Some(SyncResult::RegistryError) => {
+                let host = new.repository.as_deref().and_then(|r| r.split('/').next()).unwrap_or_default().to_owned();
+                if !self.hosts_down().insert(host) {
+                    return; // said for this host already
+                }
+                Reason::RegistryUnreachable
+            }
+            _ => return tracing::warn!(image = %key, reason = now.reason, "{}", now.message),
+        };
+        self.events.say(on, reason, &now.message).await;
+    }
+
+    /// Asks for every workload that uses an Image, and for the other Images it shares them with.
+    pub(super) fn queue_users(&self, key: &ImageKey) {
+        for workload in self.world.workloads(Some(&key.namespace)) {
+            self.queue.add_now(Key::Workload(workload.key.clone()));
+        }
+    }
+}
+
+/// The reference that Events on an Image carry.
+pub(super) fn reference(image: &Image) -> ObjectReference {
+    let mut reference = image.object_ref(&());
+    // The watch leaves these out of list items.
+    reference.api_version = Some(Image::api_version(&()).into_owned());
+    reference.kind = Some("Image".to_owned());
+    reference
+}
