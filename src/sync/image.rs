@@ -131,6 +131,7 @@ impl Sync {
             self.complete_records(key, &mut new).await?;
             settled = status::settle(&mut new, &subject);
         }
+        status::keep_transition_times(&old, &mut new);
         let mut written = image.clone();
         if self.must_write(&old, &new, due, request.any()) {
             written = write::status(self, key, &image, &new).await?;
@@ -165,7 +166,12 @@ impl Sync {
                 spec.repository,
                 other.name_any()
             );
-            return Outcome::Failed(Failure { result: SyncResult::Error, reason: "Duplicate", message, stalled: true });
+            return Outcome::Failed(Failure {
+                result: SyncResult::Error,
+                reason: status::DUPLICATE,
+                message,
+                stalled: true,
+            });
         }
         self.choose(key, image, status, spec).await.unwrap_or_else(Outcome::Failed)
     }

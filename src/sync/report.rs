@@ -8,7 +8,7 @@ use crate::notify::{Audit, Reason};
 use crate::telemetry::RolloutOutcome;
 
 use super::engine::{Key, Sync};
-use super::status::Selected;
+use super::status::{DUPLICATE, Selected};
 use super::world::ImageKey;
 
 impl Sync {
@@ -63,7 +63,7 @@ impl Sync {
             return;
         }
         let reason = match new.result {
-            Some(SyncResult::Error) if now.reason == "Duplicate" => Reason::Duplicate,
+            Some(SyncResult::Error) if now.reason == DUPLICATE => Reason::Duplicate,
             Some(SyncResult::GetRuleError | SyncResult::GetImageError | SyncResult::Error) => Reason::PolicyInvalid,
             Some(SyncResult::RegistryError) => {
                 let host = new.repository.as_deref().and_then(|r| r.split('/').next()).unwrap_or_default().to_owned();

@@ -10,6 +10,9 @@ const MAX_HISTORY: usize = 10;
 /// Longest condition message, in bytes (the API server takes 32,768; nobody reads that).
 const MAX_MESSAGE: usize = 1024;
 
+/// Reason of the `Ready` condition of an Image whose repository an older one of its namespace follows.
+pub const DUPLICATE: &str = "Duplicate";
+
 /// What a sync came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -233,6 +236,16 @@ fn remember(status: &mut ImageStatus, rollout: &RolloutStatus, now: Timestamp, w
 pub fn mark_stale(status: &mut ImageStatus, subject: &Subject<'_>, since: &str) {
     let message = format!("no sync has succeeded since {since}");
     Conditions { list: &mut status.conditions, subject }.set(condition::STALE, true, "SyncsFail", &message);
+}
+
+/// A condition that holds as before has not moved, whatever it was set to in between.
+pub fn keep_transition_times(old: &ImageStatus, new: &mut ImageStatus) {
+    for condition in &mut new.conditions {
+        let before = old.conditions.iter().find(|c| c.type_ == condition.type_ && c.status == condition.status);
+        if let Some(before) = before {
+            condition.last_transition_time = before.last_transition_time.clone();
+        }
+    }
 }
 
 /// Whether two statuses say the same, the time aside.

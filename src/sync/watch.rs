@@ -77,8 +77,9 @@ pub(super) fn start(sync: &Arc<Sync>, shutdown: &CancellationToken) -> Watches {
         |sync, namespace, name| {
             let key = ImageKey { namespace: namespace.to_owned(), name: name.to_owned() };
             sync.world.remove_image(&key);
-            sync.queue.add_now(Key::Image(key.clone()));
+            sync.queue.add_now(Key::Image(key));
             sync.queue_namespace(namespace);
+            sync.revisit_duplicates(namespace);
         },
     );
     each.workloads(rollout::Kind::Deployment, |object: &Deployment| Workload::from_deployment(object));
@@ -269,6 +270,17 @@ impl Sync {
         let key = ImageKey { namespace, name };
         if self.world.put_image(&key, cached) {
             self.queue_namespace(&key.namespace);
+            self.revisit_duplicates(&key.namespace);
+            self.queue.add_now(Key::Image(key));
+        }
+    }
+
+    /// The older Image of a pair may have gone, or follow another repository now.
+    fn revisit_duplicates(&self, namespace: &str) {
+        for key in self.world.duplicates(namespace) {
+            if let Some(memo) = self.memos().get_mut(&key) {
+                memo.forced = true;
+            }
             self.queue.add_now(Key::Image(key));
         }
     }

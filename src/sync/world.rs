@@ -9,11 +9,12 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use tokio::sync::watch;
 
 use crate::api::annotations::NamespaceSettings;
-use crate::api::{Image, ImageStatus};
+use crate::api::{Image, ImageStatus, condition};
 use crate::policy::{Reference, Repository};
 use crate::rollout::{Workload, WorkloadKey};
 
 use super::records::PodRecord;
+use super::status::DUPLICATE;
 
 /// Names an Image.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -108,6 +109,21 @@ impl World {
             known.images.keys().map(|name| ImageKey { namespace: namespace.clone(), name: name.clone() })
         });
         keys.collect()
+    }
+
+    /// The Images of a namespace that were found to be duplicates of older ones.
+    pub fn duplicates(&self, namespace: &str) -> Vec<ImageKey> {
+        let namespaces = self.lock();
+        let images = namespaces.get(namespace).into_iter().flat_map(|known| &known.images);
+        let is_duplicate = |cached: &Cached| match cached {
+            Cached::Read(image) => {
+                let conditions = image.status.iter().flat_map(|s| &s.conditions);
+                conditions.into_iter().any(|c| c.type_ == condition::READY && c.reason == DUPLICATE)
+            }
+            Cached::Broken(..) => false,
+        };
+        let found = images.filter(|(_, cached)| is_duplicate(cached));
+        found.map(|(name, _)| ImageKey { namespace: namespace.to_owned(), name: name.clone() }).collect()
     }
 
     /// The Images of a namespace by repository: of several for one repository, the oldest.
