@@ -16,6 +16,10 @@ pub const FAILURE_POLICY: &str = "kimup.cloudavenue.io/failure-policy";
 pub const ACTION: &str = "kimup.cloudavenue.io/action";
 /// On an Image: any value; another one than last time syncs now.
 pub const REQUESTED_AT: &str = "kimup.cloudavenue.io/requestedAt";
+/// On an Image: a tag to approve; not acted on by this version.
+pub const APPROVE: &str = "kimup.cloudavenue.io/approve";
+/// On an Image: a tag to reject; not acted on by this version.
+pub const REJECT: &str = "kimup.cloudavenue.io/reject";
 /// Label on Pod templates that kimup stamped: the rollout ID.
 pub const ROLLOUT: &str = "kimup.cloudavenue.io/rollout";
 /// On a Pod: what admission did, one entry per changed container.
@@ -30,7 +34,8 @@ pub const POLICY: &str = "kimup.cloudavenue.io/policy";
 pub const MIRROR_POD: &str = "kubernetes.io/config.mirror";
 
 /// Every annotation and label of kimup's own that this version reads or writes.
-pub const ALL: &[&str] = &[ENABLED, FAILURE_POLICY, ACTION, REQUESTED_AT, ROLLOUT, APPLIED, STAMP_PREFIX, POLICY];
+pub const ALL: &[&str] =
+    &[ENABLED, FAILURE_POLICY, ACTION, REQUESTED_AT, APPROVE, REJECT, ROLLOUT, APPLIED, STAMP_PREFIX, POLICY];
 
 /// The key of a container's stamp.
 pub fn stamp_key(container: &str) -> String {

@@ -17,7 +17,7 @@ pub use image::{
 };
 pub use order::Order;
 pub use schedule::{Schedule, ScheduleError};
-pub use spec::{CompiledRule, CompiledSpec, SpecError, compile, gate};
+pub use spec::{CompiledRule, CompiledSpec, SpecError, compile, gate, unsupported_annotations};
 pub use status::{
     Held, HistoryEntry, ImageStatus, Pending, Rejected, RevisionRecord, RolloutStatus, SyncResult, condition,
 };

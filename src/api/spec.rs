@@ -4,6 +4,7 @@ use jiff::Timestamp;
 
 use crate::policy::{self, Filter, ReferenceError, Repository, Rule, RuleError};
 
+use super::annotations::{ACTION, APPROVE, Map, REJECT};
 use super::image::{ActionType, AfterRollback, ImageSpec, RuleSpec, TriggerType};
 use super::schedule::{Schedule, ScheduleError};
 use super::status::SyncResult;
@@ -149,6 +150,19 @@ pub fn gate(spec: &ImageSpec) -> Option<&'static str> {
     .find_map(|(set, name)| set.then_some(name))
 }
 
+/// Annotations of an Image that a later version acts on, one sentence each: a person who set one waits for something.
+pub fn unsupported_annotations(annotations: &Map) -> Vec<String> {
+    let value = |key: &str| annotations.get(key).map(String::as_str);
+    let mut found = Vec::new();
+    if let Some(action) = value(ACTION).filter(|action| *action != "refresh") {
+        found.push(format!("the annotation {ACTION}: {action} is not acted on by this version; it knows refresh"));
+    }
+    for key in [APPROVE, REJECT].into_iter().filter(|key| annotations.contains_key(*key)) {
+        found.push(format!("the annotation {key} is not acted on by this version"));
+    }
+    found
+}
+
 fn unsupported(spec: &ImageSpec) -> Vec<String> {
     let mut found = Vec::new();
     if let Some(gate) = gate(spec) {
@@ -251,6 +265,18 @@ mod tests {
         check(&json!({"triggers": [{"type": "webhook"}]}), &["webhook"], false);
         check(&action("alert-slack"), &["alert-slack"], false);
         check(&action("request-approval"), &["request-approval"], true);
+    }
+
+    #[test]
+    fn annotations_of_later_versions_are_named() {
+        fn check(annotations: &[(&str, &str)], expected: usize) {
+            let map = annotations.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+            assert_eq!(unsupported_annotations(&map).len(), expected, "{annotations:?}");
+        }
+        check(&[], 0);
+        check(&[(ACTION, "refresh")], 0);
+        check(&[(ACTION, "resume")], 1);
+        check(&[(APPROVE, "1.2.3"), (REJECT, "1.2.4")], 2);
     }
 
     #[test]

@@ -228,7 +228,7 @@ impl Sync {
         tags.max_by(|a, b| order.compare(a, b).unwrap_or_else(|| a.cmp(b)))
     }
 
-    pub(super) fn subject<'a>(&self, image: &'a Image, compiled: Option<&'a CompiledSpec>) -> Subject<'a> {
+    pub(super) fn subject<'a>(&self, image: &'a Image, compiled: Option<&CompiledSpec>) -> Subject<'a> {
         let namespace = image.metadata.namespace.as_deref().unwrap_or_default();
         let repository = Repository::parse(&image.spec.image).ok();
         let used = repository.as_ref().is_some_and(|r| !self.world.users(namespace, r).is_empty());
@@ -236,7 +236,11 @@ impl Sync {
             uid: image.metadata.uid.as_deref().unwrap_or_default(),
             generation: image.metadata.generation,
             repository: repository.map(|r| r.to_string()),
-            unsupported: compiled.map(|c| c.unsupported.as_slice()).unwrap_or_default(),
+            unsupported: {
+                let mut unsupported = compiled.map(|c| c.unsupported.clone()).unwrap_or_default();
+                unsupported.extend(api::unsupported_annotations(image.annotations()));
+                unsupported
+            },
             used,
             now: Timestamp::now(),
         }

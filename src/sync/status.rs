@@ -53,7 +53,7 @@ pub struct Subject<'a> {
     /// The normalised repository; none if `spec.image` cannot be parsed.
     pub repository: Option<String>,
     /// What this version does not act on.
-    pub unsupported: &'a [String],
+    pub unsupported: Vec<String>,
     /// Whether any opted-in workload uses the Image.
     pub used: bool,
     /// The time.
