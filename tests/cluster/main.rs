@@ -6,5 +6,7 @@
 
 mod admission;
 mod configuration;
+mod killed;
+mod own;
 mod smoke;
 mod support;
