@@ -192,6 +192,7 @@ impl Process {
             plain_http: args.plain_http_registry.clone(),
             limits: args.limits(),
             extra_ca_pem: None,
+            metrics: self.metrics.clone(),
         };
         let registry = registry::Client::new(config).context("cannot make the registry client")?;
         let identity = leader::unique_identity(&self.identity);
