@@ -65,7 +65,8 @@ struct Scene {
     own: Own,
     shop: Shop,
     balancer: Balancer,
-    kimup: KimupProcess,
+    /// None for a moment, while it is started again.
+    kimup: Option<KimupProcess>,
 }
 
 impl Scene {
@@ -92,16 +93,20 @@ impl Scene {
         let template = json!({"metadata": {"annotations": annotations}, "spec": {"containers": containers}});
         shop.create_deployment("web", "", &json!({"spec": {"template": template}})).await;
         shop.pods_run("web", 2, &format!("{image}:1.0.0")).await;
-        Self { own, shop, balancer, kimup }
+        Self { own, shop, balancer, kimup: Some(kimup) }
     }
 
-    async fn kill_and_start_again(mut self) -> Self {
-        self.kimup.kill();
+    fn kill(&mut self) {
+        self.kimup.as_mut().unwrap().kill();
+    }
+
+    async fn kill_and_start_again(&mut self) {
+        self.kill();
         self.own.expire_lease("kimup-url").await;
-        self.kimup = self.kimup.start_again().await.unwrap();
-        self.balancer.set_backends(&[self.kimup.webhook()]);
-        leads(&self.kimup, DEADLINE).await;
-        self
+        let kimup = self.kimup.take().unwrap().start_again().await.unwrap();
+        self.balancer.set_backends(&[kimup.webhook()]);
+        leads(&kimup, DEADLINE).await;
+        self.kimup = Some(kimup);
     }
 
     fn stamps(&self) -> usize {
@@ -143,30 +148,29 @@ async fn a_rollout_that_outlives_its_kimup_happens_once() {
         let tag = format!("1.{rollouts}.0");
         scene.push(&tag).await;
         moment.wait(&scene.shop, &tag).await;
-        scene.kimup.kill();
+        scene.kill();
         if moment == Moment::Chosen {
             assert!(!is_stamped(&scene.shop, &tag).await, "it was killed before the stamp");
         }
-        scene = scene.kill_and_start_again().await;
+        scene.kill_and_start_again().await;
         if moment == Moment::MovingTwice {
-            scene = scene.kill_and_start_again().await;
+            scene.kill_and_start_again().await;
         }
         scene.is_settled(&tag, rollouts).await;
     }
-    let scene = nobody_is_there(scene).await;
-    drop(scene);
+    Box::pin(nobody_is_there(&mut scene)).await;
 }
 
 /// Every kimup is gone: who did not opt in starts, kimup's own Pods start, and so does who said `ignore`.
-async fn nobody_is_there(mut scene: Scene) -> Scene {
+async fn nobody_is_there(scene: &mut Scene) {
+    scene.kill();
+    scene.balancer.set_backends(&[]);
     let own = &scene.own;
     let image = own.registry.image("app");
     let text = format!("{image}:0.9.0");
     let plain = own.shop("k-plain").await;
     let ignoring = Shop::new(&own.cluster, "k-ignoring", &[(ENABLED, "true"), (FAILURE_POLICY, "ignore")], &[]).await;
     let kimups = Shop { namespace: SYSTEM.to_owned(), client: own.cluster.client().await.unwrap() };
-    scene.kimup.kill();
-    scene.balancer.set_backends(&[]);
     let opted_in = |name: &str| with_annotations(pod(name, &text), &[(ENABLED, "true")]);
     let denied = scene.shop.create_pod(&opted_in("denied")).await.unwrap_err();
     assert!(denied.contains("failed calling webhook"), "{denied}");
@@ -187,9 +191,8 @@ async fn nobody_is_there(mut scene: Scene) -> Scene {
         pods.len() == 2 && pods.iter().all(is_ready)
     })
     .await;
-    let scene = scene.kill_and_start_again().await;
+    scene.kill_and_start_again().await;
     admits(&scene.shop, &text, &format!("{image}:1.5.0")).await;
     let created = scene.shop.create_pod(&opted_in("back")).await.unwrap();
     assert_eq!(image_of(&created, "app"), format!("{image}:1.5.0"));
-    scene
 }

@@ -9,4 +9,5 @@ mod configuration;
 mod killed;
 mod own;
 mod smoke;
+mod split;
 mod support;

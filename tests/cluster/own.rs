@@ -91,7 +91,8 @@ fn said(event: &Value) -> Option<String> {
 
 /// Waits until a process leads.
 pub async fn leads(kimup: &KimupProcess, within: Duration) {
-    eventually(within, "it leads", async || kimup.metric("kimup_leader", &[]).await.unwrap_or(0.0) == 1.0).await;
+    eventually(within, "it leads", async || kimup.metric("kimup_leader", &[]).await.is_ok_and(|leads| leads > 0.0))
+        .await;
 }
 
 /// Waits until the API server calls the webhook: a Pod of this Image's repository is changed.
