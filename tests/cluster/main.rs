@@ -8,6 +8,7 @@ mod admission;
 mod configuration;
 mod killed;
 mod own;
+mod replicas;
 mod smoke;
 mod split;
 mod support;
