@@ -251,6 +251,10 @@ async fn follow<K>(
     }
 }
 
+/// Longest pause before a failed watch is tried again. After an outage two such pauses follow one another: the first try
+/// may find that the version it knows is too old, and that is a failure too.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
 /// Short pauses: after an API server's return everything is watched again within seconds (the default waits 30 s).
 struct Pause(Duration);
 
@@ -264,7 +268,7 @@ impl Iterator for Pause {
     type Item = Duration;
     fn next(&mut self) -> Option<Duration> {
         let pause = self.0;
-        self.0 = (pause * 2).min(Duration::from_secs(5));
+        self.0 = (pause * 2).min(LONGEST_PAUSE);
         Some(pause.mul_f64(0.75 + fastrand::f64() / 2.0))
     }
 }

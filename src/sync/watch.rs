@@ -42,6 +42,10 @@ impl Watches {
     }
 }
 
+/// Longest pause before a failed watch is tried again. After an outage two such pauses follow one another: the first try
+/// may find that the version it knows is too old, and that is a failure too.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
 /// Short pauses: after an API server's return everything is watched again within seconds (the default waits 30 s).
 struct Pause(Duration);
 
@@ -55,7 +59,7 @@ impl Iterator for Pause {
     type Item = Duration;
     fn next(&mut self) -> Option<Duration> {
         let pause = self.0;
-        self.0 = (pause * 2).min(Duration::from_secs(5));
+        self.0 = (pause * 2).min(LONGEST_PAUSE);
         Some(pause.mul_f64(0.75 + fastrand::f64() / 2.0))
     }
 }
@@ -234,8 +238,10 @@ where
                     saw(&sync, object);
                 }
                 Ok(Some(Event::InitDone)) => {
-                    if sole {
-                        sync.world.retain(kind, &seen);
+                    // Deleted while nobody watched: the same is due as when the deletion is seen.
+                    let missing = if sole { sync.world.retain(kind, &seen) } else { Vec::new() };
+                    for (namespace, name) in missing {
+                        gone(&sync, &namespace, &name);
                     }
                     seen.clear();
                     listed.send_replace(true);
