@@ -1,0 +1,464 @@
+//! Fills the snapshot from watches. One task owns the working copy; a failed watch keeps what is known, and a new list
+//! replaces it only when it is complete.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use futures::StreamExt;
+use futures::stream::{BoxStream, SelectAll};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Namespace;
+use kube::ResourceExt;
+use kube::api::{Api, PartialObjectMeta};
+use kube::core::DeserializeGuard;
+use kube::runtime::WatchStreamExt;
+use kube::runtime::utils::Backoff;
+use kube::runtime::watcher::{self, Event};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::api::Image;
+use crate::api::annotations::Map;
+use crate::telemetry::Metrics;
+
+use super::snapshot::{Seen, Snapshot};
+
+/// How often a Namespace is read that a Role lets us `get` but not watch.
+const NAMESPACE_POLL: Duration = Duration::from_secs(30);
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Changes taken in before the next snapshot is published, if that many are waiting.
+const BATCH: usize = 256;
+
+/// Which namespaces are watched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// The whole cluster.
+    All,
+    /// These namespaces, with Roles alone.
+    Namespaces(Vec<String>),
+}
+
+/// The current snapshot, and how good it is.
+pub struct Index {
+    snapshot: ArcSwap<Snapshot>,
+    updated: ArcSwap<Instant>,
+    ready: watch::Sender<bool>,
+    annotated: watch::Sender<Arc<[String]>>,
+    metrics: Metrics,
+}
+
+impl Index {
+    /// An index that holds `snapshot` and follows nothing: for tests and for work without a cluster.
+    pub fn fixed(snapshot: Snapshot) -> Arc<Self> {
+        let index = Self::empty(Metrics::new());
+        index.publish(snapshot);
+        index.ready.send_replace(true);
+        Arc::new(index)
+    }
+
+    fn empty(metrics: Metrics) -> Self {
+        Self {
+            snapshot: ArcSwap::default(),
+            updated: ArcSwap::from_pointee(Instant::now()),
+            ready: watch::Sender::new(false),
+            annotated: watch::Sender::new(Arc::default()),
+            metrics,
+        }
+    }
+
+    /// The snapshot. Cheap; hold it for one request only.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshot.load_full()
+    }
+
+    /// Whether Namespaces and Images have been listed once. It stays so: a failed watch keeps what is known.
+    pub fn is_ready(&self) -> bool {
+        *self.ready.borrow()
+    }
+
+    /// Tells when [`Self::is_ready`] becomes true.
+    pub fn ready(&self) -> watch::Receiver<bool> {
+        self.ready.subscribe()
+    }
+
+    /// Time since the last change was taken in; grows also while nothing changes in the cluster.
+    pub fn age(&self) -> Duration {
+        self.updated.load().elapsed()
+    }
+
+    /// The namespaces opted in by an annotation alone ([`Snapshot::annotated`]), told only when the list changes.
+    pub fn annotated(&self) -> watch::Receiver<Arc<[String]>> {
+        self.annotated.subscribe()
+    }
+
+    fn publish(&self, snapshot: Snapshot) {
+        self.metrics.set_images(snapshot.images());
+        let annotated = snapshot.annotated();
+        self.snapshot.store(Arc::new(snapshot));
+        self.updated.store(Arc::new(Instant::now()));
+        self.annotated.send_if_modified(|known| {
+            let changed = **known != *annotated;
+            if changed {
+                *known = annotated.into();
+            }
+            changed
+        });
+    }
+}
+
+/// Starts the watches. They need `list` and `watch` on Images and, for [`Scope::All`], on Namespaces; else `get` on each
+/// Namespace. The task ends after `shutdown`, never by itself.
+pub fn start(
+    client: &kube::Client,
+    scope: &Scope,
+    metrics: Metrics,
+    shutdown: CancellationToken,
+) -> (Arc<Index>, JoinHandle<()>) {
+    let index = Arc::new(Index::empty(metrics));
+    let changes = streams(client, scope);
+    let collector = Collector::new(scope);
+    let task = tokio::spawn(run(Arc::clone(&index), changes, collector, shutdown));
+    (index, task)
+}
+
+async fn run(
+    index: Arc<Index>,
+    changes: SelectAll<BoxStream<'static, Change>>,
+    mut collector: Collector,
+    shutdown: CancellationToken,
+) {
+    let mut batches = changes.ready_chunks(BATCH);
+    loop {
+        let batch = tokio::select! {
+            batch = batches.next() => batch,
+            () = shutdown.cancelled() => return,
+        };
+        let Some(batch) = batch else {
+            return shutdown.cancelled().await; // no watch at all: an empty list of namespaces
+        };
+        let mut dirty = false;
+        for change in batch {
+            dirty |= collector.take(change, Timestamp::now());
+        }
+        if dirty {
+            index.publish(collector.snapshot.clone());
+        }
+        if collector.is_complete() && !index.is_ready() {
+            index.ready.send_replace(true);
+            tracing::info!(
+                images = collector.snapshot.images(),
+                "Namespaces and Images are listed"
+            );
+        }
+    }
+}
+
+/// One watch: of Namespaces, or of Images (all of them, or those of a namespace).
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Source {
+    Namespaces,
+    Namespace(String),
+    Images(Option<String>),
+}
+
+impl std::fmt::Display for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Namespaces => write!(f, "Namespaces"),
+            Self::Namespace(name) => write!(f, "Namespace {name}"),
+            Self::Images(None) => write!(f, "Images"),
+            Self::Images(Some(namespace)) => write!(f, "Images of namespace {namespace}"),
+        }
+    }
+}
+
+/// What a watch says.
+enum Change {
+    /// From the watch of all Namespaces.
+    Namespace(Event<PartialObjectMeta<Namespace>>),
+    /// A Namespace read by name; none if there is no such Namespace.
+    Polled(String, Option<Box<Namespace>>),
+    /// From a watch of Images, with its namespace unless it is of all.
+    Image(Option<String>, Event<DeserializeGuard<Image>>),
+    Failed(Source, String),
+}
+
+fn streams(client: &kube::Client, scope: &Scope) -> SelectAll<BoxStream<'static, Change>> {
+    let mut all = SelectAll::new();
+    match scope {
+        Scope::All => {
+            let api: Api<PartialObjectMeta<Namespace>> = Api::all(client.clone());
+            let namespaces = watcher::watcher(api, watcher::Config::default())
+                .backoff(Pause::default())
+                .map(|event| {
+                    event.map_or_else(
+                        |error| Change::Failed(Source::Namespaces, error.to_string()),
+                        Change::Namespace,
+                    )
+                });
+            all.push(namespaces.boxed());
+            all.push(images(Api::all(client.clone()), None));
+        }
+        Scope::Namespaces(names) => {
+            for name in names {
+                all.push(poll(Api::all(client.clone()), name.clone()));
+                all.push(images(
+                    Api::namespaced(client.clone(), name),
+                    Some(name.clone()),
+                ));
+            }
+        }
+    }
+    all
+}
+
+fn images(
+    api: Api<DeserializeGuard<Image>>,
+    namespace: Option<String>,
+) -> BoxStream<'static, Change> {
+    watcher::watcher(api, watcher::Config::default())
+        .backoff(Pause::default())
+        .map(move |event| match event {
+            Ok(event) => Change::Image(namespace.clone(), event),
+            Err(error) => Change::Failed(Source::Images(namespace.clone()), error.to_string()),
+        })
+        .boxed()
+}
+
+fn poll(api: Api<Namespace>, name: String) -> BoxStream<'static, Change> {
+    let state = (api, name, Duration::ZERO, Pause::default());
+    futures::stream::unfold(state, |(api, name, wait, mut pause)| async move {
+        tokio::time::sleep(wait).await;
+        let answer = tokio::time::timeout(CALL_TIMEOUT, api.get_opt(&name)).await;
+        let (change, wait) = match answer {
+            Ok(Ok(found)) => (
+                Change::Polled(name.clone(), found.map(Box::new)),
+                NAMESPACE_POLL,
+            ),
+            failed => {
+                let cause = match failed {
+                    Ok(Err(error)) => error.to_string(),
+                    _ => "no answer in time".to_owned(),
+                };
+                let wait = pause.next().unwrap_or(NAMESPACE_POLL);
+                (Change::Failed(Source::Namespace(name.clone()), cause), wait)
+            }
+        };
+        Some((change, (api, name, wait, pause)))
+    })
+    .boxed()
+}
+
+/// Waits between the attempts of a failing watch: at most 5 seconds, so that a restarted API server is followed again
+/// soon (kube's default waits up to 30).
+struct Pause {
+    next: Duration,
+    last: Option<Instant>,
+}
+
+impl Default for Pause {
+    fn default() -> Self {
+        Self {
+            next: Self::FIRST,
+            last: None,
+        }
+    }
+}
+
+impl Pause {
+    const FIRST: Duration = Duration::from_millis(200);
+    const LONGEST: Duration = Duration::from_secs(5);
+    /// So long without an error and the waits begin short again.
+    const CALM: Duration = Duration::from_secs(30);
+}
+
+impl Iterator for Pause {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let now = Instant::now();
+        if self.last.is_some_and(|last| now - last > Self::CALM) {
+            self.next = Self::FIRST;
+        }
+        self.last = Some(now);
+        let pause = self.next;
+        self.next = (pause * 2).min(Self::LONGEST);
+        Some(pause.mul_f64(0.75 + fastrand::f64() / 4.0))
+    }
+}
+
+impl Backoff for Pause {
+    /// Nothing: a watcher says that it begins a list before each attempt, which is no success.
+    fn reset(&mut self) {}
+}
+
+/// Turns what the watches say into snapshots. Pure but for log lines.
+struct Collector {
+    snapshot: Snapshot,
+    namespaces: Option<Vec<PartialObjectMeta<Namespace>>>,
+    images: HashMap<Option<String>, Vec<(String, String, Seen)>>,
+    /// Not listed completely yet.
+    missing: Vec<Source>,
+    failing: Vec<Source>,
+    /// Images that cannot be read, each said once.
+    broken: HashMap<(String, String), String>,
+}
+
+impl Collector {
+    fn new(scope: &Scope) -> Self {
+        let missing = match scope {
+            Scope::All => vec![Source::Namespaces, Source::Images(None)],
+            Scope::Namespaces(names) => names
+                .iter()
+                .flat_map(|n| {
+                    [
+                        Source::Namespace(n.clone()),
+                        Source::Images(Some(n.clone())),
+                    ]
+                })
+                .collect(),
+        };
+        Self {
+            snapshot: Snapshot::default(),
+            namespaces: None,
+            images: HashMap::new(),
+            missing,
+            failing: Vec::new(),
+            broken: HashMap::new(),
+        }
+    }
+
+    fn is_complete(&self) -> bool {
+        self.missing.is_empty()
+    }
+
+    /// Takes in a change. Returns whether the snapshot is another one now.
+    fn take(&mut self, change: Change, now: Timestamp) -> bool {
+        match change {
+            Change::Namespace(event) => self.namespace(event),
+            Change::Polled(name, found) => {
+                self.works(&Source::Namespace(name.clone()));
+                match found {
+                    Some(found) => self.put_namespace(&name, found.labels(), found.annotations()),
+                    None => self.snapshot.remove_namespace(&name),
+                }
+                true
+            }
+            Change::Image(scope, event) => self.image(scope, event, now),
+            Change::Failed(source, error) => {
+                if !self.failing.contains(&source) {
+                    tracing::warn!(
+                        "cannot watch {source}: {error}; what is known stays, trying again"
+                    );
+                    self.failing.push(source);
+                }
+                false
+            }
+        }
+    }
+
+    fn namespace(&mut self, event: Event<PartialObjectMeta<Namespace>>) -> bool {
+        match event {
+            Event::Init => {
+                self.namespaces = Some(Vec::new());
+                return false;
+            }
+            Event::InitApply(object) => {
+                self.namespaces.get_or_insert_default().push(object);
+                return false;
+            }
+            Event::InitDone => {
+                let list = self.namespaces.take().unwrap_or_default();
+                let names: Vec<String> = list.iter().map(ResourceExt::name_any).collect();
+                self.snapshot.retain_namespaces(&names);
+                for object in list {
+                    self.put_namespace(&object.name_any(), object.labels(), object.annotations());
+                }
+            }
+            Event::Apply(object) => {
+                self.put_namespace(&object.name_any(), object.labels(), object.annotations());
+            }
+            Event::Delete(object) => self.snapshot.remove_namespace(&object.name_any()),
+        }
+        self.works(&Source::Namespaces);
+        true
+    }
+
+    fn image(
+        &mut self,
+        scope: Option<String>,
+        event: Event<DeserializeGuard<Image>>,
+        now: Timestamp,
+    ) -> bool {
+        match event {
+            Event::Init => {
+                self.images.insert(scope, Vec::new());
+                return false;
+            }
+            Event::InitApply(guard) => {
+                let seen = self.see(guard, now);
+                self.images.entry(scope).or_default().push(seen);
+                return false;
+            }
+            Event::InitDone => {
+                let list = self.images.remove(&scope).unwrap_or_default();
+                self.broken.retain(|(namespace, name), _| {
+                    scope.as_ref().is_some_and(|s| s != namespace)
+                        || list.iter().any(|(ns, n, _)| ns == namespace && n == name)
+                });
+                self.snapshot.replace_images(scope.as_deref(), list);
+            }
+            Event::Apply(guard) => {
+                let (namespace, name, seen) = self.see(guard, now);
+                self.snapshot.put_image(&namespace, &name, seen);
+            }
+            Event::Delete(guard) => {
+                let (namespace, name) = (guard.namespace().unwrap_or_default(), guard.name_any());
+                self.snapshot.remove_image(&namespace, &name);
+                self.broken.remove(&(namespace, name));
+            }
+        }
+        self.works(&Source::Images(scope));
+        true
+    }
+
+    fn see(&mut self, guard: DeserializeGuard<Image>, now: Timestamp) -> (String, String, Seen) {
+        let (namespace, name, seen) = Seen::of(guard, now);
+        let key = (namespace.clone(), name.clone());
+        match &seen {
+            Seen::Read(_) => {
+                self.broken.remove(&key);
+            }
+            Seen::Broken { error, .. } => {
+                if self.broken.insert(key, error.clone()).as_ref() != Some(error) {
+                    tracing::warn!(
+                        "Image {namespace}/{name} cannot be read: {error}; it is left out, or kept as it was last read. \
+                         Correct it, or delete it and apply it again"
+                    );
+                }
+            }
+        }
+        (namespace, name, seen)
+    }
+
+    fn put_namespace(&mut self, name: &str, labels: &Map, annotations: &Map) {
+        for error in self.snapshot.put_namespace(name, labels, annotations) {
+            tracing::warn!("Namespace {name}: {error}; it counts as absent");
+        }
+    }
+
+    fn works(&mut self, source: &Source) {
+        self.missing.retain(|missing| missing != source);
+        if self.failing.contains(source) {
+            self.failing.retain(|failing| failing != source);
+            tracing::info!("watching {source} again");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
