@@ -60,6 +60,12 @@ impl Index {
         Arc::new(index)
     }
 
+    /// An index that knows nothing and never will.
+    #[cfg(test)]
+    pub(crate) fn unfilled() -> Arc<Self> {
+        Arc::new(Self::empty(Metrics::new()))
+    }
+
     fn empty(metrics: Metrics) -> Self {
         Self {
             snapshot: ArcSwap::default(),
@@ -183,7 +189,7 @@ enum Change {
     /// A Namespace read by name; none if there is no such Namespace.
     Polled(String, Option<Box<Namespace>>),
     /// From a watch of Images, with its namespace unless it is of all.
-    Image(Option<String>, Event<DeserializeGuard<Image>>),
+    Image(Option<String>, Box<Event<DeserializeGuard<Image>>>),
     Failed(Source, String),
 }
 
@@ -223,7 +229,7 @@ fn images(
     watcher::watcher(api, watcher::Config::default())
         .backoff(Pause::default())
         .map(move |event| match event {
-            Ok(event) => Change::Image(namespace.clone(), event),
+            Ok(event) => Change::Image(namespace.clone(), Box::new(event)),
             Err(error) => Change::Failed(Source::Images(namespace.clone()), error.to_string()),
         })
         .boxed()
@@ -348,7 +354,7 @@ impl Collector {
                 }
                 true
             }
-            Change::Image(scope, event) => self.image(scope, event, now),
+            Change::Image(scope, event) => self.image(scope, *event, now),
             Change::Failed(source, error) => {
                 if !self.failing.contains(&source) {
                     tracing::warn!(

@@ -323,7 +323,9 @@ fn of_two_images_for_a_repository_the_older_counts() {
         let (a, b) = (named("a", first), named("b", second));
         for order in [[&a, &b], [&b, &a]] {
             let mut known = snapshot(&[]);
-            order.iter().for_each(|image| put(&mut known, image));
+            for image in order {
+                put(&mut known, image);
+            }
             assert_eq!(known.images(), 2);
             assert_eq!(
                 ask(&known, BARE, "ghcr.io/org/app:1.0.0"),

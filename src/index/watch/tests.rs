@@ -32,7 +32,7 @@ fn take(
     event: Event<DeserializeGuard<Image>>,
 ) -> bool {
     collector.take(
-        Change::Image(scope.map(str::to_owned), event),
+        Change::Image(scope.map(str::to_owned), Box::new(event)),
         Timestamp::UNIX_EPOCH,
     )
 }
@@ -246,8 +246,8 @@ async fn the_index_is_ready_after_both_lists_and_stays_so() {
     };
     let on = json!({"kimup.cloudavenue.io/enabled": "true"});
     let mut annotated = index.annotated();
-    assert!(!send(Change::Image(None, Event::Init)).await);
-    assert!(!send(Change::Image(None, Event::InitDone)).await);
+    assert!(!send(Change::Image(None, Box::new(Event::Init))).await);
+    assert!(!send(Change::Image(None, Box::new(Event::InitDone))).await);
     assert!(!send(Change::Namespace(Event::Init)).await);
     assert!(
         !send(Change::Namespace(Event::InitApply(namespace(
@@ -261,7 +261,13 @@ async fn the_index_is_ready_after_both_lists_and_stays_so() {
     assert!(annotated.has_changed().unwrap());
     assert_eq!(**annotated.borrow_and_update(), ["a"]);
     assert!(send(Change::Failed(Source::Namespaces, "gone".to_owned())).await);
-    assert!(send(Change::Image(None, Event::Apply(good("a", "x", "1")))).await);
+    assert!(
+        send(Change::Image(
+            None,
+            Box::new(Event::Apply(good("a", "x", "1")))
+        ))
+        .await
+    );
     assert!(!annotated.has_changed().unwrap(), "the list is the same");
     assert_eq!(index.snapshot().images(), 1);
     assert!(index.age() < Duration::from_secs(1));
