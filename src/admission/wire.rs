@@ -183,4 +183,20 @@ mod tests {
             false,
         );
     }
+
+    #[test]
+    fn the_controller_is_the_owner_that_says_so() {
+        fn check(owners: &str, expected: Option<&str>) {
+            let json = format!(r#"{{"metadata": {{"ownerReferences": {owners}}}}}"#);
+            let object: Object = serde_json::from_str(&json).unwrap();
+            assert_eq!(object.metadata.controller(), expected, "{owners}");
+        }
+        check("null", None);
+        check("[]", None);
+        check(r#"[{"uid": "a"}, {"uid": "b", "controller": false}]"#, None);
+        check(
+            r#"[{"uid": "a"}, {"uid": "b", "controller": true}]"#,
+            Some("b"),
+        );
+    }
 }

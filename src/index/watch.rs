@@ -185,7 +185,7 @@ impl std::fmt::Display for Source {
 /// What a watch says.
 enum Change {
     /// From the watch of all Namespaces.
-    Namespace(Event<PartialObjectMeta<Namespace>>),
+    Namespace(Box<Event<PartialObjectMeta<Namespace>>>),
     /// A Namespace read by name; none if there is no such Namespace.
     Polled(String, Option<Box<Namespace>>),
     /// From a watch of Images, with its namespace unless it is of all.
@@ -203,7 +203,7 @@ fn streams(client: &kube::Client, scope: &Scope) -> SelectAll<BoxStream<'static,
                 .map(|event| {
                     event.map_or_else(
                         |error| Change::Failed(Source::Namespaces, error.to_string()),
-                        Change::Namespace,
+                        |event| Change::Namespace(Box::new(event)),
                     )
                 });
             all.push(namespaces.boxed());
@@ -345,7 +345,7 @@ impl Collector {
     /// Takes in a change. Returns whether the snapshot is another one now.
     fn take(&mut self, change: Change, now: Timestamp) -> bool {
         match change {
-            Change::Namespace(event) => self.namespace(event),
+            Change::Namespace(event) => self.namespace(*event),
             Change::Polled(name, found) => {
                 self.works(&Source::Namespace(name.clone()));
                 match found {

@@ -188,7 +188,7 @@ fn namespaces_say_who_is_opted_in() {
     let off = json!({"kimup.cloudavenue.io/enabled": "false"});
     let none = json!({});
     let mut event = |event| {
-        collector.take(Change::Namespace(event), Timestamp::UNIX_EPOCH);
+        collector.take(Change::Namespace(Box::new(event)), Timestamp::UNIX_EPOCH);
         (collector.snapshot.annotated(), collector.is_complete())
     };
     event(Event::Init);
@@ -216,7 +216,8 @@ fn a_namespace_that_goes_leaves_its_images_to_their_own_watch() {
     let mut collector = Collector::new(&Scope::All);
     let none = json!({});
     list(&mut collector, None, &[good("a", "x", "1")]);
-    let mut event = |event| collector.take(Change::Namespace(event), Timestamp::UNIX_EPOCH);
+    let mut event =
+        |event| collector.take(Change::Namespace(Box::new(event)), Timestamp::UNIX_EPOCH);
     event(Event::Apply(namespace("a", &none, &none)));
     event(Event::Delete(namespace("a", &none, &none)));
     assert_eq!(known(&collector), ["a/x=1"]);
@@ -248,16 +249,10 @@ async fn the_index_is_ready_after_both_lists_and_stays_so() {
     let mut annotated = index.annotated();
     assert!(!send(Change::Image(None, Box::new(Event::Init))).await);
     assert!(!send(Change::Image(None, Box::new(Event::InitDone))).await);
-    assert!(!send(Change::Namespace(Event::Init)).await);
-    assert!(
-        !send(Change::Namespace(Event::InitApply(namespace(
-            "a",
-            &json!({}),
-            &on
-        ))))
-        .await
-    );
-    assert!(send(Change::Namespace(Event::InitDone)).await);
+    assert!(!send(Change::Namespace(Box::new(Event::Init))).await);
+    let opted_in = Event::InitApply(namespace("a", &json!({}), &on));
+    assert!(!send(Change::Namespace(Box::new(opted_in))).await);
+    assert!(send(Change::Namespace(Box::new(Event::InitDone))).await);
     assert!(annotated.has_changed().unwrap());
     assert_eq!(**annotated.borrow_and_update(), ["a"]);
     assert!(send(Change::Failed(Source::Namespaces, "gone".to_owned())).await);
