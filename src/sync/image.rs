@@ -203,9 +203,8 @@ impl Sync {
             Verdict::Tag { tag, rule, why, missing } => Ok(Outcome::Tag { tag, rule, why, missing }),
             Verdict::Empty => Err(failure("NoTags", format!("{} lists no tags", spec.repository))),
             Verdict::None { why } => {
-                let cause =
-                    format!("none of the {} tags of {} can be chosen: {why}", listing.tags.len(), spec.repository);
-                Err(failure("NoMatchingTag", cause))
+                let why = why.trim_start_matches("no tag: ");
+                Err(failure("NoMatchingTag", format!("no tag of {} can be chosen: {why}", spec.repository)))
             }
         }
     }

@@ -37,7 +37,8 @@ impl Sync {
         }
         if let Some(rollout) = settled {
             let from = rollout.from.as_deref().unwrap_or("no tag");
-            let note = format!("{}: {from} -> {}, {} workloads run it", image.spec.image, rollout.tag, rollout.updated);
+            let run = if rollout.updated == 1 { "workload runs" } else { "workloads run" };
+            let note = format!("{}: {from} -> {}, {} {run} it", image.spec.image, rollout.tag, rollout.updated);
             self.events.say(&on, Reason::RolloutSettled, &note).await;
             self.metrics.rollout(RolloutOutcome::Settled);
             let (to, rule, rollout) = (&rollout.tag, &rollout.rule, &rollout.id);

@@ -6,5 +6,8 @@
 
 mod admission;
 mod configuration;
+mod examples;
+mod results;
 mod smoke;
 mod support;
+mod triggers;
