@@ -288,7 +288,7 @@ impl Sync {
         };
         let missed = last.checked_add(last.duration_until(next) * STALE_INTERVALS);
         if missed.is_ok_and(|missed| missed < subject.now) {
-            status::mark_stale(status, subject, &last.strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
+            status::mark_stale(status, subject, &status::rfc3339(last));
         }
     }
 
