@@ -74,9 +74,13 @@ impl Sync {
             }
             Some(_) if !self.leadership.is_leader() => return,
             Some(Cached::Broken(metadata, error)) => {
-                if let Err(write) = write::broken(&self.client, &self.world, key, &metadata, &error).await {
-                    tracing::warn!(image = %key, error = %write, "cannot record that the Image is broken");
-                    self.queue.add(Key::Image(key.clone()), Instant::now() + RETRY_FIRST);
+                match write::broken(&self.client, &self.world, key, &metadata, &error).await {
+                    Ok(None) => {}
+                    Ok(Some(message)) => self.report_broken(&metadata, &message).await,
+                    Err(write) => {
+                        tracing::warn!(image = %key, error = %write, "cannot record that the Image is broken");
+                        self.queue.add(Key::Image(key.clone()), Instant::now() + RETRY_FIRST);
+                    }
                 }
                 return;
             }
