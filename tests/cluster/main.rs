@@ -6,6 +6,7 @@
 
 mod admission;
 mod configuration;
+mod crd;
 mod examples;
 mod results;
 mod smoke;

@@ -158,11 +158,11 @@ async fn each_failure_has_its_result_and_says_what_to_do() {
         ),
         (
             "bad-image",
-            json!({"spec": {"image": "registry.example/UPPER"}}),
+            json!({"spec": {"image": "registry.example/a//b"}}),
             SyncResult::GetImageError,
             "ImageInvalid",
             true,
-            vec!["registry.example/UPPER", "lower case", "fix spec.image"],
+            vec!["registry.example/a//b", "fix spec.image"],
         ),
         (
             "bad-trigger",
