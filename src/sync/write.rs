@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
 use kube::Resource;
 use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams};
 use serde_json::{Value, json};
@@ -47,8 +47,18 @@ pub(super) async fn status(
     let api: Api<Image> = Api::namespaced(sync.client.clone(), &key.namespace);
     let patch = Patch::Apply(body(&image.metadata, &json!(status)));
     let params = PatchParams::apply(FIELD_MANAGER).force();
-    let written = call(api.patch_status(&key.name, &params, &patch)).await?;
+    let mut written = call(api.patch_status(&key.name, &params, &patch)).await?;
     sync.metrics.kubernetes_write("Image");
+    let foreign = |c: &Condition| !status.conditions.iter().any(|ours| ours.type_ == c.type_);
+    if written.status.iter().flat_map(|s| &s.conditions).any(foreign) {
+        // An apply takes away only what an apply wrote, so not the conditions of `broken`.
+        let patch = json!({
+            "metadata": {"resourceVersion": written.metadata.resource_version},
+            "status": {"conditions": status.conditions},
+        });
+        written = call(api.patch_status(&key.name, &PatchParams::default(), &Patch::Merge(patch))).await?;
+        sync.metrics.kubernetes_write("Image");
+    }
     let written = Arc::new(written);
     sync.world.put_image(key, Cached::Read(written.clone()));
     Ok(written)

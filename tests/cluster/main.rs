@@ -8,6 +8,8 @@ mod admission;
 mod configuration;
 mod crd;
 mod examples;
+mod hostile;
+mod private;
 mod results;
 mod smoke;
 mod support;
