@@ -37,7 +37,10 @@ impl Sync {
         }
         if let Some(rollout) = settled {
             let from = rollout.from.as_deref().unwrap_or("no tag");
-            let note = format!("{}: {from} -> {}, {} workloads run it", image.spec.image, rollout.tag, rollout.updated);
+            let note = format!(
+                "{}: {from} -> {}, {}/{} workloads run it",
+                image.spec.image, rollout.tag, rollout.updated, rollout.total
+            );
             self.events.say(&on, Reason::RolloutSettled, &note).await;
             self.metrics.rollout(RolloutOutcome::Settled);
             let (to, rule, rollout) = (&rollout.tag, &rollout.rule, &rollout.id);
