@@ -25,6 +25,7 @@ pub async fn tell(kimup: PathBuf, keep: bool) -> Result<()> {
         "kimup keeps workloads on the newest image tag that a rule allows. This is its main job, on a real control"
     );
     println!("plane with simulated nodes and a real registry. What follows a $ is really run, its output below it.");
+    println!("Starting them ...");
     let mut stage = Stage::set(&kimup).await?;
     let mut table = Table::default();
     cluster(&mut stage, began).await?;
@@ -169,6 +170,8 @@ async fn outage(stage: &mut Stage, table: &mut Table) -> Result<()> {
         Err(error) => Err(error),
     })
     .await?;
+    let one_less = "kubectl wait deployment web -n shop --for=jsonpath='{.status.availableReplicas}'=2 --timeout=60s";
+    shell.quietly(one_less).await?;
     shell.say("No Pod rather than one with the wrong tag (failure-policy: ignore would admit it with the manifest's):");
     shell.run(&format!("{denied} | head -n 1 | fold -s -w 110"), Show::All).await?;
     shell.run("kubectl get deployment web -n shop", Show::All).await?;
@@ -232,12 +235,13 @@ async fn settled(stage: &Stage, tag: &str) -> Result<()> {
     .await
 }
 
-/// Name, UID and image of each Pod, sorted.
+/// Name, UID and containers of each Pod that is not ending, sorted.
 async fn pods(stage: &Stage) -> Result<Vec<String>> {
     let list = json(stage, PODS_JSON).await?;
     let of =
         |pod: &Value| format!("{} {} {}", pod["metadata"]["name"], pod["metadata"]["uid"], pod["spec"]["containers"]);
-    let mut pods: Vec<String> = list["items"].as_array().into_iter().flatten().map(of).collect();
+    let stays = |pod: &&Value| pod["metadata"]["deletionTimestamp"].is_null();
+    let mut pods: Vec<String> = list["items"].as_array().into_iter().flatten().filter(stays).map(of).collect();
     pods.sort();
     Ok(pods)
 }
