@@ -89,8 +89,12 @@ impl Stage {
     }
 
     /// Leaves everything running, and prints how to look around.
-    pub fn keep(self) -> Result<()> {
+    pub async fn keep(self) -> Result<()> {
         let shell = self.shell;
+        println!("\nSync leads again when the Lease of the kimup that was killed has run out; waiting ...");
+        let leads =
+            "kubectl wait lease kimup-url -n kimup-system --for=jsonpath='{.spec.leaseTransitions}'=1 --timeout=60s";
+        shell.quietly(leads).await?;
         if let Some(process) = self.kimup.process {
             process.leave_running();
         }
@@ -102,7 +106,7 @@ impl Stage {
             println!("{}", export.typed);
         }
         println!();
-        println!("kubectl get kimg,deployments,pods -n shop");
+        println!("kubectl get kimg,deployments,pods -n demo");
         println!("crane ls $REGISTRY/shop/web");
         println!("less $DEMO/kimup.log");
         println!();

@@ -13,10 +13,10 @@ use super::table::Table;
 
 /// For what takes a second or two.
 const DEADLINE: Duration = Duration::from_secs(60);
-const PODS_JSON: &str = "kubectl get pods -n shop -o json";
-const EVENTS_JSON: &str = "kubectl get events.v1.events.k8s.io -n shop -o json";
+const PODS_JSON: &str = "kubectl get pods -n demo -o json";
+const EVENTS_JSON: &str = "kubectl get events.v1.events.k8s.io -n demo -o json";
 const PODS: &str =
-    "kubectl get pods -n shop -o custom-columns=POD:.metadata.name,IMAGE:.spec.containers[*].image,PHASE:.status.phase";
+    "kubectl get pods -n demo -o custom-columns=POD:.metadata.name,IMAGE:.spec.containers[*].image,PHASE:.status.phase";
 
 /// Tells it all; `keep` leaves everything running at the end.
 pub async fn tell(kimup: PathBuf, keep: bool) -> Result<()> {
@@ -41,7 +41,7 @@ pub async fn tell(kimup: PathBuf, keep: bool) -> Result<()> {
     print!("{}", table.render(&format!("{}/", stage.registry)));
     stage.shell.say("Times are UTC. From the Events, the Image's condition, and the annotation kimup.cloudavenue.io/applied of the Pods.");
     if keep {
-        return stage.keep();
+        return stage.keep().await;
     }
     let seconds = began.elapsed().as_secs();
     println!("\nDone in {seconds} s. All of it is stopped and removed; `make demo KEEP=1` leaves it running.");
@@ -84,20 +84,20 @@ async fn opt_in(stage: &Stage, table: &mut Table) -> Result<()> {
     let shell = &stage.shell;
     shell.title("3. A Deployment with the old tag, opted in by one annotation");
     table.scene();
-    shell.run("kubectl create namespace shop", Show::All).await?;
+    shell.run("kubectl create namespace demo", Show::All).await?;
     let login = format!("--docker-server=$REGISTRY --docker-username={} --docker-password={}", USER.0, USER.1);
-    shell.run(&format!("kubectl create secret docker-registry regcred -n shop \\\n    {login}"), Show::All).await?;
+    shell.run(&format!("kubectl create secret docker-registry regcred -n demo \\\n    {login}"), Show::All).await?;
     shell.say("Which repository, which rules:");
-    shell.run(&format!("kubectl apply -n shop -f - <<EOF\n{IMAGE}\nEOF"), Show::All).await?;
+    shell.run(&format!("kubectl apply -n demo -f - <<EOF\n{IMAGE}\nEOF"), Show::All).await?;
     table.you("applied Image web", "rules patch and minor");
     wait_asked(stage).await?;
     shell.say("The annotation stands on the Pod template:");
-    shell.run(&format!("kubectl apply -n shop -f - <<EOF\n{DEPLOYMENT}\nEOF"), Show::All).await?;
+    shell.run(&format!("kubectl apply -n demo -f - <<EOF\n{DEPLOYMENT}\nEOF"), Show::All).await?;
     table.you("applied Deployment web", "with 1.0.0, opted in");
-    shell.run("kubectl rollout status deployment/web -n shop --timeout=60s", Show::Last(1)).await?;
+    shell.run("kubectl rollout status deployment/web -n demo --timeout=60s", Show::Last(1)).await?;
     shell.say("The Pods start on the newest tag, and the manifest keeps its text:");
     pods_run(stage, "1.1.0").await?;
-    let text = "kubectl get deployment web -n shop -o jsonpath='{.spec.template.spec.containers[0].image}{\"\\n\"}'";
+    let text = "kubectl get deployment web -n demo -o jsonpath='{.spec.template.spec.containers[0].image}{\"\\n\"}'";
     let text = shell.run(text, Show::All).await?;
     ensure!(text.trim_end().ends_with(":1.0.0"), "the manifest should still say 1.0.0");
     settled(stage, "1.1.0").await?;
@@ -113,18 +113,18 @@ async fn newer_tag(stage: &Stage, table: &mut Table) -> Result<()> {
     table.you("pushed 1.2.0", "");
     let pushed = Instant::now();
     shell.say("The interval is 5m; this asks at once:");
-    shell.run("kubectl annotate image web -n shop kimup.cloudavenue.io/action=refresh", Show::All).await?;
-    shell.run("kubectl wait image web -n shop --for=jsonpath='{.status.tag}'=1.2.0 --timeout=60s", Show::All).await?;
+    shell.run("kubectl annotate image web -n demo kimup.cloudavenue.io/action=refresh", Show::All).await?;
+    shell.run("kubectl wait image web -n demo --for=jsonpath='{.status.tag}'=1.2.0 --timeout=60s", Show::All).await?;
     let seconds = pushed.elapsed().as_secs_f64();
     shell.say(&format!("{seconds:.1} s after the push all Pods are new and ready (simulated nodes pull nothing):"));
     pods_run(stage, "1.2.0").await?;
     table.pods(&json(stage, PODS_JSON).await?);
-    shell.run("kubectl get kimg -n shop", Show::All).await?;
-    shell.run("kubectl rollout history deployment/web -n shop", Show::All).await?;
+    shell.run("kubectl get kimg -n demo", Show::All).await?;
+    shell.run("kubectl rollout history deployment/web -n demo", Show::All).await?;
     shell
-        .run("kubectl get events -n shop --field-selector reportingComponent=kimup.cloudavenue.io/kimup", Show::All)
+        .run("kubectl get events -n demo --field-selector reportingComponent=kimup.cloudavenue.io/kimup", Show::All)
         .await?;
-    let describe = "kubectl describe image web -n shop | sed -n '/^  Conditions:/,/^  Observed Gen/p'";
+    let describe = "kubectl describe image web -n demo | sed -n '/^  Conditions:/,/^  Observed Gen/p'";
     shell.run(describe, Show::First(15)).await?;
     Ok(())
 }
@@ -139,13 +139,13 @@ async fn empty_registry(stage: &Stage, table: &mut Table) -> Result<()> {
     table.you("deleted every tag", "");
     shell.say("Three syncs:");
     let sync = "for n in 1 2 3; do
-  kubectl annotate image web -n shop --overwrite kimup.cloudavenue.io/requestedAt=$n
-  kubectl wait image web -n shop --for=jsonpath='{.status.lastHandledRequest}'=$n --timeout=20s
+  kubectl annotate image web -n demo --overwrite kimup.cloudavenue.io/requestedAt=$n
+  kubectl wait image web -n demo --for=jsonpath='{.status.lastHandledRequest}'=$n --timeout=20s
 done";
     shell.run(sync, Show::All).await?;
-    shell.run("kubectl get kimg -n shop", Show::All).await?;
+    shell.run("kubectl get kimg -n demo", Show::All).await?;
     let ready = "{.status.conditions[?(@.type==\"Ready\")].message}{\"\\n\"}";
-    let why = shell.run(&format!("kubectl get image web -n shop -o jsonpath='{ready}'"), Show::All).await?;
+    let why = shell.run(&format!("kubectl get image web -n demo -o jsonpath='{ready}'"), Show::All).await?;
     shell.say("The same three Pods, the same image:");
     pods_run(stage, "1.2.0").await?;
     ensure!(pods(stage).await? == before, "a Pod was replaced though no newer tag was there");
@@ -160,23 +160,23 @@ async fn outage(stage: &mut Stage, table: &mut Table) -> Result<()> {
     stage.kimup_is_gone().await?;
     table.you("killed kimup", "");
     let shell = &stage.shell;
-    let first = "$(kubectl get pods -n shop -l app=web -o name | head -n 1)";
-    shell.run(&format!("kubectl delete {first} -n shop"), Show::All).await?;
+    let first = "$(kubectl get pods -n demo -l app=web -o name | head -n 1)";
+    shell.run(&format!("kubectl delete {first} -n demo"), Show::All).await?;
     table.you("deleted a Pod of web", "");
-    let denied = "kubectl get events -n shop --field-selector reason=FailedCreate -o custom-columns=MESSAGE:.message --no-headers";
+    let denied = "kubectl get events -n demo --field-selector reason=FailedCreate -o custom-columns=MESSAGE:.message --no-headers";
     try_eventually(DEADLINE, "the replacement is denied", async || match shell.quietly(denied).await {
         Ok(output) if output.contains("kimup") => Ok(()),
         Ok(output) => bail!("the Events are: {output}"),
         Err(error) => Err(error),
     })
     .await?;
-    let one_less = "kubectl wait deployment web -n shop --for=jsonpath='{.status.availableReplicas}'=2 --timeout=60s";
+    let one_less = "kubectl wait deployment web -n demo --for=jsonpath='{.status.availableReplicas}'=2 --timeout=60s";
     shell.quietly(one_less).await?;
     shell.say("No Pod rather than one with the wrong tag (failure-policy: ignore would admit it with the manifest's):");
     shell.run(&format!("{denied} | head -n 1 | fold -s -w 110"), Show::All).await?;
-    shell.run("kubectl get deployment web -n shop", Show::All).await?;
+    shell.run("kubectl get deployment web -n demo", Show::All).await?;
     shell.say("Who is not opted in does not notice:");
-    shell.run("kubectl run bystander -n shop --image=$REGISTRY/shop/web:1.0.0", Show::All).await?;
+    shell.run("kubectl run bystander -n demo --image=$REGISTRY/shop/web:1.0.0", Show::All).await?;
     table.denial(&json(stage, EVENTS_JSON).await?);
     table.pods(&json(stage, PODS_JSON).await?);
     Ok(())
@@ -189,7 +189,7 @@ async fn back(stage: &mut Stage, table: &mut Table) -> Result<()> {
     let started = Instant::now();
     stage.start_kimup().await?;
     let shell = &stage.shell;
-    let available = "kubectl wait deployment web -n shop --for=jsonpath='{.status.availableReplicas}'=3 --timeout=80s";
+    let available = "kubectl wait deployment web -n demo --for=jsonpath='{.status.availableReplicas}'=3 --timeout=80s";
     shell.run(available, Show::All).await?;
     let seconds = started.elapsed().as_secs_f64();
     shell.say(&format!("{seconds:.1} s later the third Pod is there, with the tag of its siblings:"));
@@ -215,7 +215,7 @@ async fn pods_run(stage: &Stage, tag: &str) -> Result<()> {
 /// Waits until the API server asks kimup, which it does a moment after the webhook configuration is written: a Pod that
 /// is tried but not created tells.
 async fn wait_asked(stage: &Stage) -> Result<()> {
-    let pod = "kubectl run probe -n shop --image=$REGISTRY/shop/web:1.0.0 --annotations=kimup.cloudavenue.io/enabled=true \
+    let pod = "kubectl run probe -n demo --image=$REGISTRY/shop/web:1.0.0 --annotations=kimup.cloudavenue.io/enabled=true \
         --dry-run=server -o jsonpath='{.spec.containers[0].image}'";
     try_eventually(DEADLINE, "the API server asks kimup about opted-in Pods", async || {
         let image = stage.shell.quietly(pod).await?;
@@ -228,7 +228,7 @@ async fn wait_asked(stage: &Stage) -> Result<()> {
 /// Waits until the first rollout has settled, if there is one.
 async fn settled(stage: &Stage, tag: &str) -> Result<()> {
     try_eventually(DEADLINE, &format!("Image web settles on {tag}"), async || {
-        let status = json(stage, "kubectl get image web -n shop -o json").await?["status"].take();
+        let status = json(stage, "kubectl get image web -n demo -o json").await?["status"].take();
         ensure!(status["tag"] == *tag && status["rollout"].is_null(), "its status is {status}");
         anyhow::Ok(())
     })
