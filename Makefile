@@ -25,8 +25,9 @@ lint: ## check format and lints
 	cargo clippy --workspace --all-targets $(CARGOFLAGS) -- -D warnings
 
 # One build of both packages: `cargo run` would build the dependencies once more for the demo's package alone.
-demo: tools ## show the main job on a real cluster; KEEP=1 leaves it running
-	cargo build --workspace --bins $(CARGOFLAGS)
+demo: ## show the main job on a real cluster; KEEP=1 leaves it running
+	@tools/build >/dev/null
+	@cargo build --workspace --bins $(CARGOFLAGS)
 	@$(target)/debug/kimup-demo --kimup $(target)/debug/kimup $(if $(KEEP),--keep)
 
 release: ## build the release binary
