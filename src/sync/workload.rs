@@ -88,7 +88,12 @@ impl Sync {
         } else if plan.changes.is_empty() {
             self.pending().remove(key);
         } else if self.gathered(&workload, &targets) {
-            failure = self.roll(&workload, &targets, &plan).await;
+            if tags(&self.targets(&workload)) == tags(&targets) {
+                failure = self.roll(&workload, &targets, &plan).await;
+            } else {
+                // The tag that was waited for has come since this plan was made.
+                self.queue.add_now(Key::Workload(key.clone()));
+            }
         }
         self.note(key, &targets, &plan, failure.as_deref());
     }
@@ -164,7 +169,7 @@ impl Sync {
             let Some(memo) = memos.get_mut(&key) else {
                 continue;
             };
-            if memo.synced.is_none_or(|(began, _)| began < since + GATHER) {
+            if memo.synced.is_none_or(|began| began < since + GATHER) {
                 all = false;
                 memo.forced = true;
                 drop(memos);
