@@ -353,6 +353,9 @@ impl Sync {
             let view = views.get(&workload.key).filter(|v| v.uid == workload.uid);
             let state =
                 view.and_then(|v| v.uses.get(&key.name)).filter(|(tag, _)| tag == wanted).map(|(_, state)| state);
+            if !matches!(state, Some(State::Done | State::Moving | State::Held(_))) {
+                progress.undecided.push(workload.key.to_string());
+            }
             match state {
                 Some(State::Done) => progress.done += 1,
                 Some(State::Held(held)) => progress.held.extend(held.iter().cloned()),
