@@ -408,7 +408,8 @@ fn held(key: &WorkloadKey, hold: &Hold) -> api::Held {
     }
 }
 
-fn reference(workload: &Workload) -> ObjectReference {
+/// The reference that Events on a workload carry.
+pub(super) fn reference(workload: &Workload) -> ObjectReference {
     ObjectReference {
         api_version: Some("apps/v1".to_owned()),
         kind: Some(workload.key.kind.as_str().to_owned()),
