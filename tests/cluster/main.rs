@@ -6,5 +6,9 @@
 
 mod admission;
 mod configuration;
+mod failing;
+mod optin;
+mod registries;
+mod rollouts;
 mod smoke;
 mod support;
