@@ -1,11 +1,14 @@
 //! Scenario f: Pods that cannot be answered, because nothing is known or because kimup is down.
 
-use kimup_testbed::{Answer, Cluster, KimupProcess};
+use kimup_testbed::{Answer, Cluster, KimupProcess, eventually};
 use serde_json::{Value, json};
 
 use crate::support::{
-    Bed, DEPLOYED, ENABLED, FAILURE_POLICY, Registries, Shop, configured, image_of, options, pod, with_annotations,
+    Bed, DEADLINE, DEPLOYED, ENABLED, FAILURE_POLICY, Registries, Shop, configured, image_of, options, pod,
+    with_annotations,
 };
+
+type Pairs = &'static [(&'static str, &'static str)];
 
 const IN: (&str, &str) = (ENABLED, "true");
 const FAIL: (&str, &str) = (FAILURE_POLICY, "fail");
@@ -86,7 +89,7 @@ async fn while_kimup_is_down_the_failure_policy_decides() {
         shop.settles("img", "1.1.0").await;
     }
     let text = format!("{image}:1.0.0");
-    let cases: [(&Shop, &[(&str, &str)], bool); 8] = [
+    let cases: [(&Shop, Pairs, bool); 8] = [
         (&plain, &[], true),
         (&plain, &[IN], false),
         (&plain, &[IN, IGNORE], true),
@@ -106,8 +109,9 @@ async fn while_kimup_is_down_the_failure_policy_decides() {
         }
     }
     let kimup = kimup.start_again().await.unwrap();
-    configured(&cluster).await;
-    let created = opted_in.create_pod(&pod("again", &text)).await.unwrap();
+    // It listens at another port now, and says so once the Lease of the killed one has expired.
+    let again = async || opted_in.create_pod(&pod("again", &text)).await;
+    let created = eventually(DEADLINE, "Pods are admitted again", again).await;
     assert_eq!(image_of(&created, "app"), format!("{image}:1.1.0"));
     drop(kimup);
 }

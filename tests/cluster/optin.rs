@@ -118,9 +118,10 @@ async fn only_what_an_image_covers_is_changed() {
     let newest = ["app", "untagged", "latest", "newest", "init", "sidecar"];
     for container in wanted["spec"].as_object().unwrap().values().flat_map(|list| list.as_array().unwrap()) {
         let name = container["name"].as_str().unwrap();
-        let expected = match newest.contains(&name) {
-            true => format!("{image}:1.1.0"),
-            false => container["image"].as_str().unwrap().to_owned(),
+        let expected = if newest.contains(&name) {
+            format!("{image}:1.1.0")
+        } else {
+            container["image"].as_str().unwrap().to_owned()
         };
         assert_eq!(image_of(&created, name), expected, "{name}");
     }
@@ -182,8 +183,8 @@ fn rich(name: &str, text: &str, annotations: &Value) -> Pod {
             "ephemeralContainers": [],
             "volumes": [{"name": "tmp", "emptyDir": {"sizeLimit": "1Mi"}}],
             "schedulingGates": [{"name": "example.org/wait"}],
-            "topologySpreadConstraints": [{"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway", "matchLabelKeys": ["app"], "labelSelector": {"matchLabels": {"app": "rich"}}}],
-            "hostUsers": false, "setHostnameAsFQDN": true, "os": {"name": "linux"}, "terminationGracePeriodSeconds": 0,
+            "topologySpreadConstraints": [{"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway", "matchLabelKeys": ["a/b"], "labelSelector": {"matchLabels": {"app": "rich"}}}],
+            "hostUsers": false, "setHostnameAsFQDN": true, "os": {"name": "linux"}, "terminationGracePeriodSeconds": 5,
         },
     }))
     .unwrap()
@@ -203,10 +204,6 @@ async fn everything_else_of_a_pod_survives() {
     let mut changed = create(json!({"note": "x", ENABLED: "true"})).await;
     assert_eq!(changed["spec"]["containers"][0]["image"], format!("{image}:1.1.0"));
     changed["spec"]["containers"][0]["image"] = json!(text);
-    assert_eq!(
-        changed["spec"]["volumes"].as_array().map(|v| v.len()),
-        kept["spec"]["volumes"].as_array().map(|v| v.len())
-    );
     let token = |pod: &mut Value| {
         // The name of the token's volume is random.
         let pod_text = pod["spec"].to_string();

@@ -52,8 +52,13 @@ async fn a_registry_that_fails_changes_nothing() {
         ("emptied", page("[]"), SyncResult::TagsError, "lists no tags"),
         ("null", page("null"), SyncResult::TagsError, "lists no tags"),
         ("500", Answer::new(500, "broken"), SyncResult::RegistryError, "500"),
-        ("404", Answer::new(404, r#"{"errors": [{"code": "NAME_UNKNOWN"}]}"#), SyncResult::RegistryError, ""),
-        ("garbage", Answer::new(200, "<html>"), SyncResult::RegistryError, ""),
+        (
+            "404",
+            Answer::new(404, r#"{"errors": [{"code": "NAME_UNKNOWN"}]}"#),
+            SyncResult::TagsError,
+            "knows no repository",
+        ),
+        ("garbage", Answer::new(200, "<html>"), SyncResult::TagsError, ""),
         ("only others", page(r#"["latest", "x"]"#), SyncResult::Success, "no longer lists it"),
         ("only older", page(r#"["1.0.0"]"#), SyncResult::Success, "no longer lists it"),
     ];

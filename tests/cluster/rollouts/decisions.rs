@@ -95,7 +95,8 @@ async fn an_undone_rollout_stays_undone_until_a_newer_tag() {
 async fn an_older_text_stays_and_a_newer_one_is_taken() {
     let stage = Stage::new("d-text").await;
     let set = async |tag: &str| {
-        stage.kubectl(&["set", "image", "deployment/web", &format!("app={}:{tag}", stage.image)]).await
+        let image = format!("app={}:{tag}", stage.image);
+        stage.kubectl(&["set", "image", "deployment/web", &image]).await;
     };
     set("1.1.0").await;
     stage.is_held("1.1.0", "1.3.0", "its manifest names an older tag", "HeldByManifest").await;

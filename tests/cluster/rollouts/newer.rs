@@ -113,8 +113,7 @@ async fn two_images_that_move_at_once_share_one_rollout() {
     shop.pods_run("web", 2, &format!("{}:1.0.0", images[0])).await;
     for round in 1..=5 {
         let tag = format!("1.{round}.0");
-        let (app, side) = tokio::join!(registry.push("c-two-app", &tag), registry.push("c-two-side", &tag));
-        (app.unwrap(), side.unwrap());
+        tokio::try_join!(registry.push("c-two-app", &tag), registry.push("c-two-side", &tag)).unwrap();
         // Both are asked to look, or, as when one's interval passes first, only one of them.
         match round % 3 {
             0 => _ = shop.sync("side").await,
