@@ -89,15 +89,18 @@ async fn replica_sets(
     workload: &Workload,
 ) -> Result<(Vec<Revision>, BTreeSet<String>), FactsError> {
     let sets: Vec<ReplicaSet> = list(client, workload, "ReplicaSets").await?;
+    let own: Vec<_> = sets.iter().filter(|s| controller(&s.metadata) == Some(&workload.uid)).collect();
+    let number = |set: &ReplicaSet| set.metadata.annotations.as_ref()?.get(REVISION)?.parse::<u64>().ok();
+    // Not what the Deployment's own annotation says: after an undo the controller changes it last.
+    let newest = own.iter().filter_map(|set| number(set)).max();
     let mut owners = BTreeSet::new();
     let mut revisions = Vec::new();
-    for set in sets.iter().filter(|s| controller(&s.metadata) == Some(&workload.uid)) {
+    for set in own {
         owners.extend(set.metadata.uid.clone());
-        let number = set.metadata.annotations.as_ref().and_then(|a| a.get(REVISION));
         let template = set.spec.template.as_ref().and_then(|t| t.metadata.as_ref());
         revisions.push(Revision {
             hash: label(&set.metadata, TEMPLATE_HASH),
-            current: number.is_some() && number == workload.revision.as_ref(),
+            current: newest.is_some() && number(set) == newest,
             stamps: template.and_then(|m| m.annotations.as_ref()).map(stamps).unwrap_or_default(),
         });
     }

@@ -72,6 +72,8 @@ pub struct Change {
 pub enum Blocked {
     /// Its revisions and Pods must be read first.
     NeedsFacts,
+    /// Its controller has not seen its newest template yet.
+    Unobserved,
     /// Its Pods are being created and get the tag at admission.
     AwaitsPods,
 }
@@ -201,6 +203,10 @@ impl Case<'_> {
         if wanted == self.container.text {
             return ContainerPlan::Keep;
         }
+        if !self.workload.observed {
+            // The revision counted as current may be the one before: an undo would be taken for what it undid.
+            return ContainerPlan::Blocked(Blocked::Unobserved);
+        }
         let Some(facts) = facts else {
             return ContainerPlan::Blocked(Blocked::NeedsFacts);
         };
@@ -276,3 +282,6 @@ impl Case<'_> {
 fn tag_of(reference: &str) -> String {
     Reference::parse(reference).ok().and_then(|r| r.tag().map(str::to_owned)).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod unobserved;

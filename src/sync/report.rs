@@ -6,6 +6,7 @@ use kube::Resource;
 
 use crate::api::{self, Image, ImageStatus, SyncResult};
 use crate::notify::{Audit, Reason};
+use crate::policy::{Reference, Repository};
 use crate::telemetry::RolloutOutcome;
 
 use super::engine::{Key, Sync};
@@ -41,6 +42,7 @@ impl Sync {
             let run = if rollout.updated == 1 { "workload runs" } else { "workloads run" };
             let note = format!("{}: {from} -> {}, {} {run} it", image.spec.image, rollout.tag, rollout.updated);
             self.events.say(&on, Reason::RolloutSettled, &note).await;
+            self.settled_on_workloads(key, image, &rollout).await;
             self.metrics.rollout(RolloutOutcome::Settled);
             let (to, rule, rollout) = (&rollout.tag, &rollout.rule, &rollout.id);
             Audit { image: &name, workload: "", what: "settle", from, to, rule, rollout }.log();
@@ -50,10 +52,30 @@ impl Sync {
             let (why, note) = (&hold.why, format!("{} stays at {}: {}", hold.workload, hold.tag, hold.why));
             let reason = if why.contains("manifest") { Reason::HeldByManifest } else { Reason::Held };
             self.events.say(&on, reason, &note).await;
+            let workloads = self.world.workloads(Some(&key.namespace));
+            if let Some(workload) = workloads.iter().find(|w| w.key.to_string() == hold.workload) {
+                let note = format!("container {} stays at {}: {why} ({name})", hold.container, hold.tag);
+                self.events.say(&super::workload::reference(workload), reason, &note).await;
+            }
             let (from, to) = (&hold.left, &hold.tag);
             Audit { image: &name, workload: &hold.workload, what: "hold", from, to, rule: "", rollout: "" }.log();
         }
         self.report_failure(key, &on, old, new).await;
+    }
+
+    /// Says on each workload that was stamped for a rollout that it has ended well.
+    async fn settled_on_workloads(&self, key: &ImageKey, image: &Image, rollout: &api::RolloutStatus) {
+        let Ok(repository) = Repository::parse(&image.spec.image) else {
+            return;
+        };
+        for workload in self.world.users(&key.namespace, &repository) {
+            let stamps = workload.containers.iter().filter_map(|c| workload.stamp(&c.name));
+            let stamped = stamps.filter_map(|stamp| Reference::parse(&stamp.reference).ok());
+            if stamped.into_iter().any(|r| *r.repository() == repository && r.tag() == Some(&rollout.tag)) {
+                let note = format!("rollout {}: its Pods run {repository}:{} (Image {key})", rollout.id, rollout.tag);
+                self.events.say(&super::workload::reference(&workload), Reason::RolloutSettled, &note).await;
+            }
+        }
     }
 
     async fn report_failure(&self, key: &ImageKey, on: &ObjectReference, old: &ImageStatus, new: &ImageStatus) {

@@ -1,5 +1,7 @@
 //! From what a sync found to the status that tells it. Pure.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
@@ -150,6 +152,9 @@ pub struct Progress {
     pub done: u32,
     /// Those that keep another tag (`since` is filled in here).
     pub held: Vec<Held>,
+    /// Those not planned or not written yet for the tag: what held them is kept, because a plan needs to know what was
+    /// left.
+    pub undecided: Vec<String>,
     /// A workload that could not be rolled, and why.
     pub failed: Option<(String, String)>,
 }
@@ -157,24 +162,16 @@ pub struct Progress {
 impl Progress {
     /// Nothing is left to do.
     pub fn is_complete(&self) -> bool {
-        self.failed.is_none() && self.done as usize + self.held_workloads() >= self.total as usize
+        self.failed.is_none() && self.done as usize + held_workloads(&self.held) >= self.total as usize
     }
+}
 
-    fn held_workloads(&self) -> usize {
-        let mut names: Vec<&str> = self.held.iter().map(|h| h.workload.as_str()).collect();
-        names.sort_unstable();
-        names.dedup();
-        names.len()
-    }
+fn held_workloads(held: &[Held]) -> usize {
+    held.iter().map(|h| h.workload.as_str()).collect::<BTreeSet<_>>().len()
 }
 
 /// Records how far the workloads are. Holds that are new come back, to be said once.
 pub fn after_progress(status: &mut ImageStatus, subject: &Subject<'_>, progress: &Progress) -> Vec<Held> {
-    let held_count = progress.held_workloads();
-    status.workloads = (progress.total > 0).then(|| match held_count {
-        0 => format!("{}/{}", progress.done, progress.total),
-        held => format!("{}/{}, {held} held", progress.done, progress.total),
-    });
     let mut fresh = Vec::new();
     let known = std::mem::take(&mut status.held);
     for hold in &progress.held {
@@ -188,6 +185,11 @@ pub fn after_progress(status: &mut ImageStatus, subject: &Subject<'_>, progress:
         }
         status.held.push(hold);
     }
+    status.held.extend(known.into_iter().filter(|hold| progress.undecided.contains(&hold.workload)));
+    status.workloads = (progress.total > 0).then(|| match held_workloads(&status.held) {
+        0 => format!("{}/{}", progress.done, progress.total),
+        held => format!("{}/{}, {held} held", progress.done, progress.total),
+    });
     if let Some(rollout) = &mut status.rollout {
         (rollout.total, rollout.updated) = (progress.total, progress.done);
     }
@@ -291,3 +293,6 @@ impl Conditions<'_> {
         self.list.retain(|c| c.type_ != kind);
     }
 }
+
+#[cfg(test)]
+mod held;

@@ -88,7 +88,12 @@ impl Sync {
         } else if plan.changes.is_empty() {
             self.pending().remove(key);
         } else if self.gathered(&workload, &targets) {
-            failure = self.roll(&workload, &targets, &plan).await;
+            if tags(&self.targets(&workload)) == tags(&targets) {
+                failure = self.roll(&workload, &targets, &plan).await;
+            } else {
+                // The tag that was waited for has come since this plan was made.
+                self.queue.add_now(Key::Workload(key.clone()));
+            }
         }
         self.note(key, &targets, &plan, failure.as_deref());
     }
@@ -164,7 +169,7 @@ impl Sync {
             let Some(memo) = memos.get_mut(&key) else {
                 continue;
             };
-            if memo.synced.is_none_or(|(began, _)| began < since + GATHER) {
+            if memo.synced.is_none_or(|began| began < since + GATHER) {
                 all = false;
                 memo.forced = true;
                 drop(memos);
@@ -348,6 +353,9 @@ impl Sync {
             let view = views.get(&workload.key).filter(|v| v.uid == workload.uid);
             let state =
                 view.and_then(|v| v.uses.get(&key.name)).filter(|(tag, _)| tag == wanted).map(|(_, state)| state);
+            if !matches!(state, Some(State::Done | State::Moving | State::Held(_))) {
+                progress.undecided.push(workload.key.to_string());
+            }
             match state {
                 Some(State::Done) => progress.done += 1,
                 Some(State::Held(held)) => progress.held.extend(held.iter().cloned()),
@@ -400,7 +408,8 @@ fn held(key: &WorkloadKey, hold: &Hold) -> api::Held {
     }
 }
 
-fn reference(workload: &Workload) -> ObjectReference {
+/// The reference that Events on a workload carry.
+pub(super) fn reference(workload: &Workload) -> ObjectReference {
     ObjectReference {
         api_version: Some("apps/v1".to_owned()),
         kind: Some(workload.key.kind.as_str().to_owned()),
