@@ -30,6 +30,9 @@ use crate::telemetry::Metrics;
 use super::args::{Common, EndpointArgs, LoopArgs, RunArgs, ServerArgs, SyncArgs, WebhookArgs};
 use super::cluster::{self, Names};
 
+/// Longest time from the signal to the end, below the 30 seconds that the kubelet gives: an API server that hangs would
+/// take longer.
+const STOP_DEADLINE: Duration = Duration::from_secs(24);
 /// How long the webhook goes on serving after it turned unready: endpoints take a moment to follow.
 const UNREADY_DELAY: Duration = Duration::from_secs(5);
 /// Pause between two tries to get the CA.
@@ -99,11 +102,7 @@ pub async fn run(common: Common, roles: Roles) -> anyhow::Result<()> {
     let probes = tokio::spawn(serve_probes(listener, readiness.clone(), metrics.clone(), probes_stop.clone()));
     let identity = common.identity.clone().unwrap_or_else(host_name);
     let process = Process { common, client, namespace, identity, names, metrics, readiness };
-    let done = tokio::select! {
-        done = process.run(roles, &stop) => done,
-        // A signal before everything has started: there is nothing to take down.
-        () = stop.cancelled() => Ok(()),
-    };
+    let done = process.run(roles, &stop).await;
     probes_stop.cancel();
     let _ = probes.await;
     done
@@ -112,38 +111,53 @@ pub async fn run(common: Common, roles: Roles) -> anyhow::Result<()> {
 impl Process {
     async fn run(&self, roles: Roles, stop: &CancellationToken) -> anyhow::Result<()> {
         tracing::info!(version = env!("CARGO_PKG_VERSION"), namespace = self.namespace, "kimup starts");
-        let stages = Stages::default();
+        let (stages, mut parts) = (Stages::default(), Parts::default());
         let scope = scope(&self.common.watch_namespace);
         let (index, _) = index::start(&self.client, &scope, self.metrics.clone(), stages.caches.clone());
+        let started = stop.run_until_cancelled(self.start(&roles, &index, &stages, &mut parts)).await;
+        if let Some(Ok(())) = started {
+            self.serve(&index, stop).await;
+        }
+        tracing::info!("stopping");
+        self.readiness.register("running").set(false, "stopping");
+        if tokio::time::timeout(STOP_DEADLINE, self.take_down(parts, stages, &roles)).await.is_err() {
+            tracing::warn!("not everything stopped in time; the Lease expires by itself");
+        }
+        started.unwrap_or(Ok(()))
+    }
+
+    async fn start(&self, roles: &Roles, index: &Arc<Index>, stages: &Stages, parts: &mut Parts) -> anyhow::Result<()> {
         let ca = self.ca(&roles.endpoint).await;
         let mut asker: Option<Arc<dyn Ask>> = None;
-        let mut parts = Parts::default();
         if let Some(args) = &roles.sync {
-            let sync = self.start_sync(args, &roles, &index, ca.as_ref(), &stages, &mut parts)?;
+            let sync = self.start_sync(args, roles, index, ca.as_ref(), stages, parts)?;
             asker = Some(sync);
         } else if let Some(path) = &roles.socket {
             asker = Some(Arc::new(OverSocket { path: path.clone() }));
         }
         if let (Some(args), Some(asker)) = (&roles.server, asker) {
-            self.start_webhook(args, &roles, &index, ca, asker, &stages, &mut parts).await?;
+            self.start_webhook(args, roles, index, ca, asker, stages, parts).await?;
         }
-        self.wait(&index, parts, stages, stop, &roles).await;
         Ok(())
     }
 
-    /// Serves until the signal, then stops in order: sync, the configuration and the Lease, the webhook, the caches.
-    async fn wait(&self, index: &Index, parts: Parts, stages: Stages, stop: &CancellationToken, roles: &Roles) {
+    /// Until the signal.
+    async fn serve(&self, index: &Index, stop: &CancellationToken) {
         let filled = self.readiness.register("images");
         filled.set(false, "Images and Namespaces are not listed yet");
         let mut ready = index.ready();
-        tokio::select! {
-            _ = ready.wait_for(|ready| *ready) => filled.set(true, ""),
-            () = stop.cancelled() => {}
+        if stop.run_until_cancelled(ready.wait_for(|ready| *ready)).await.is_some() {
+            filled.set(true, "");
         }
         stop.cancelled().await;
-        tracing::info!("stopping");
-        self.readiness.register("running").set(false, "stopping");
+    }
+
+    /// Stops what has started, in order: sync, the configuration and the Lease, the webhook, the caches.
+    async fn take_down(&self, parts: Parts, stages: Stages, roles: &Roles) {
         stages.sync.cancel();
+        if roles.endpoint.webhook_url.is_none() {
+            stages.server.cancel(); // other replicas serve on
+        }
         finish(parts.sync).await;
         if let Some(leadership) = parts.leadership.filter(|_| roles.endpoint.webhook_url.is_some())
             && leadership.is_leader()
@@ -193,6 +207,7 @@ impl Process {
             plain_http: args.plain_http_registry.clone(),
             limits: args.limits(),
             extra_ca_pem: None,
+            metrics: self.metrics.clone(),
         };
         let registry = registry::Client::new(config).context("cannot make the registry client")?;
         let identity = leader::unique_identity(&self.identity);

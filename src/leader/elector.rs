@@ -185,13 +185,18 @@ impl Elector {
         }
     }
 
-    /// Until the next try: never past the moment at which a leader has to give up.
+    /// Until the next try: never past the moment at which a leader has to give up, or at which the Lease of another runs
+    /// out.
     fn pause(&self) -> Duration {
         let period = self.config.retry_period;
-        match self.give_up {
-            Some(give_up) => period.min(give_up.saturating_duration_since(Instant::now())),
-            None => period.mul_f64(1.0 + 1.2 * fastrand::f64()),
+        let now = Instant::now();
+        if let Some(give_up) = self.give_up {
+            return period.min(give_up.saturating_duration_since(now));
         }
+        let pause = period.mul_f64(1.0 + 1.2 * fastrand::f64());
+        let left = self.observed.as_ref().map(|o| (o.since + o.record.duration).saturating_duration_since(now));
+        // One that has run out already could not be taken: that is tried at the usual pace.
+        left.filter(|left| !left.is_zero()).map_or(pause, |left| pause.min(left))
     }
 
     fn holds_by_record(&self) -> bool {

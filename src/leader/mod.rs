@@ -21,8 +21,8 @@ use crate::telemetry::Metrics;
 /// Who stands for election, for which Lease, and how fast.
 ///
 /// `retry_period` < `renew_deadline` < `lease_duration` must hold, each with room; the defaults are those of
-/// Kubernetes' own components. A leader that dies is followed after `lease_duration` plus at most 2.2 `retry_period`s
-/// (about 20 s), one that stops after at most 2.2 `retry_period`s (about 5 s).
+/// Kubernetes' own components. A leader that dies is followed after at most `lease_duration` plus 2.2 `retry_period`s
+/// (19.4 s: the last renewal may be seen that late), one that stops after at most 2.2 `retry_period`s (about 5 s).
 #[derive(Debug, Clone)]
 pub struct LeaderConfig {
     /// Namespace of the Lease.

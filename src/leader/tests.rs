@@ -249,6 +249,21 @@ async fn a_dead_leader_is_followed_within_20_seconds_and_a_stopped_one_at_once()
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_dead_leader_is_followed_within_20_seconds_whenever_it_dies() {
+    for _ in 0..100 {
+        let cluster = Cluster::default();
+        let first = cluster.stand("first");
+        first.leads().await;
+        let second = cluster.stand("second");
+        sleep(Duration::from_millis(20_000 + fastrand::u64(0..2_000))).await;
+        first.task.abort();
+        let took = second.leads().await;
+        assert!(took < 20, "{took}");
+        second.task.abort();
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn losing_the_api_server_ends_leadership_and_not_the_task() {
     let cluster = Cluster::default();
     let only = cluster.stand("only");

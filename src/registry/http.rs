@@ -155,6 +155,10 @@ impl<'a> Session<'a> {
             Err(RegistryError::Timeout { host: host.to_owned(), after })
         });
         let status = answer.as_ref().map_or(0, |answer| answer.status.as_u16());
+        self.transport.metrics.registry_request(host);
+        if matches!(status, 0 | 429 | 500..) {
+            self.transport.metrics.registry_error(host);
+        }
         tracing::debug!(
             host,
             path = request.url.path(),

@@ -43,6 +43,7 @@ pub use self::{
     keyring::{Credentials, Keyring, PullSecret},
 };
 use crate::policy;
+use crate::telemetry::Metrics;
 
 /// How the client behaves for every registry.
 #[derive(Clone, Debug, Default)]
@@ -53,6 +54,8 @@ pub struct Config {
     pub limits: Limits,
     /// Certificates in PEM that are trusted besides the system's.
     pub extra_ca_pem: Option<Vec<u8>>,
+    /// Where requests are counted.
+    pub metrics: Metrics,
 }
 
 /// What a registry may cost at most.

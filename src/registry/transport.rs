@@ -11,6 +11,7 @@ use super::{
     limiter::Limiter,
     origin,
 };
+use crate::telemetry::Metrics;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -23,6 +24,7 @@ pub(super) struct Transport {
     pub(super) limiter: Limiter,
     pub(super) limits: Limits,
     pub(super) tuning: Tuning,
+    pub(super) metrics: Metrics,
 }
 
 /// What only tests change.
@@ -57,6 +59,7 @@ impl Transport {
             limiter: Limiter::new(config.limits.rate),
             limits: config.limits,
             tuning,
+            metrics: config.metrics,
         })
     }
 

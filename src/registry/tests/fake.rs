@@ -102,7 +102,7 @@ impl Fake {
     }
 
     pub(super) fn client(&self, limits: Limits) -> Client {
-        client(Config { plain_http: vec![self.addr.to_string()], limits, extra_ca_pem: None })
+        client(Config { plain_http: vec![self.addr.to_string()], limits, ..Config::default() })
     }
 
     /// Credentials for this registry, each `user:password`, in this order.

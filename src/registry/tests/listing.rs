@@ -42,6 +42,28 @@ async fn asks_for_the_tags() {
 }
 
 #[tokio::test]
+async fn requests_are_counted() {
+    let check = async |first: u16, requests: usize, errors: usize| {
+        let script = move |seen: &super::fake::Seen| if seen.nth == 0 { status(first) } else { tags(&["1"]) };
+        let registry = Fake::new(script).await;
+        let metrics = crate::telemetry::Metrics::new();
+        let plain_http = vec![registry.addr.to_string()];
+        let config =
+            super::super::Config { plain_http, limits: limits(), metrics: metrics.clone(), ..Default::default() };
+        let _ = client(config).list_tags(&registry.request(Keyring::default())).await;
+        let text = metrics.encode();
+        for (metric, count) in [("requests", requests), ("errors", errors)] {
+            let line = format!("kimup_registry_{metric}_total{{host=\"{}\"}} {count}\n", registry.addr);
+            assert_eq!(text.contains(&line), count > 0, "{first}: {line}{text}");
+        }
+    };
+    check(200, 1, 0).await;
+    check(404, 1, 0).await; // an answer that tells something
+    check(429, 2, 1).await;
+    check(503, 2, 1).await;
+}
+
+#[tokio::test]
 async fn bodies() {
     let check = async |body: &'static str, expected: &[&str]| {
         let (result, requests) = outcome(move |_| answer(200, &[], body)).await;
@@ -271,7 +293,7 @@ async fn unreachable_hosts() {
         listener.local_addr().unwrap()
     };
     let check = async |host: String, expected: fn(&RegistryError) -> bool| {
-        let config = super::super::Config { plain_http: vec![host.clone()], limits: limits(), extra_ca_pem: None };
+        let config = super::super::Config { plain_http: vec![host.clone()], limits: limits(), ..Default::default() };
         let repository = Repository::parse(&format!("{host}/team/app")).unwrap();
         let request =
             super::super::ListRequest { repository, keyring: Keyring::default(), insecure_skip_tls_verify: false };

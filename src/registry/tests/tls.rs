@@ -55,7 +55,7 @@ fn request(host: &str, skip_verify: bool, users: &[&str]) -> ListRequest {
 }
 
 fn with_ca(pem: Option<Vec<u8>>) -> super::super::Client {
-    client(Config { plain_http: Vec::new(), limits: limits(), extra_ca_pem: pem })
+    client(Config { limits: limits(), extra_ca_pem: pem, ..Config::default() })
 }
 
 fn is_tls(error: &RegistryError) -> bool {
@@ -121,7 +121,12 @@ async fn credentials_do_not_follow_redirects_to_other_hosts() {
         })
         .await;
         let host = registry.addr.to_string();
-        let config = Config { plain_http: vec![host.clone()], limits: limits(), extra_ca_pem: Some(pem.clone()) };
+        let config = Config {
+            plain_http: vec![host.clone()],
+            limits: limits(),
+            extra_ca_pem: Some(pem.clone()),
+            ..Config::default()
+        };
         let result = client(config).list_tags(&request(&host, false, &["alice:a"])).await;
         assert_eq!(result.is_ok(), accepted, "{result:?}");
         if let Err(error) = result {
