@@ -66,9 +66,9 @@ impl Facts {
         pods.filter_map(|p| p.images.get(container)).map(String::as_str).collect()
     }
 
-    /// The stamps that other revisions carry for a container: what this workload ran by kimup before.
-    pub fn stamped_elsewhere(&self, container: &str) -> Vec<&Stamp> {
-        self.revisions.iter().filter(|r| !r.current).filter_map(|r| r.stamps.get(container)).collect()
+    /// The stamps that revisions carry for a container: what this workload ran by kimup.
+    pub fn stamps<'a>(&'a self, container: &'a str) -> impl Iterator<Item = &'a Stamp> {
+        self.revisions.iter().filter_map(move |revision| revision.stamps.get(container))
     }
 }
 
