@@ -13,8 +13,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::configuration::{self, CaBundle, Endpoint};
-use crate::admission::{Admission, router};
-use crate::index::question::{Answered, Ask, Deduplicated, Question};
+use crate::admission::handler;
+use crate::index::question::{Answered, Ask, Question};
 use crate::index::{self, Index};
 use crate::leader::{self, LeaderConfig, Leadership};
 use crate::net::ca::{self, CertificateAuthority};
@@ -114,7 +114,7 @@ impl Process {
         tracing::info!(version = env!("CARGO_PKG_VERSION"), namespace = self.namespace, "kimup starts");
         let stages = Stages::default();
         let scope = scope(&self.common.watch_namespace);
-        let index = index::start(&self.client, &scope, &stages.caches);
+        let (index, _) = index::start(&self.client, &scope, self.metrics.clone(), stages.caches.clone());
         let ca = self.ca(&roles.endpoint).await;
         let mut asker: Option<Arc<dyn Ask>> = None;
         let mut parts = Parts::default();
@@ -135,8 +135,9 @@ impl Process {
     async fn wait(&self, index: &Index, parts: Parts, stages: Stages, stop: &CancellationToken, roles: &Roles) {
         let filled = self.readiness.register("images");
         filled.set(false, "Images and Namespaces are not listed yet");
+        let mut ready = index.ready();
         tokio::select! {
-            () = index.ready() => filled.set(true, ""),
+            _ = ready.wait_for(|ready| *ready) => filled.set(true, ""),
             () = stop.cancelled() => {}
         }
         stop.cancelled().await;
@@ -202,10 +203,7 @@ impl Process {
         let events = Events::new(self.client.clone(), self.identity.clone(), self.metrics.clone());
         let question_timeout = roles.server.as_ref().map_or(Duration::from_secs(2), |s| s.question_timeout);
         let options = sync::Options {
-            scope: match scope(&self.common.watch_namespace) {
-                index::Scope::All => sync::Scope::All,
-                index::Scope::Namespaces(names) => sync::Scope::Namespaces(names),
-            },
+            scope: scope(&self.common.watch_namespace),
             max_rollouts: args.max_rollouts,
             max_rollouts_per_namespace: args.max_rollouts_per_namespace,
             status_heartbeat: args.status_heartbeat,
@@ -250,7 +248,7 @@ impl Process {
         let (published, _) = tokio::sync::watch::channel(false);
         tokio::spawn(async move {
             let work = async {
-                index.ready().await;
+                let _ = index.ready().wait_for(|ready| *ready).await;
                 let owner = Some(cluster::owner(&client, &namespace).await);
                 let options = configuration::Options { name, namespace, endpoint, owner, ca_bundle };
                 configuration::keep(client, options, index.annotated(), leads, published, stop.clone()).await;
@@ -281,11 +279,7 @@ impl Process {
         let served = self.readiness.register("certificate");
         let (shared, _) =
             tls::start(source, tls::system_clock(), served, self.metrics.clone(), stages.server.clone()).await?;
-        let admission = Arc::new(Admission {
-            index: index.clone(),
-            asker: Deduplicated::new(asker, args.question_timeout),
-            metrics: self.metrics.clone(),
-        });
+        let routes = handler::router(index.clone(), asker, args.question_timeout, self.metrics.clone());
         let in_cluster = roles.endpoint.webhook_url.is_none();
         let options = ServerOptions {
             shutdown_delay: if in_cluster { UNREADY_DELAY } else { Duration::ZERO },
@@ -293,7 +287,7 @@ impl Process {
             ..ServerOptions::default()
         };
         tracing::info!(address = %at, "the webhook listens");
-        let serving = serve_https(listener, shared, router(admission), options, stages.server.clone());
+        let serving = serve_https(listener, shared, routes, options, stages.server.clone());
         parts.server.push(tokio::spawn(serving.map(|drained| {
             if drained.cut > 0 {
                 tracing::warn!(connections = drained.cut, "connections were cut: they did not end in time");

@@ -74,9 +74,13 @@ impl Sync {
             }
             Some(_) if !self.leadership.is_leader() => return,
             Some(Cached::Broken(metadata, error)) => {
-                if let Err(write) = write::broken(&self.client, &self.world, key, &metadata, &error).await {
-                    tracing::warn!(image = %key, error = %write, "cannot record that the Image is broken");
-                    self.queue.add(Key::Image(key.clone()), Instant::now() + RETRY_FIRST);
+                match write::broken(&self.client, &self.world, key, &metadata, &error).await {
+                    Ok(None) => {}
+                    Ok(Some(message)) => self.report_broken(&metadata, &message).await,
+                    Err(write) => {
+                        tracing::warn!(image = %key, error = %write, "cannot record that the Image is broken");
+                        self.queue.add(Key::Image(key.clone()), Instant::now() + RETRY_FIRST);
+                    }
                 }
                 return;
             }
@@ -209,9 +213,8 @@ impl Sync {
             Verdict::Tag { tag, rule, why, missing } => Ok(Outcome::Tag { tag, rule, why, missing }),
             Verdict::Empty => Err(failure("NoTags", format!("{} lists no tags", spec.repository))),
             Verdict::None { why } => {
-                let cause =
-                    format!("none of the {} tags of {} can be chosen: {why}", listing.tags.len(), spec.repository);
-                Err(failure("NoMatchingTag", cause))
+                let why = why.trim_start_matches("no tag: ");
+                Err(failure("NoMatchingTag", format!("no tag of {} can be chosen: {why}", spec.repository)))
             }
         }
     }
@@ -299,7 +302,7 @@ impl Sync {
         };
         let missed = last.checked_add(last.duration_until(next) * STALE_INTERVALS);
         if missed.is_ok_and(|missed| missed < subject.now) {
-            status::mark_stale(status, subject, &last.strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
+            status::mark_stale(status, subject, &status::rfc3339(last));
         }
     }
 

@@ -1,6 +1,7 @@
 //! What one reconcile of an Image has to say: Events, the audit log, metrics. Each thing once, after it is written.
 
 use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 
 use crate::api::{self, Image, ImageStatus, SyncResult};
@@ -37,10 +38,8 @@ impl Sync {
         }
         if let Some(rollout) = settled {
             let from = rollout.from.as_deref().unwrap_or("no tag");
-            let note = format!(
-                "{}: {from} -> {}, {}/{} workloads run it",
-                image.spec.image, rollout.tag, rollout.updated, rollout.total
-            );
+            let run = if rollout.updated == 1 { "workload runs" } else { "workloads run" };
+            let note = format!("{}: {from} -> {}, {} {run} it", image.spec.image, rollout.tag, rollout.updated);
             self.events.say(&on, Reason::RolloutSettled, &note).await;
             self.metrics.rollout(RolloutOutcome::Settled);
             let (to, rule, rollout) = (&rollout.tag, &rollout.rule, &rollout.id);
@@ -78,6 +77,20 @@ impl Sync {
             _ => return tracing::warn!(image = %key, reason = now.reason, "{}", now.message),
         };
         self.events.say(on, reason, &now.message).await;
+    }
+
+    /// Says that an Image cannot be read.
+    pub(super) async fn report_broken(&self, metadata: &ObjectMeta, message: &str) {
+        let on = ObjectReference {
+            name: metadata.name.clone(),
+            namespace: metadata.namespace.clone(),
+            uid: metadata.uid.clone(),
+            resource_version: metadata.resource_version.clone(),
+            api_version: Some(Image::api_version(&()).into_owned()),
+            kind: Some("Image".to_owned()),
+            field_path: None,
+        };
+        self.events.say(&on, Reason::PolicyInvalid, message).await;
     }
 
     /// Asks for every workload that uses an Image, and for the other Images it shares them with.

@@ -13,6 +13,11 @@ const MAX_MESSAGE: usize = 1024;
 /// Reason of the `Ready` condition of an Image whose repository an older one of its namespace follows.
 pub const DUPLICATE: &str = "Duplicate";
 
+/// A time as it stands in a status: whole seconds, as everywhere in Kubernetes.
+pub fn rfc3339(time: Timestamp) -> String {
+    format!("{time:.0}")
+}
+
 /// What a sync came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -75,7 +80,7 @@ pub struct Selected {
 
 /// Records the outcome of a sync; returns the newly chosen tag, if there is one.
 pub fn after_sync(status: &mut ImageStatus, subject: &Subject<'_>, outcome: &Outcome) -> Option<Selected> {
-    status.time = Some(subject.now.to_string());
+    status.time = Some(rfc3339(subject.now));
     status.observed_generation = subject.generation;
     status.repository.clone_from(&subject.repository);
     let unsupported = subject.unsupported.join("; ");
@@ -122,7 +127,7 @@ fn select(status: &mut ImageStatus, subject: &Subject<'_>, tag: &str, rule: &str
         tag: tag.to_owned(),
         from: status.tag.clone(),
         rule: rule.to_owned(),
-        started_at: subject.now.to_string(),
+        started_at: rfc3339(subject.now),
         ..RolloutStatus::default()
     };
     // The first tag counts at once: Pods that are created now have nothing older to run.
@@ -178,7 +183,7 @@ pub fn after_progress(status: &mut ImageStatus, subject: &Subject<'_>, progress:
         if let Some(known) = known.iter().find(same) {
             hold.since.clone_from(&known.since);
         } else {
-            hold.since = subject.now.to_string();
+            hold.since = rfc3339(subject.now);
             fresh.push(hold.clone());
         }
         status.held.push(hold);
@@ -224,7 +229,7 @@ fn remember(status: &mut ImageStatus, rollout: &RolloutStatus, now: Timestamp, w
         from: rollout.from.clone(),
         rule: rollout.rule.clone(),
         started: rollout.started_at.clone(),
-        finished: now.to_string(),
+        finished: rfc3339(now),
         outcome: "Settled".to_owned(),
         workloads,
     };
@@ -266,7 +271,7 @@ impl Conditions<'_> {
         let message = &message[..message.floor_char_boundary(MAX_MESSAGE)];
         let known = self.list.iter().position(|c| c.type_ == kind);
         let since = known.filter(|i| self.list[*i].status == status).map(|i| self.list[i].last_transition_time.clone());
-        let condition = Condition {
+        let said = Condition {
             type_: kind.to_owned(),
             status: status.to_owned(),
             reason: reason.to_owned(),
@@ -275,8 +280,10 @@ impl Conditions<'_> {
             last_transition_time: since.unwrap_or(Time(self.subject.now)),
         };
         match known {
-            Some(i) => self.list[i] = condition,
-            None => self.list.push(condition),
+            Some(i) => self.list[i] = said,
+            // What everybody looks for comes first.
+            None if kind == condition::READY => self.list.insert(0, said),
+            None => self.list.push(said),
         }
     }
 

@@ -6,5 +6,11 @@
 
 mod admission;
 mod configuration;
+mod crd;
+mod examples;
+mod hostile;
+mod private;
+mod results;
 mod smoke;
 mod support;
+mod triggers;
