@@ -107,8 +107,12 @@ impl Stage {
         }
         println!();
         println!("kubectl get kimg,deployments,pods -n demo");
-        println!("crane ls $REGISTRY/shop/web");
         println!("less $DEMO/kimup.log");
+        println!();
+        shell.say("Push a newer tag, and see it rolled out:");
+        println!("tar -cf - LICENSE | crane append -f - -t $REGISTRY/shop/web:1.3.0");
+        println!("kubectl annotate image web -n demo kimup.cloudavenue.io/action=refresh");
+        println!("kubectl rollout history deployment/web -n demo");
         println!();
         shell.say("Stop all of it and remove its files:");
         println!("{}", stop.display());
