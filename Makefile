@@ -18,7 +18,7 @@ test: tools ## run every test: unit, architecture, and the scenarios on a real c
 	cargo test --workspace $(CARGOFLAGS)
 
 unit: ## run the tests that need no cluster
-	cargo test --lib --bins --test architecture $(CARGOFLAGS)
+	cargo test --lib --bins --test architecture --test docs $(CARGOFLAGS)
 
 lint: ## check format and lints
 	cargo fmt --all --check

@@ -96,20 +96,14 @@ async fn store(shop: &Shop, name: &str, patch: &Value) {
     .await;
 }
 
-#[tokio::test]
-async fn what_is_stored_wrongly_blocks_neither_others_nor_edits() {
-    let registries = &Bed::shared().await.registries;
-    registries.open.push_all("i-stored", &["1.0.0", "1.1.0"]).await.unwrap();
-    registries.scripted.set_tags("i-repaired", &["2.0.0"]);
-    let cluster = Cluster::start().await.unwrap();
-    cluster.apply_deploy(DEPLOYED).await.unwrap();
-    let shop = Shop::new(&cluster, "i-stored", &[(ENABLED, "true")], &[]).await;
-    loosen(&cluster).await;
+/// Stores what an API server with another CRD let in, and brings the real one back.
+async fn store_what_is_wrong(cluster: &Cluster, shop: &Shop) {
+    loosen(cluster).await;
     let rules = json!([{"name": "r", "type": "semver-mayor", "actions": [{"type": "apply"}]}]);
-    store(&shop, "unknown-rule", &json!({"rules": rules})).await;
-    store(&shop, "wrong-type", &json!({"rules": "none"})).await;
-    store(&shop, "no-image", &json!({"image": null})).await;
-    store(&shop, "with-tag", &json!({"image": "alpine:3"})).await;
+    store(shop, "unknown-rule", &json!({"rules": rules})).await;
+    store(shop, "wrong-type", &json!({"rules": "none"})).await;
+    store(shop, "no-image", &json!({"image": null})).await;
+    store(shop, "with-tag", &json!({"image": "alpine:3"})).await;
     let crds = include_str!("../../deploy/crds.yaml");
     cluster.apply(&["--server-side", "--force-conflicts"], crds).await.unwrap();
     eventually(DEADLINE, "the real CRD counts", async || {
@@ -118,30 +112,21 @@ async fn what_is_stored_wrongly_blocks_neither_others_nor_edits() {
         shop.api().create(&dry_run, &object).await.is_err()
     })
     .await;
+}
 
+#[tokio::test]
+async fn what_is_stored_wrongly_blocks_neither_others_nor_edits() {
+    let registries = &Bed::shared().await.registries;
+    registries.open.push_all("i-stored", &["1.0.0", "1.1.0"]).await.unwrap();
+    registries.scripted.set_tags("i-repaired", &["2.0.0"]);
+    let cluster = Cluster::start().await.unwrap();
+    cluster.apply_deploy(DEPLOYED).await.unwrap();
+    let shop = Shop::new(&cluster, "i-stored", &[(ENABLED, "true")], &[]).await;
+    store_what_is_wrong(&cluster, &shop).await;
     let good = registries.open.image("i-stored");
     shop.create_image("good", &json!({"spec": {"image": good}})).await;
     let mut kimup = KimupProcess::start(options(&cluster, registries).await).await.unwrap();
-    let cases = [
-        ("unknown-rule", "spec.rules[0].type: unknown variant `semver-mayor`, expected one of "),
-        ("wrong-type", "spec.rules: invalid type: string \"none\", expected a sequence; fix that field"),
-        ("no-image", "spec: missing field `image`; fix that field"),
-        ("with-tag", "fix spec.image"),
-    ];
-    for (name, part) in cases {
-        let said = eventually(DEADLINE, name, async || {
-            let object = stored(&shop).get(name).await.unwrap();
-            let status: Option<ImageStatus> =
-                object.data.get("status").map(|s| serde_json::from_value(s.clone()).unwrap());
-            status.filter(|s| s.result == Some(SyncResult::GetImageError))
-        })
-        .await;
-        let message = ready(&said);
-        assert!(message.starts_with("ImageInvalid: Image i-stored/") && message.contains(part), "{name}: {message}");
-        let stalled = said.conditions.iter().any(|c| c.type_ == "Stalled" && c.status == "True");
-        assert!(stalled, "{name}: {said:?}");
-        eventually(DEADLINE, "the Event", async || shop.events("Image", name).await.len() == 1).await;
-    }
+    each_is_named(&shop).await;
     // The others go on.
     assert_eq!(shop.settles("good", "1.1.0").await.result, Some(SyncResult::Success));
     shop.create_deployment("web", &format!("{good}:1.0.0"), &json!({})).await;
@@ -164,7 +149,7 @@ async fn what_is_stored_wrongly_blocks_neither_others_nor_edits() {
     synced("1.2.0").await;
     assert_eq!(versions().await, before);
 
-    edits_are_possible(&shop, cases.map(|(name, _)| name)).await;
+    edits_are_possible(&shop).await;
     // What is repaired is synced at once.
     let spec = json!({"image": registries.scripted.image("i-repaired"), "rules":
         [{"name": "r", "type": "always", "actions": [{"type": "apply"}]}]});
@@ -178,9 +163,35 @@ async fn what_is_stored_wrongly_blocks_neither_others_nor_edits() {
     kimup.check_running().unwrap();
 }
 
+/// What the wrong CRD lets in, and where it is wrong.
+const STORED: [(&str, &str); 4] = [
+    ("unknown-rule", "spec.rules[0].type: unknown variant `semver-mayor`, expected one of "),
+    ("wrong-type", "spec.rules: invalid type: string \"none\", expected a sequence; fix that field"),
+    ("no-image", "spec: missing field `image`; fix that field"),
+    ("with-tag", "fix spec.image"),
+];
+
+/// Its status, an Event and the condition `Stalled` tell what is wrong with each.
+async fn each_is_named(shop: &Shop) {
+    for (name, part) in STORED {
+        let said = eventually(DEADLINE, name, async || {
+            let object = stored(shop).get(name).await.unwrap();
+            let status: Option<ImageStatus> =
+                object.data.get("status").map(|s| serde_json::from_value(s.clone()).unwrap());
+            status.filter(|s| s.result == Some(SyncResult::GetImageError))
+        })
+        .await;
+        let message = ready(&said);
+        assert!(message.starts_with("ImageInvalid: Image i-stored/") && message.contains(part), "{name}: {message}");
+        let stalled = said.conditions.iter().any(|c| c.type_ == "Stalled" && c.status == "True");
+        assert!(stalled, "{name}: {said:?}");
+        eventually(DEADLINE, "the Event", async || shop.events("Image", name).await.len() == 1).await;
+    }
+}
+
 /// Annotations and status of what is stored wrongly can be edited, also by others than kimup.
-async fn edits_are_possible(shop: &Shop, names: [&str; 4]) {
-    for name in names {
+async fn edits_are_possible(shop: &Shop) {
+    for (name, _) in STORED {
         let annotate = Patch::Merge(json!({"metadata": {"annotations": {"example.org/note": "x"}}}));
         stored(shop).patch(name, &PatchParams::default(), &annotate).await.unwrap();
         let status = Patch::Merge(json!({"status": {"digest": "sha256:00"}}));

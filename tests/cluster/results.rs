@@ -51,149 +51,94 @@ async fn an_image_is_scheduled_before_its_first_sync_and_never_again() {
     assert_eq!(shop.settles("web", "2.0.0").await.history.len(), 1, "the tags of another repository are forgotten");
 }
 
+/// Name and repository, spec on top, result, reason, two parts of the message.
+type Case<'a> = (&'a str, Value, SyncResult, &'a str, [&'a str; 2]);
+
+/// What the registry does or has.
+fn registry_failures() -> Vec<Case<'static>> {
+    use SyncResult::{PullSecretsError, RegistryError, TagsError};
+    let secret = json!({"imagePullSecrets": [{"name": "absent"}]});
+    let not_found = ["Secret a-failures/absent: not found", "fix spec.imagePullSecrets[0].name"];
+    let no_match = ["a-old can be chosen", "the only tag listed does not match semver \">=7\""];
+    vec![
+        ("a-broken", json!({}), RegistryError, "RegistryUnavailable", ["registry 127.0.0.1:", "status 500"]),
+        (
+            "a-closed",
+            json!({}),
+            RegistryError,
+            "RegistryUnavailable",
+            ["denies access", "add them to imagePullSecrets"],
+        ),
+        ("a-unknown", json!({}), TagsError, "TagsUnusable", ["knows no repository a-unknown", "check the name"]),
+        ("a-html", json!({}), TagsError, "TagsUnusable", ["registry 127.0.0.1:", "unusable answer"]),
+        ("a-empty", json!({}), TagsError, "NoTags", ["a-failures/a-empty", "a-empty lists no tags"]),
+        ("a-old", rule("semver", ">=7"), TagsError, "NoMatchingTag", no_match),
+        ("a-secret", secret, PullSecretsError, "PullSecretInvalid", not_found),
+    ]
+}
+
+/// What only a person can repair.
+fn spec_failures() -> Vec<Case<'static>> {
+    use SyncResult::{Error, GetImageError, GetRuleError};
+    let filter = json!({"filter": {"pattern": "(["}});
+    let cron = json!({"triggers": [{"type": "crontab", "value": "61 * * * *"}]});
+    let image = json!({"image": "registry.example/a//b"});
+    let later = ["calver-major\" is not supported by this version", "fix spec.rules[0].type"];
+    vec![
+        ("a-range", rule("semver", ">=1.x.y"), GetRuleError, "RuleInvalid", [">=1.x.y", "fix spec.rules[0].value"]),
+        ("a-filter", filter, GetRuleError, "FilterInvalid", ["([", "fix spec.filter"]),
+        ("a-later", rule("calver-major", ""), GetRuleError, "RuleNotSupported", later),
+        ("a-image", image, GetImageError, "ImageInvalid", ["registry.example/a//b", "fix spec.image"]),
+        ("a-trigger", cron, Error, "TriggerInvalid", ["\"61 * * * *\"", "fix spec.triggers[0].value"]),
+    ]
+}
+
+fn rule(kind: &str, value: &str) -> Value {
+    json!({"rules": [{"name": "stable", "type": kind, "value": value, "actions": [{"type": "apply"}]}]})
+}
+
 #[tokio::test]
 async fn each_failure_has_its_result_and_says_what_to_do() {
     let bed = Bed::shared().await;
     let scripted = &bed.registries.scripted;
-    let shop = bed.shop("a-failures", &[]).await;
     scripted.set_tags("a-fine", &["1.0.0", "1.1.0"]);
     scripted.set_tags("a-empty", &[]);
     scripted.set_tags("a-old", &["1.0.0"]);
     scripted.set_answer("a-html", Answer::new(200, "<html>sign in</html>").header("content-type", "text/html"));
     scripted.set_answer("a-broken", Answer::new(500, "oops"));
     scripted.set_answer("a-closed", Answer::new(401, "").header("www-authenticate", "Basic realm=\"x\""));
-    let with = |repository: &str, patch: Value| {
-        let mut spec = json!({"image": scripted.image(repository)});
-        json_patch::merge(&mut spec, &patch);
-        json!({"spec": spec})
+    let shop = bed.shop("a-failures", &[]).await;
+    let create = async |name: &str, patch: &Value| {
+        let mut spec = json!({"image": scripted.image(name)});
+        json_patch::merge(&mut spec, patch);
+        shop.create_image(name, &json!({"spec": spec})).await;
     };
-    let rule = |kind: &str, value: &str| {
-        let actions = [json!({"type": "apply"})];
-        json!({"rules": [{"name": "stable", "type": kind, "value": value, "actions": actions}]})
-    };
-    let host = scripted.host();
-    // Name, Image, result, reason, whether it waits for a person, what the message contains.
-    type Case<'a> = (&'a str, Value, SyncResult, &'a str, bool, Vec<&'a str>);
-    let cases: Vec<Case> = vec![
-        (
-            "unreachable",
-            json!({"spec": {"image": "127.0.0.1:1/app"}}),
-            SyncResult::RegistryError,
-            "RegistryUnavailable",
-            false,
-            vec!["127.0.0.1:1 is unreachable (", "): "],
-        ),
-        (
-            "broken",
-            with("a-broken", json!({})),
-            SyncResult::RegistryError,
-            "RegistryUnavailable",
-            false,
-            vec![&host, "500"],
-        ),
-        (
-            "closed",
-            with("a-closed", json!({})),
-            SyncResult::RegistryError,
-            "RegistryUnavailable",
-            false,
-            vec![&host, "denies access", "no credentials were sent"],
-        ),
-        (
-            "unknown",
-            with("a-unknown", json!({})),
-            SyncResult::TagsError,
-            "TagsUnusable",
-            false,
-            vec!["a-unknown", "check the name"],
-        ),
-        (
-            "html",
-            with("a-html", json!({})),
-            SyncResult::TagsError,
-            "TagsUnusable",
-            false,
-            vec![&host, "unusable answer"],
-        ),
-        ("empty", with("a-empty", json!({})), SyncResult::TagsError, "NoTags", false, vec!["a-empty lists no tags"]),
-        (
-            "nothing-matches",
-            with("a-old", rule("semver", ">=7")),
-            SyncResult::TagsError,
-            "NoMatchingTag",
-            false,
-            vec!["a-old", "the only tag listed does not match", "\">=7\""],
-        ),
-        (
-            "no-secret",
-            with("a-secret", json!({"imagePullSecrets": [{"name": "absent"}]})),
-            SyncResult::PullSecretsError,
-            "PullSecretInvalid",
-            false,
-            vec!["Secret a-failures/absent: not found", "fix spec.imagePullSecrets[0].name"],
-        ),
-        (
-            "bad-range",
-            with("a-range", rule("semver", ">=1.x.y")),
-            SyncResult::GetRuleError,
-            "RuleInvalid",
-            true,
-            vec!["rule \"stable\"", ">=1.x.y", "fix spec.rules[0].value"],
-        ),
-        (
-            "bad-filter",
-            with("a-filter", json!({"filter": {"pattern": "(["}})),
-            SyncResult::GetRuleError,
-            "FilterInvalid",
-            true,
-            vec!["([", "fix spec.filter"],
-        ),
-        (
-            "later",
-            with("a-later", rule("calver-major", "")),
-            SyncResult::GetRuleError,
-            "RuleNotSupported",
-            true,
-            vec!["calver-major", "not supported by this version", "fix spec.rules[0].type"],
-        ),
-        (
-            "bad-image",
-            json!({"spec": {"image": "registry.example/a//b"}}),
-            SyncResult::GetImageError,
-            "ImageInvalid",
-            true,
-            vec!["registry.example/a//b", "fix spec.image"],
-        ),
-        (
-            "bad-trigger",
-            with("a-trigger", json!({"triggers": [{"type": "crontab", "value": "61 * * * *"}]})),
-            SyncResult::Error,
-            "TriggerInvalid",
-            true,
-            vec!["61 * * * *", "fix spec.triggers[0].value"],
-        ),
-    ];
-    shop.create_image("fine", &with("a-fine", json!({}))).await;
+    let unreachable = json!({"image": "127.0.0.1:1/app"});
+    let refused = ["registry 127.0.0.1:1 is unreachable (", "refused"];
+    let unreachable = ("a-gone", unreachable, SyncResult::RegistryError, "RegistryUnavailable", refused);
+    let cases = [vec![unreachable], registry_failures(), spec_failures()].concat();
+    create("a-fine", &json!({})).await;
     for (name, patch, ..) in &cases {
-        shop.create_image(name, patch).await;
+        create(name, patch).await;
     }
-    for (name, _, result, reason, stalled, parts) in cases {
+    for (name, _, result, reason, parts) in cases {
         let status = shop.status_is(name, "has failed", |s| s.result == Some(result)).await;
         let ready = condition(&status, "Ready");
         assert!(ready.starts_with(&format!("False: {reason}: ")), "{name}: {ready}");
         for part in parts {
             assert!(ready.contains(part), "{name}: {ready:?} lacks {part:?}");
         }
-        assert_eq!(condition(&status, "Stalled").is_empty(), !stalled, "{name}");
+        let waits = spec_failures().iter().any(|case| case.0 == name);
+        assert_eq!(condition(&status, "Stalled").is_empty(), !waits, "{name}");
         assert_eq!((status.tag, status.rollout), (None, None), "{name}");
     }
     // None of them disturbs another.
-    assert_eq!(shop.settles("fine", "1.1.0").await.result, Some(SyncResult::Success));
+    assert_eq!(shop.settles("a-fine", "1.1.0").await.result, Some(SyncResult::Success));
     // What a person repairs is synced at once.
     scripted.set_tags("a-trigger", &["1.0.0"]);
     let patch = Patch::Merge(json!({"spec": {"triggers": [{"type": "crontab", "value": "0 3 * * *"}]}}));
-    shop.api::<Image>().patch("bad-trigger", &PatchParams::default(), &patch).await.unwrap();
-    let status = shop.settles("bad-trigger", "1.0.0").await;
+    shop.api::<Image>().patch("a-trigger", &PatchParams::default(), &patch).await.unwrap();
+    let status = shop.settles("a-trigger", "1.0.0").await;
     assert_eq!(condition(&status, "Stalled"), "");
 }
 
