@@ -127,8 +127,8 @@ async fn only_what_an_image_covers_is_changed() {
     }
     assert_eq!(
         created.annotations()[APPLIED],
-        "init: 1.0.0 -> 1.1.0 (Image web); sidecar: 1.0.0 -> 1.1.0 (Image web); app: 1.0.0 -> 1.1.0 (Image web); \
-         untagged: (no tag) -> 1.1.0 (Image web); latest: latest -> 1.1.0 (Image web); newest: 1.1.0 (Image web)"
+        "app: 1.0.0 -> 1.1.0 (Image web); untagged: (no tag) -> 1.1.0 (Image web); latest: latest -> 1.1.0 (Image web); \
+         newest: 1.1.0 (Image web); init: 1.0.0 -> 1.1.0 (Image web); sidecar: 1.0.0 -> 1.1.0 (Image web)"
     );
     // Nothing that an Image covers: nothing is written at all.
     let created = shop.create_pod(&pod("stranger", "other.invalid/app:1.0.0")).await.unwrap();
