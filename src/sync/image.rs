@@ -131,6 +131,7 @@ impl Sync {
             self.complete_records(key, &mut new).await?;
             settled = status::settle(&mut new, &subject);
         }
+        status::keep_transitions(&old, &mut new);
         let mut written = image.clone();
         if self.must_write(&old, &new, due, request.any()) {
             written = write::status(self, key, &image, &new).await?;
@@ -200,7 +201,7 @@ impl Sync {
             stalled: false,
         };
         match decide::decide(spec, known, &listing.tags) {
-            Verdict::Tag { tag, rule, why, missing } => Ok(Outcome::Tag { tag, rule, why, missing }),
+            Verdict::Tag { tag, rule, why, missing, adopted } => Ok(Outcome::Tag { tag, rule, why, missing, adopted }),
             Verdict::Empty => Err(failure("NoTags", format!("{} lists no tags", spec.repository))),
             Verdict::None { why } => {
                 let cause =

@@ -1,5 +1,7 @@
 //! From what a sync found to the status that tells it. Pure.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
@@ -25,6 +27,8 @@ pub enum Outcome {
         why: String,
         /// The registry no longer lists it.
         missing: bool,
+        /// The settled tag of an Image that lost its status, from the stamps of its namespace.
+        adopted: Option<String>,
     },
 }
 
@@ -74,7 +78,10 @@ pub struct Selected {
 pub fn after_sync(status: &mut ImageStatus, subject: &Subject<'_>, outcome: &Outcome) -> Option<Selected> {
     status.time = Some(subject.now.to_string());
     status.observed_generation = subject.generation;
-    status.repository.clone_from(&subject.repository);
+    // One that cannot be parsed starts nothing anew: the status goes on speaking of the repository before.
+    if subject.repository.is_some() {
+        status.repository.clone_from(&subject.repository);
+    }
     let unsupported = subject.unsupported.join("; ");
     let mut conditions = Conditions { list: &mut status.conditions, subject };
     if unsupported.is_empty() {
@@ -94,7 +101,7 @@ pub fn after_sync(status: &mut ImageStatus, subject: &Subject<'_>, outcome: &Out
             status.result = Some(failure.result);
             None
         }
-        Outcome::Tag { tag, rule, why, missing } => {
+        Outcome::Tag { tag, rule, why, missing, adopted } => {
             let message = if *missing {
                 format!("{tag} is kept: no rule allows a newer one; the registry no longer lists it")
             } else {
@@ -104,6 +111,10 @@ pub fn after_sync(status: &mut ImageStatus, subject: &Subject<'_>, outcome: &Out
             conditions.clear(condition::STALLED);
             conditions.clear(condition::STALE);
             status.result = Some(SyncResult::Success);
+            // The workloads run it already: the newer tag is rolled out from there like any other.
+            if let Some(adopted) = adopted.as_ref().filter(|adopted| status.tag.is_none() && *adopted != tag) {
+                status.tag = Some(adopted.clone());
+            }
             select(status, subject, tag, rule, why)
         }
     }
@@ -140,6 +151,10 @@ pub struct Progress {
     pub total: u32,
     /// How many run its tag, with all Pods ready.
     pub done: u32,
+    /// How many have nothing left to do: those, and those that are held.
+    pub at_rest: u32,
+    /// Workloads that have not been looked at for this tag yet: what is on record of them stays.
+    pub unseen: Vec<String>,
     /// Those that keep another tag (`since` is filled in here).
     pub held: Vec<Held>,
     /// A workload that could not be rolled, and why.
@@ -149,26 +164,16 @@ pub struct Progress {
 impl Progress {
     /// Nothing is left to do.
     pub fn is_complete(&self) -> bool {
-        self.failed.is_none() && self.done as usize + self.held_workloads() >= self.total as usize
-    }
-
-    fn held_workloads(&self) -> usize {
-        let mut names: Vec<&str> = self.held.iter().map(|h| h.workload.as_str()).collect();
-        names.sort_unstable();
-        names.dedup();
-        names.len()
+        self.failed.is_none() && self.at_rest >= self.total
     }
 }
 
 /// Records how far the workloads are. Holds that are new come back, to be said once.
 pub fn after_progress(status: &mut ImageStatus, subject: &Subject<'_>, progress: &Progress) -> Vec<Held> {
-    let held_count = progress.held_workloads();
-    status.workloads = (progress.total > 0).then(|| match held_count {
-        0 => format!("{}/{}", progress.done, progress.total),
-        held => format!("{}/{}, {held} held", progress.done, progress.total),
-    });
     let mut fresh = Vec::new();
     let known = std::mem::take(&mut status.held);
+    // What a hold waits for is written nowhere else: it goes only once a plan was made without it.
+    status.held.extend(known.iter().filter(|hold| progress.unseen.contains(&hold.workload)).cloned());
     for hold in &progress.held {
         let same = |k: &&Held| k.workload == hold.workload && k.container == hold.container && k.tag == hold.tag;
         let mut hold = hold.clone();
@@ -180,6 +185,11 @@ pub fn after_progress(status: &mut ImageStatus, subject: &Subject<'_>, progress:
         }
         status.held.push(hold);
     }
+    let held: BTreeSet<&str> = status.held.iter().map(|hold| hold.workload.as_str()).collect();
+    status.workloads = (progress.total > 0).then(|| match held.len() {
+        0 => format!("{}/{}", progress.done, progress.total),
+        held => format!("{}/{}, {held} held", progress.done, progress.total),
+    });
     if let Some(rollout) = &mut status.rollout {
         (rollout.total, rollout.updated) = (progress.total, progress.done);
     }
@@ -210,6 +220,9 @@ pub fn settle(status: &mut ImageStatus, subject: &Subject<'_>) -> Option<Rollout
         status.tag = Some(rollout.tag.clone());
         status.digest = None;
         remember(status, &rollout, subject.now, rollout.total);
+    } else if let Some(first) = status.history.first_mut().filter(|first| first.tag == rollout.tag) {
+        // The first tag: recorded when it was chosen, before any workload ran it.
+        (first.finished, first.workloads) = (subject.now.to_string(), rollout.total);
     }
     Conditions { list: &mut status.conditions, subject }.clear(condition::RECONCILING);
     Some(rollout)
@@ -233,6 +246,16 @@ fn remember(status: &mut ImageStatus, rollout: &RolloutStatus, now: Timestamp, w
 pub fn mark_stale(status: &mut ImageStatus, subject: &Subject<'_>, since: &str) {
     let message = format!("no sync has succeeded since {since}");
     Conditions { list: &mut status.conditions, subject }.set(condition::STALE, true, "SyncsFail", &message);
+}
+
+/// Gives conditions that end as they began their old `lastTransitionTime` back, whatever they were in between.
+pub fn keep_transitions(old: &ImageStatus, new: &mut ImageStatus) {
+    for condition in &mut new.conditions {
+        let before = old.conditions.iter().find(|c| c.type_ == condition.type_ && c.status == condition.status);
+        if let Some(before) = before {
+            condition.last_transition_time = before.last_transition_time.clone();
+        }
+    }
 }
 
 /// Whether two statuses say the same, the time aside.
@@ -271,3 +294,6 @@ impl Conditions<'_> {
         self.list.retain(|c| c.type_ != kind);
     }
 }
+
+#[cfg(test)]
+mod tests;
