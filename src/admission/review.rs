@@ -249,7 +249,7 @@ impl Review {
     fn is_enabled(&mut self, annotations: &Map, settings: NamespaceSettings) -> bool {
         match FailurePolicy::read(annotations) {
             Ok(own) => self.failure_policy = own.unwrap_or(settings.failure_policy),
-            Err(error) => self.warnings.push(format!("kimup: {error}; it counts as \"fail\" here")),
+            Err(error) => self.warnings.push(format!("kimup: {error}; the Namespace's policy counts")),
         }
         if annotations.keys().any(|key| key == POLICY || key.starts_with("policy.kimup.cloudavenue.io/")) {
             self.warnings
@@ -351,3 +351,6 @@ impl Review {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;
