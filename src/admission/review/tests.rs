@@ -165,6 +165,9 @@ fn the_patch_says_the_least() {
         {"op": "add", "path": "/metadata/annotations", "value": {APPLIED: notes}},
     ]);
     check(&many, &expected);
+    // An entry of the same container that is not true any more gives way.
+    let old = annotated("app:1.0.0", &json!({APPLIED: "app: 0.9.0 -> 1.2.0 (Image web)"}));
+    check(&old, &json!([image(app, "app:1.4.2"), added]));
     // What somebody else wrote into our annotation is not kept.
     let junk = annotated("app:1.0.0", &json!({APPLIED: "junk; old: 1 -> 2 (Image x)"}));
     let note = format!("old: 1 -> 2 (Image x); {note}");

@@ -151,6 +151,8 @@ fn what_a_complete_list_does_not_show_is_forgotten() {
     world.retain(Kind::Pods, &seen(&[]));
     assert_eq!(count(), (1, 1, 0));
     assert!(world.settings("shop").enabled);
+    world.retain(Kind::Namespaces, &HashSet::from([(String::new(), "shop".to_owned())]));
+    assert!(world.settings("shop").enabled);
     world.retain(Kind::Namespaces, &HashSet::from([(String::new(), "other".to_owned())]));
     assert!(!world.settings("shop").enabled);
     assert_eq!(count(), (1, 1, 0));
