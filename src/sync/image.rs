@@ -136,7 +136,7 @@ impl Sync {
             self.complete_records(key, &mut new).await?;
             settled = status::settle(&mut new, &subject);
         }
-        status::keep_transition_times(&old, &mut new);
+        status::keep_transitions(&old, &mut new);
         let mut written = image.clone();
         if self.must_write(&old, &new, due, request.any()) {
             written = write::status(self, key, &image, &new).await?;
@@ -217,7 +217,7 @@ impl Sync {
             stalled: false,
         };
         match decide::decide(spec, known, &listing.tags) {
-            Verdict::Tag { tag, rule, why, missing } => Ok(Outcome::Tag { tag, rule, why, missing }),
+            Verdict::Tag { tag, rule, why, missing, adopted } => Ok(Outcome::Tag { tag, rule, why, missing, adopted }),
             Verdict::Empty => Err(failure("NoTags", format!("{} lists no tags", spec.repository))),
             Verdict::None { why } => {
                 let why = why.trim_start_matches("no tag: ");

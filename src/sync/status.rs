@@ -35,6 +35,8 @@ pub enum Outcome {
         why: String,
         /// The registry no longer lists it.
         missing: bool,
+        /// The settled tag of an Image that lost its status, from the stamps of its namespace.
+        adopted: Option<String>,
     },
 }
 
@@ -84,7 +86,10 @@ pub struct Selected {
 pub fn after_sync(status: &mut ImageStatus, subject: &Subject<'_>, outcome: &Outcome) -> Option<Selected> {
     status.time = Some(rfc3339(subject.now));
     status.observed_generation = subject.generation;
-    status.repository.clone_from(&subject.repository);
+    // One that cannot be parsed starts nothing anew: the status goes on speaking of the repository before.
+    if subject.repository.is_some() {
+        status.repository.clone_from(&subject.repository);
+    }
     let unsupported = subject.unsupported.join("; ");
     let mut conditions = Conditions { list: &mut status.conditions, subject };
     if unsupported.is_empty() {
@@ -104,7 +109,7 @@ pub fn after_sync(status: &mut ImageStatus, subject: &Subject<'_>, outcome: &Out
             status.result = Some(failure.result);
             None
         }
-        Outcome::Tag { tag, rule, why, missing } => {
+        Outcome::Tag { tag, rule, why, missing, adopted } => {
             let message = if *missing {
                 format!("{tag} is kept: no rule allows a newer one; the registry no longer lists it")
             } else {
@@ -114,6 +119,10 @@ pub fn after_sync(status: &mut ImageStatus, subject: &Subject<'_>, outcome: &Out
             conditions.clear(condition::STALLED);
             conditions.clear(condition::STALE);
             status.result = Some(SyncResult::Success);
+            // The workloads run it already: the newer tag is rolled out from there like any other.
+            if let Some(adopted) = adopted.as_ref().filter(|adopted| status.tag.is_none() && *adopted != tag) {
+                status.tag = Some(adopted.clone());
+            }
             select(status, subject, tag, rule, why)
         }
     }
@@ -150,6 +159,8 @@ pub struct Progress {
     pub total: u32,
     /// How many run its tag, with all Pods ready.
     pub done: u32,
+    /// How many have nothing left to do: those, and those that are held.
+    pub at_rest: u32,
     /// Those that keep another tag (`since` is filled in here).
     pub held: Vec<Held>,
     /// Those not planned or not written yet for the tag: what held them is kept, because a plan needs to know what was
@@ -162,18 +173,20 @@ pub struct Progress {
 impl Progress {
     /// Nothing is left to do.
     pub fn is_complete(&self) -> bool {
-        self.failed.is_none() && self.done as usize + held_workloads(&self.held) >= self.total as usize
+        self.failed.is_none() && self.at_rest >= self.total
     }
-}
-
-fn held_workloads(held: &[Held]) -> usize {
-    held.iter().map(|h| h.workload.as_str()).collect::<BTreeSet<_>>().len()
 }
 
 /// Records how far the workloads are. Holds that are new come back, to be said once.
 pub fn after_progress(status: &mut ImageStatus, subject: &Subject<'_>, progress: &Progress) -> Vec<Held> {
     let mut fresh = Vec::new();
     let known = std::mem::take(&mut status.held);
+    // What a hold waits for is written nowhere else: it goes only once a plan was made without it.
+    let planned = |hold: &&Held| {
+        let decided = !progress.undecided.contains(&hold.workload);
+        decided || progress.held.iter().any(|h| h.workload == hold.workload && h.container == hold.container)
+    };
+    status.held.extend(known.iter().filter(|hold| !planned(hold)).cloned());
     for hold in &progress.held {
         let same = |k: &&Held| k.workload == hold.workload && k.container == hold.container && k.tag == hold.tag;
         let mut hold = hold.clone();
@@ -185,8 +198,10 @@ pub fn after_progress(status: &mut ImageStatus, subject: &Subject<'_>, progress:
         }
         status.held.push(hold);
     }
-    status.held.extend(known.into_iter().filter(|hold| progress.undecided.contains(&hold.workload)));
-    status.workloads = (progress.total > 0).then(|| match held_workloads(&status.held) {
+    // One order, whoever was seen first: else the same holds would be written again and again.
+    status.held.sort_by(|a, b| (&a.workload, &a.container).cmp(&(&b.workload, &b.container)));
+    let held: BTreeSet<&str> = status.held.iter().map(|hold| hold.workload.as_str()).collect();
+    status.workloads = (progress.total > 0).then(|| match held.len() {
         0 => format!("{}/{}", progress.done, progress.total),
         held => format!("{}/{}, {held} held", progress.done, progress.total),
     });
@@ -220,6 +235,9 @@ pub fn settle(status: &mut ImageStatus, subject: &Subject<'_>) -> Option<Rollout
         status.tag = Some(rollout.tag.clone());
         status.digest = None;
         remember(status, &rollout, subject.now, rollout.total);
+    } else if let Some(first) = status.history.first_mut().filter(|first| first.tag == rollout.tag) {
+        // The first tag: recorded when it was chosen, before any workload ran it.
+        (first.finished, first.workloads) = (subject.now.to_string(), rollout.total);
     }
     Conditions { list: &mut status.conditions, subject }.clear(condition::RECONCILING);
     Some(rollout)
@@ -245,8 +263,8 @@ pub fn mark_stale(status: &mut ImageStatus, subject: &Subject<'_>, since: &str) 
     Conditions { list: &mut status.conditions, subject }.set(condition::STALE, true, "SyncsFail", &message);
 }
 
-/// A condition that holds as before has not moved, whatever it was set to in between.
-pub fn keep_transition_times(old: &ImageStatus, new: &mut ImageStatus) {
+/// Gives conditions that end as they began their old `lastTransitionTime` back, whatever they were in between.
+pub fn keep_transitions(old: &ImageStatus, new: &mut ImageStatus) {
     for condition in &mut new.conditions {
         let before = old.conditions.iter().find(|c| c.type_ == condition.type_ && c.status == condition.status);
         if let Some(before) = before {
@@ -296,3 +314,5 @@ impl Conditions<'_> {
 
 #[cfg(test)]
 mod held;
+#[cfg(test)]
+mod tests;

@@ -293,8 +293,8 @@ fn sidecars() -> (Workload, BTreeMap<String, Target>) {
 fn one_apply_says_every_stamp_of_ours() {
     fn check(workload: &Workload, targets: &BTreeMap<String, Target>, changes: &[&str], stamps: &[&str]) {
         let plan = plan(workload, targets, None);
-        let changed: Vec<_> = plan.changes.iter().map(|c| c.container.as_str()).collect();
-        assert_eq!(changed, changes);
+        let moving: Vec<_> = plan.changes.iter().map(|c| c.container.as_str()).collect();
+        assert_eq!(moving, changes);
         let said: Vec<_> = plan.stamps.iter().map(|(container, value)| format!("{container} {value}")).collect();
         assert_eq!(said, stamps);
     }

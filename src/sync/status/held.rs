@@ -29,7 +29,7 @@ fn a_hold_is_kept_until_its_workload_is_decided() {
     // A newer tag was chosen, or the stamp waits for its turn: the plan still needs to know what was left.
     check(a, &[], &["Deployment/a"], &["1.3.0"], "0/2, 1 held", 0);
     // Of two, one is decided.
-    check(a, b, &["Deployment/a"], &["1.2.0", "1.3.0"], "0/2, 2 held", 1);
+    check(a, b, &["Deployment/a"], &["1.3.0", "1.2.0"], "0/2, 2 held", 1);
     // Decided: it rolls, or is held as before.
     check(a, &[], &[], &[], "0/2", 0);
     check(a, &[], &["Deployment/b"], &[], "0/2", 0);
