@@ -18,15 +18,16 @@ test: tools ## run every test: unit, architecture, and the scenarios on a real c
 	cargo test --workspace $(CARGOFLAGS)
 
 unit: ## run the tests that need no cluster
-	cargo test --lib --bins --test architecture $(CARGOFLAGS)
+	cargo test --lib --bins --test architecture --test docs $(CARGOFLAGS)
 
 lint: ## check format and lints
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets $(CARGOFLAGS) -- -D warnings
 
 # One build of both packages: `cargo run` would build the dependencies once more for the demo's package alone.
-demo: tools ## show the main job on a real cluster; KEEP=1 leaves it running
-	cargo build --workspace --bins $(CARGOFLAGS)
+demo: ## show the main job on a real cluster; KEEP=1 leaves it running
+	@tools/build >/dev/null
+	@cargo build --workspace --bins $(CARGOFLAGS)
 	@$(target)/debug/kimup-demo --kimup $(target)/debug/kimup $(if $(KEEP),--keep)
 
 release: ## build the release binary

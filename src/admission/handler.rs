@@ -1,87 +1,136 @@
-//! The HTTP shell of admission.
+//! Serves admission reviews: reads the current snapshot, asks what it does not hold, answers.
 
+use std::any::Any;
+use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use axum::Router;
-use axum::body::Bytes;
-use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::extract::{DefaultBodyLimit, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
+use axum::{Json, Router};
+use bytes::Bytes;
+use futures::FutureExt;
 use futures::future::join_all;
+use http::StatusCode;
 
-use crate::index::Index;
-use crate::index::question::{Deduplicated, Question};
-use crate::telemetry::{AdmissionOutcome, Metrics, QuestionOutcome};
+use crate::index::question::{Answered, Ask, Deduplicated, Question};
+use crate::index::{Index, Snapshot};
+use crate::telemetry::{AdmissionOutcome, Metrics};
 
-use super::review::Review;
+use super::review::{Review, ReviewError, Step};
+use super::verdict::Verdict;
 
-/// What the handler needs. Everything in it is shared and answers from memory, but for the question.
-pub struct Admission {
-    /// The snapshot.
-    pub index: Arc<Index>,
-    /// Sync, for Images without a tag on record.
-    pub asker: Deduplicated,
-    /// Counters.
-    pub metrics: Metrics,
+/// Where reviews are posted; `/mutate/<entry>` does the same, so that a log tells the webhook's entries apart.
+pub const PATH: &str = "/mutate";
+/// Largest body in bytes: as `net::server::ServerOptions`, which must not be cut short by axum's default of 2 MiB.
+const BODY_LIMIT: usize = 7 << 20;
+
+struct Webhook {
+    index: Arc<Index>,
+    ask: Deduplicated<dyn Ask>,
+    metrics: Metrics,
 }
 
-/// The routes of the webhook: `POST /mutate`.
-pub fn router(admission: Arc<Admission>) -> Router {
-    Router::new().route("/mutate", post(mutate)).with_state(admission)
+/// The routes of the webhook. `deadline` bounds all questions of one Pod together; it must be below the webhook
+/// configuration's `timeoutSeconds`.
+pub fn router(index: Arc<Index>, ask: Arc<dyn Ask>, deadline: Duration, metrics: Metrics) -> Router {
+    let webhook = Arc::new(Webhook { index, ask: Deduplicated::new(ask, deadline, metrics.clone()), metrics });
+    Router::new()
+        .route(PATH, post(mutate))
+        .route("/mutate/{*entry}", post(mutate))
+        .layer(DefaultBodyLimit::max(BODY_LIMIT))
+        .with_state(webhook)
 }
 
-async fn mutate(State(admission): State<Arc<Admission>>, body: Bytes) -> Response {
-    let started = Instant::now();
-    let (outcome, response) = admission.review(&body).await;
-    admission.metrics.admission(outcome, started.elapsed());
-    response
+/// Why there is no `AdmissionReview` to answer with; the API server goes by the failure policy of the entry.
+enum Failure {
+    NotReady,
+    Unreadable(ReviewError),
+    Panic,
 }
 
-impl Admission {
-    async fn review(&self, body: &[u8]) -> (AdmissionOutcome, Response) {
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let (status, message) = match self {
+            Self::NotReady => (StatusCode::SERVICE_UNAVAILABLE, "Namespaces and Images are not listed yet".to_owned()),
+            Self::Unreadable(error) => (StatusCode::BAD_REQUEST, error.to_string()),
+            Self::Panic => (StatusCode::INTERNAL_SERVER_ERROR, "internal error, see the log of the webhook".to_owned()),
+        };
+        (status, format!("kimup: {message}\n")).into_response()
+    }
+}
+
+async fn mutate(State(webhook): State<Arc<Webhook>>, body: Bytes) -> Response {
+    let start = Instant::now();
+    let result = webhook.answer(&body).await;
+    let outcome = result.as_ref().map_or(AdmissionOutcome::Error, Verdict::outcome);
+    webhook.metrics.admission(outcome, start.elapsed());
+    match result {
+        Ok(verdict) => Json(verdict.to_json()).into_response(),
+        Err(failure) => failure.into_response(),
+    }
+}
+
+impl Webhook {
+    async fn answer(&self, body: &[u8]) -> Result<Verdict, Failure> {
+        if !self.index.is_ready() {
+            return Err(Failure::NotReady);
+        }
         let snapshot = self.index.snapshot();
-        let mut review = match Review::parse(body, &snapshot) {
-            Ok(review) => review,
-            // An error status makes the API server follow the failure policy of the entry that called.
-            Err(error) => {
-                return (AdmissionOutcome::Error, (StatusCode::BAD_REQUEST, format!("{error}\n")).into_response());
+        let deciding = AssertUnwindSafe(self.decide(body, &snapshot)).catch_unwind();
+        match deciding.await {
+            Ok(Ok(verdict)) => {
+                if let Some(message) = verdict.refusal() {
+                    tracing::info!(message, "denied a Pod");
+                }
+                Ok(verdict)
             }
-        };
-        let questions = review.questions();
-        if !questions.is_empty() {
-            let asked = questions.iter().map(|image| self.ask(review.namespace(), &image.name));
-            let answers = join_all(asked).await;
-            for (image, answer) in questions.iter().zip(answers) {
-                review.resolve(image, answer);
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "cannot read a review");
+                Err(Failure::Unreadable(error))
             }
-        }
-        let response = review.respond();
-        let outcome = match (response.is_allowed(), response.is_patched()) {
-            (false, _) => AdmissionOutcome::Denied,
-            (true, true) => AdmissionOutcome::Mutated,
-            (true, false) => AdmissionOutcome::Unchanged,
-        };
-        match serde_json::to_vec(&response) {
-            Ok(json) => (outcome, ([(header::CONTENT_TYPE, "application/json")], json).into_response()),
-            Err(error) => {
-                (AdmissionOutcome::Error, (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response())
+            Err(panic) => {
+                let cause = message_of(panic.as_ref());
+                tracing::error!(cause, "panic while answering a review; this is a bug");
+                after_panic(body, &snapshot).ok_or(Failure::Panic)
             }
         }
     }
 
-    async fn ask(&self, namespace: &str, image: &str) -> Result<String, String> {
-        let question = Question { namespace: namespace.to_owned(), image: image.to_owned() };
-        let answered = self.asker.ask(question).await;
-        let (outcome, answer) = match answered {
-            Ok(answered) => match answered.tag {
-                Some(tag) => (QuestionOutcome::Answered, Ok(tag)),
-                None => (QuestionOutcome::Failed, Err(answered.reason)),
-            },
-            Err(why) => (QuestionOutcome::Timeout, Err(why)),
-        };
-        self.metrics.question(outcome);
-        answer
+    async fn decide(&self, body: &[u8], snapshot: &Snapshot) -> Result<Verdict, ReviewError> {
+        let review = Review::parse(body)?;
+        match review.decide(snapshot)? {
+            Step::Done(verdict) => Ok(verdict),
+            Step::Ask(plan) => {
+                let answers = self.ask_all(plan.questions()).await;
+                Ok(plan.finish(&answers))
+            }
+        }
+    }
+
+    /// All at once, so that the deadline of one is the deadline of all.
+    async fn ask_all(&self, questions: Vec<Question>) -> HashMap<Question, Result<Answered, String>> {
+        let asking = questions.into_iter().map(|question| async {
+            let answer = self.ask.ask(question.clone()).await;
+            (question, answer)
+        });
+        join_all(asking).await.into_iter().collect()
     }
 }
+
+fn after_panic(body: &[u8], snapshot: &Snapshot) -> Option<Verdict> {
+    let what = "internal error while answering for this Pod, see the log of the webhook";
+    // What panicked may do so again: then the API server decides.
+    let again = || Some(Review::parse(body).ok()?.cannot(snapshot, what));
+    std::panic::catch_unwind(AssertUnwindSafe(again)).ok()?
+}
+
+fn message_of(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("unknown")
+}
+
+#[cfg(test)]
+mod tests;

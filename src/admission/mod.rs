@@ -1,11 +1,12 @@
-//! From an AdmissionReview to a patch.
+//! From an `AdmissionReview` to a patch, and the configuration that brings them here.
 //!
-//! `review` and `patch` are pure; `handler` is the HTTP shell and asks sync's question when nothing is known yet.
+//! `review`, `verdict` and `configuration` are pure; `handler` is the HTTP shell and asks sync's question when nothing is
+//! known yet.
 
 pub mod configuration;
-mod handler;
-mod patch;
-mod review;
+pub mod handler;
+pub mod review;
+mod verdict;
+mod wire;
 
-pub use handler::{Admission, router};
-pub use review::{Review, ReviewError};
+pub use verdict::Verdict;

@@ -1,353 +1,379 @@
-//! One AdmissionReview: what is asked, what each container gets, and the response. Pure.
+//! Decides on an `AdmissionReview`: bytes and a snapshot in; an answer out, or the questions to ask first. Pure.
 
-use std::borrow::Cow;
-use std::sync::Arc;
+use std::collections::HashMap;
 
-use serde::{Deserialize, Serialize};
+use json_patch::jsonptr::PointerBuf;
+use json_patch::{AddOperation, Patch, PatchOperation, ReplaceOperation};
+use serde_json::Value;
+use serde_json::value::RawValue;
 
 use crate::api::Applied;
-use crate::api::annotations::{self, FailurePolicy, MIRROR_POD, Map, NamespaceSettings, POLICY, ROLLOUT};
-use crate::index::{Answer, ImageEntry, PodView, Snapshot, answer, with_tag};
+use crate::api::annotations::{
+    self, AnnotationError, FAILURE_POLICY, FailurePolicy, MIRROR_POD, Map, NamespaceSettings,
+};
+use crate::index::question::{Answered, Question};
+use crate::index::{Answer, PodView, Snapshot, answer};
+use crate::policy::is_legal_tag;
 
-use super::patch;
+use super::verdict::{Verdict, cut};
+use super::wire::{Container, Envelope, Metadata, Object, Pod, Request, Text};
 
-/// Longest warning the API server passes on whole, in bytes, and most of them (admission webhook good practices).
-const MAX_WARNING: usize = 256;
-const MAX_WARNINGS: usize = 10;
+const VERSION: &str = "admission.k8s.io/v1";
+/// Longest reason of sync's that a message repeats, in bytes.
+const MAX_REASON: usize = 512;
+/// The annotation mode: settings of a Pod that this version does not act on, and must not pass over in silence.
+const NOT_ACTED_ON: [&str; 5] = [
+    annotations::POLICY,
+    "kimup.cloudavenue.io/pattern",
+    "kimup.cloudavenue.io/interval",
+    "kimup.cloudavenue.io/image-pull-secrets",
+    "kimup.cloudavenue.io/containers",
+];
+/// The same for one container.
+const NOT_ACTED_ON_PREFIXES: [&str; 4] = [
+    "policy.kimup.cloudavenue.io/",
+    "enabled.kimup.cloudavenue.io/",
+    "pattern.kimup.cloudavenue.io/",
+    "interval.kimup.cloudavenue.io/",
+];
 
-/// Why a body is no review that can be answered.
+/// A body that cannot be answered by an `AdmissionReview`. Answered with HTTP 400, so that the API server goes by the
+/// failure policy of the webhook's entry.
 #[derive(Debug, thiserror::Error)]
 pub enum ReviewError {
-    /// Not JSON of the expected shape.
-    #[error("the body is no admission.k8s.io/v1 AdmissionReview of a Pod: {0}")]
+    /// It is no JSON, or no `AdmissionReview`, or its Pod is none.
+    #[error("the body cannot be read: {0}")]
     Malformed(#[from] serde_json::Error),
     /// Another version or kind.
-    #[error("{api_version} {kind} is not answered here; send admission.k8s.io/v1 AdmissionReview")]
-    Unknown {
-        /// `apiVersion` as sent.
+    #[error(
+        "this webhook answers AdmissionReview of {VERSION}, not {kind:?} of {api_version:?}; set admissionReviewVersions: [v1]"
+    )]
+    Version {
+        /// `apiVersion` of the body.
         api_version: String,
-        /// `kind` as sent.
+        /// `kind` of the body.
         kind: String,
     },
-    /// A review without a request.
+    /// There is nothing to answer.
     #[error("the AdmissionReview has no request")]
-    Empty,
+    NoRequest,
+    /// A Pod's CREATE without the Pod.
+    #[error("the request has no object")]
+    NoObject,
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Body<'a> {
-    #[serde(borrow, default)]
-    api_version: Cow<'a, str>,
-    #[serde(borrow, default)]
-    kind: Cow<'a, str>,
-    #[serde(borrow)]
-    request: Option<Request<'a>>,
+/// What comes next.
+#[derive(Debug)]
+pub enum Step<'a> {
+    /// The answer.
+    Done(Verdict),
+    /// Some containers wait for answers to [`Plan::questions`].
+    Ask(Plan<'a>),
 }
 
-#[derive(Deserialize)]
-struct Request<'a> {
-    #[serde(borrow)]
-    uid: Cow<'a, str>,
-    #[serde(borrow, default)]
-    namespace: Cow<'a, str>,
-    #[serde(borrow, default)]
-    operation: Cow<'a, str>,
-    #[serde(borrow)]
-    resource: Resource<'a>,
-    #[serde(rename = "subResource", borrow, default)]
-    sub_resource: Option<Cow<'a, str>>,
-    /// Read only if it is a Pod: another kind has another shape.
-    #[serde(borrow, default)]
-    object: Option<&'a serde_json::value::RawValue>,
-}
-
-#[derive(Deserialize)]
-struct Resource<'a> {
-    #[serde(borrow, default)]
-    group: Cow<'a, str>,
-    #[serde(borrow, default)]
-    resource: Cow<'a, str>,
-}
-
-#[derive(Deserialize)]
-struct Pod<'a> {
-    #[serde(borrow, default)]
-    metadata: Metadata<'a>,
-    #[serde(borrow)]
-    spec: Spec<'a>,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(rename_all = "camelCase", default)]
-struct Metadata<'a> {
-    annotations: Option<Map>,
-    labels: Option<Map>,
-    #[serde(borrow)]
-    owner_references: Option<Vec<Owner<'a>>>,
-}
-
-#[derive(Deserialize)]
-struct Owner<'a> {
-    #[serde(borrow, default)]
-    uid: Cow<'a, str>,
-    #[serde(default)]
-    controller: Option<bool>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Spec<'a> {
-    #[serde(borrow, default)]
-    containers: Option<Vec<Container<'a>>>,
-    #[serde(borrow, default)]
-    init_containers: Option<Vec<Container<'a>>>,
-}
-
-#[derive(Deserialize)]
-struct Container<'a> {
-    #[serde(borrow, default)]
-    name: Cow<'a, str>,
-    #[serde(borrow, default)]
-    image: Option<Cow<'a, str>>,
-}
-
-/// A review under way: parsed, and answered as far as memory knows.
-pub struct Review {
-    uid: String,
-    namespace: String,
-    failure_policy: FailurePolicy,
-    containers: Vec<Asked>,
+/// What is known of a Pod while its questions are asked.
+#[derive(Debug)]
+pub struct Plan<'a> {
+    uid: &'a str,
+    namespace: &'a str,
     has_annotations: bool,
-    applied_before: Vec<Applied>,
+    annotation: Option<String>,
+    applied: Vec<Applied>,
+    failure_policy: FailurePolicy,
     warnings: Vec<String>,
+    slots: Vec<Slot>,
 }
 
-/// One container and its answer.
-struct Asked {
+/// One container.
+#[derive(Debug)]
+struct Slot {
+    list: &'static str,
+    position: usize,
     name: String,
     text: String,
-    path: String,
     answer: Answer,
 }
 
-/// The response, as the API server reads it.
-#[derive(Serialize, Debug)]
-#[allow(clippy::struct_field_names)] // the names are those of admission.k8s.io/v1
-#[serde(rename_all = "camelCase")]
-pub struct Response {
-    api_version: &'static str,
-    kind: &'static str,
-    response: Verdict,
+/// Why a container has no answer.
+struct Problem {
+    container: String,
+    image: String,
+    reason: String,
+    /// The spec is wrong: waiting does not help.
+    by_spec: bool,
 }
 
-#[derive(Serialize, Debug, Default)]
-#[serde(rename_all = "camelCase")]
-struct Verdict {
-    uid: String,
-    allowed: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    status: Option<Denial>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    patch_type: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    patch: Option<String>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    warnings: Vec<String>,
+/// A body, parsed as far as its envelope.
+#[derive(Debug)]
+pub struct Review<'a> {
+    request: Request<'a>,
 }
 
-#[derive(Serialize, Debug)]
-struct Denial {
-    message: String,
-    reason: &'static str,
-    code: u16,
-}
-
-impl Response {
-    fn new(response: Verdict) -> Self {
-        Self { api_version: "admission.k8s.io/v1", kind: "AdmissionReview", response }
-    }
-
-    /// Whether the Pod is changed.
-    pub fn is_patched(&self) -> bool {
-        self.response.patch.is_some()
-    }
-
-    /// Whether the Pod is admitted.
-    pub fn is_allowed(&self) -> bool {
-        self.response.allowed
-    }
-}
-
-impl Review {
-    /// Parses a body and answers from the snapshot. A request that is no Pod being created has nothing to answer.
-    pub fn parse(body: &[u8], snapshot: &Snapshot) -> Result<Self, ReviewError> {
-        let body: Body<'_> = serde_json::from_slice(body)?;
-        if body.api_version != "admission.k8s.io/v1" || body.kind != "AdmissionReview" {
-            let (api_version, kind) = (body.api_version.into_owned(), body.kind.into_owned());
-            return Err(ReviewError::Unknown { api_version, kind });
+impl<'a> Review<'a> {
+    /// Reads a body. The object inside is not looked at yet.
+    pub fn parse(body: &'a [u8]) -> Result<Self, ReviewError> {
+        let envelope: Envelope = serde_json::from_slice(body)?;
+        if envelope.api_version != VERSION || envelope.kind != "AdmissionReview" {
+            return Err(ReviewError::Version {
+                api_version: cut(&envelope.api_version, MAX_REASON),
+                kind: cut(&envelope.kind, MAX_REASON),
+            });
         }
-        let request = body.request.ok_or(ReviewError::Empty)?;
-        let namespace = snapshot.namespace(&request.namespace);
-        let settings = namespace.map(|n| n.settings).unwrap_or_default();
-        let mut review = Self {
-            uid: request.uid.into_owned(),
-            namespace: request.namespace.into_owned(),
-            failure_policy: settings.failure_policy,
-            containers: Vec::new(),
-            has_annotations: false,
-            applied_before: Vec::new(),
-            warnings: Vec::new(),
-        };
-        let is_pod = request.resource.group.is_empty() && request.resource.resource == "pods";
-        let creates = request.operation == "CREATE" && request.sub_resource.is_none_or(|s| s.is_empty());
-        if let (true, true, Some(object)) = (is_pod, creates, request.object) {
-            let pod: Pod<'_> = serde_json::from_str(object.get())?;
-            review.answer(pod, settings, snapshot);
-        }
-        Ok(review)
+        let request = envelope.request.ok_or(ReviewError::NoRequest)?;
+        Ok(Self { request })
     }
 
-    fn answer(&mut self, pod: Pod<'_>, settings: NamespaceSettings, snapshot: &Snapshot) {
-        self.has_annotations = pod.metadata.annotations.is_some();
-        let annotations = pod.metadata.annotations.unwrap_or_default();
-        let labels = pod.metadata.labels.unwrap_or_default();
-        if annotations.contains_key(MIRROR_POD) || !self.is_enabled(&annotations, settings) {
-            return;
+    /// Decides. A Pod is changed only if it is opted in, and only where an Image or a stamp covers a container.
+    pub fn decide<'b>(&'b self, snapshot: &Snapshot) -> Result<Step<'b>, ReviewError> {
+        let request = &self.request;
+        if !request.creates_pod() {
+            let what = format!(
+                "this webhook answers for Pods at CREATE, not for {} of {}; correct the rules of the webhook configuration",
+                cut(&request.operation, 64),
+                cut(&request.resource.resource, 64)
+            );
+            return Ok(Step::Done(self.cannot(snapshot, &what)));
         }
-        self.applied_before = Applied::of(&annotations);
-        let owner = pod.metadata.owner_references.iter().flatten().find(|o| o.controller == Some(true));
-        let label = |key: &str| labels.get(key).map(String::as_str);
-        let view = PodView {
-            annotations: &annotations,
-            owner_uid: owner.map(|o| &*o.uid),
-            hash: label("pod-template-hash").or_else(|| label("controller-revision-hash")).unwrap_or_default(),
-            rollout: label(ROLLOUT),
-            applied: &self.applied_before,
-        };
-        let namespace = snapshot.namespace(&self.namespace);
-        let lists = [("initContainers", pod.spec.init_containers), ("containers", pod.spec.containers)];
-        for (list, containers) in lists {
-            for (index, container) in containers.unwrap_or_default().into_iter().enumerate() {
-                let Some(text) = container.image else {
-                    continue;
-                };
-                let answer = match answer(namespace, &view, &container.name, &text) {
-                    Answer::Keep { warning } => {
-                        self.warnings.extend(warning);
+        let object = request.object.ok_or(ReviewError::NoObject)?;
+        let pod: Pod = serde_json::from_str(object.get())?;
+        Ok(decide(request, &pod, snapshot))
+    }
+
+    /// The answer when something else than a missing tag is in the way (`what`), by the failure policy as far as it can
+    /// be read from the object and its namespace.
+    pub fn cannot(&self, snapshot: &Snapshot, what: &str) -> Verdict {
+        let request = &self.request;
+        let object = request.object.map(RawValue::get);
+        let object: Option<Object> = object.and_then(|text| serde_json::from_str(text).ok());
+        let own = object.map(|object| object.metadata.annotations()).unwrap_or_default();
+        let (settings, _) = namespace_of(snapshot, request.namespace());
+        let policy = FailurePolicy::read(&own).ok().flatten();
+        let denies = policy.unwrap_or(settings.failure_policy) == FailurePolicy::Fail
+            && annotations::pod_enabled(&own, settings) == Ok(true);
+        if denies {
+            let message = format!("kimup: {what}. To admit it unchanged, {}", ignore_hint());
+            Verdict::deny(&request.uid, &message, Vec::new())
+        } else {
+            Verdict::allow(&request.uid, None, vec![what.to_owned()])
+        }
+    }
+}
+
+fn decide<'a>(request: &'a Request<'_>, pod: &Pod<'_>, snapshot: &Snapshot) -> Step<'a> {
+    let uid: &str = &request.uid;
+    let own = pod.metadata.annotations();
+    if own.contains_key(MIRROR_POD) {
+        return Step::Done(Verdict::allow(uid, None, Vec::new()));
+    }
+    let (settings, errors) = namespace_of(snapshot, request.namespace());
+    match annotations::pod_enabled(&own, settings) {
+        Ok(true) => {}
+        Ok(false) => return Step::Done(Verdict::allow(uid, None, Vec::new())),
+        Err(error) => {
+            let warning = format!("{error}; the Pod is left as it is");
+            return Step::Done(Verdict::allow(uid, None, vec![warning]));
+        }
+    }
+    let mut warnings = not_acted_on(&own);
+    let namespace = request.namespace();
+    warnings.extend(errors.iter().map(|e| format!("Namespace {namespace}: {e}")));
+    let failure_policy = failure_policy(&own, settings, &mut warnings);
+    let view = view(request, &pod.metadata, own);
+    let mut plan = Plan {
+        uid,
+        namespace,
+        has_annotations: pod.metadata.has_annotations(),
+        annotation: view.annotations().get(annotations::APPLIED).cloned(),
+        applied: view.applied().to_vec(),
+        failure_policy,
+        warnings,
+        slots: Vec::new(),
+    };
+    plan.add("containers", pod.spec.containers.as_deref(), &view, snapshot);
+    plan.add("initContainers", pod.spec.init_containers.as_deref(), &view, snapshot);
+    if plan.questions().is_empty() { Step::Done(plan.finish(&HashMap::new())) } else { Step::Ask(plan) }
+}
+
+fn view<'b>(request: &'b Request<'_>, metadata: &'b Metadata<'_>, own: Map) -> PodView<'b> {
+    PodView::new(request.namespace(), own, &metadata.labels(), metadata.controller())
+}
+
+/// What a namespace says. One that the watch has not delivered yet counts as opted in: the API server knows its labels,
+/// or it would not have sent the Pod.
+fn namespace_of<'s>(snapshot: &'s Snapshot, name: &str) -> (NamespaceSettings, &'s [AnnotationError]) {
+    let unknown = NamespaceSettings { enabled: true, ..NamespaceSettings::default() };
+    match snapshot.namespace(name) {
+        Some(known) => (known.settings().unwrap_or(unknown), known.errors()),
+        None => (unknown, &[]),
+    }
+}
+
+fn failure_policy(own: &Map, namespace: NamespaceSettings, warnings: &mut Vec<String>) -> FailurePolicy {
+    match FailurePolicy::read(own) {
+        Ok(found) => found.unwrap_or(namespace.failure_policy),
+        Err(error) => {
+            warnings.push(format!("{error}; the Namespace's failure policy counts"));
+            namespace.failure_policy
+        }
+    }
+}
+
+fn not_acted_on(own: &Map) -> Vec<String> {
+    own.keys()
+        .filter(|key| NOT_ACTED_ON.contains(&key.as_str()) || NOT_ACTED_ON_PREFIXES.iter().any(|p| key.starts_with(p)))
+        .map(|key| format!("annotation {key}: this version does not act on it; create an Image instead"))
+        .collect()
+}
+
+fn ignore_hint() -> String {
+    format!("set {FAILURE_POLICY}: ignore on the Pod or the Namespace")
+}
+
+impl Plan<'_> {
+    /// What must be asked, each question once.
+    pub fn questions(&self) -> Vec<Question> {
+        let mut questions: Vec<Question> = Vec::new();
+        for slot in &self.slots {
+            if let Answer::Ask(open) = &slot.answer
+                && !questions.contains(&open.question)
+            {
+                questions.push(open.question.clone());
+            }
+        }
+        questions
+    }
+
+    fn add(
+        &mut self,
+        list: &'static str,
+        containers: Option<&[Container<'_>]>,
+        view: &PodView<'_>,
+        snapshot: &Snapshot,
+    ) {
+        for (position, container) in containers.into_iter().flatten().enumerate() {
+            let (Some(name), Some(text)) = (&container.name, &container.image) else {
+                continue; // not ours to complain: the API server checks what is required
+            };
+            let (name, text) = (Text::as_str(name), Text::as_str(text));
+            let answer = answer(snapshot, view, name, text);
+            if !matches!(answer, Answer::Keep { warning: None }) {
+                self.slots.push(Slot { list, position, name: name.to_owned(), text: text.to_owned(), answer });
+            }
+        }
+    }
+
+    /// The answer, with what came back for each question; one without an answer counts as failed.
+    pub fn finish(mut self, answers: &HashMap<Question, Result<Answered, String>>) -> Verdict {
+        let mut problems = Vec::new();
+        let mut operations = Vec::new();
+        for slot in std::mem::take(&mut self.slots) {
+            let answer = match slot.answer {
+                Answer::Ask(ref open) => match tag_of(answers.get(&open.question)) {
+                    Ok(tag) => open.answered(tag),
+                    Err(reason) => {
+                        problems.push(Problem {
+                            container: slot.name,
+                            image: open.question.image.clone(),
+                            reason,
+                            by_spec: false,
+                        });
                         continue;
                     }
-                    answer => answer,
-                };
-                let path = format!("/spec/{list}/{index}/image");
-                self.containers.push(Asked { name: container.name.into(), text: text.into(), path, answer });
-            }
-        }
-    }
-
-    /// Whether the Pod is opted in; a value that is none of those allowed is said, and changes nothing.
-    fn is_enabled(&mut self, annotations: &Map, settings: NamespaceSettings) -> bool {
-        match FailurePolicy::read(annotations) {
-            Ok(own) => self.failure_policy = own.unwrap_or(settings.failure_policy),
-            Err(error) => self.warnings.push(format!("kimup: {error}; it counts as \"fail\" here")),
-        }
-        if annotations.keys().any(|key| key == POLICY || key.starts_with("policy.kimup.cloudavenue.io/")) {
-            self.warnings
-                .push(format!("kimup: the annotation {POLICY} is not acted on by this version; write an Image"));
-        }
-        annotations::pod_enabled(annotations, settings).unwrap_or_else(|error| {
-            self.warnings.push(format!("kimup: {error}; the Pod stays as it is"));
-            false
-        })
-    }
-
-    /// The Images that sync must be asked about, each once.
-    pub fn questions(&self) -> Vec<Arc<ImageEntry>> {
-        let mut images: Vec<Arc<ImageEntry>> = Vec::new();
-        for asked in &self.containers {
-            if let Answer::Ask(image) = &asked.answer
-                && !images.iter().any(|known| known.name == image.name)
-            {
-                images.push(image.clone());
-            }
-        }
-        images
-    }
-
-    /// The namespace of the Pod.
-    pub fn namespace(&self) -> &str {
-        &self.namespace
-    }
-
-    /// Takes in the answer to a question: the Image's tag, or why there is none.
-    pub fn resolve(&mut self, image: &ImageEntry, tag: Result<String, String>) {
-        match tag {
-            Ok(tag) => {
-                for asked in &mut self.containers {
-                    if matches!(&asked.answer, Answer::Ask(wanted) if wanted.name == image.name) {
-                        asked.answer = with_tag(image, &asked.name, &asked.text, &tag);
+                },
+                other => other,
+            };
+            match answer {
+                Answer::Run { reference, applied } => {
+                    if reference != slot.text {
+                        operations.push(set_image(slot.list, slot.position, reference));
                     }
+                    self.applied.retain(|known| known.container != applied.container);
+                    self.applied.push(applied);
                 }
-            }
-            Err(why) => {
-                let namespace = &self.namespace;
-                let name = &image.name;
-                for asked in &mut self.containers {
-                    if matches!(&asked.answer, Answer::Ask(wanted) if wanted.name == *name) {
-                        let why = format!("container {:?}: Image {namespace}/{name} has no tag yet: {why}", asked.name);
-                        asked.answer = Answer::Keep { warning: Some(why) };
-                    }
+                Answer::Keep { warning } => self.warnings.extend(warning),
+                Answer::Refuse { image, reason } => {
+                    problems.push(Problem { container: slot.name, image, reason, by_spec: true });
                 }
+                Answer::Ask(_) => {} // answered above
             }
         }
+        self.conclude(&problems, operations)
     }
 
-    /// The response, once every question is resolved.
-    pub fn respond(mut self) -> Response {
-        let mut unanswered = Vec::new();
-        let mut patches = Vec::new();
-        let mut applied = self.applied_before;
-        let changes_before = applied.clone();
-        for asked in self.containers {
-            match asked.answer {
-                Answer::Run { reference, applied: entry } => {
-                    if reference != asked.text {
-                        patches.push((asked.path, reference));
-                    }
-                    applied.retain(|known| known.container != entry.container);
-                    applied.push(entry);
-                }
-                Answer::Keep { warning } => unanswered.extend(warning),
-                Answer::Ask(image) => unanswered.push(format!("Image {} was not asked about", image.name)),
+    fn conclude(mut self, problems: &[Problem], mut operations: Vec<PatchOperation>) -> Verdict {
+        if self.failure_policy == FailurePolicy::Fail
+            && let Some(first) = problems.first()
+        {
+            let message = self.refusal(problems, first);
+            return Verdict::deny(self.uid, &message, self.warnings);
+        }
+        for problem in problems {
+            let (container, sentence) = (&problem.container, problem.sentence(self.namespace));
+            self.warnings.push(format!("container {container:?} keeps its own image: {sentence}"));
+        }
+        operations.extend(self.annotate());
+        let patch = (!operations.is_empty()).then_some(Patch(operations));
+        Verdict::allow(self.uid, patch, self.warnings)
+    }
+
+    fn refusal(&self, problems: &[Problem], first: &Problem) -> String {
+        let sentences: Vec<String> =
+            problems.iter().map(|p| format!("container {:?}: {}", p.container, p.sentence(self.namespace))).collect();
+        let (image, namespace) = (&first.image, self.namespace);
+        let step = if first.by_spec {
+            format!("Correct it (kubectl edit image {image} -n {namespace})")
+        } else {
+            format!("Wait for its first sync (kubectl describe image {image} -n {namespace})")
+        };
+        format!("kimup: {}. {step}, or {}", sentences.join("; "), ignore_hint())
+    }
+
+    /// Writes the `applied` annotation, if it is another one than before.
+    fn annotate(&mut self) -> Option<PatchOperation> {
+        let value = Applied::join(&self.applied);
+        if self.applied.is_empty() || self.annotation.as_ref() == Some(&value) {
+            return None;
+        }
+        let tokens = ["metadata", "annotations", annotations::APPLIED];
+        Some(PatchOperation::Add(if self.has_annotations {
+            AddOperation { path: PointerBuf::from_tokens(tokens), value: Value::String(value) }
+        } else {
+            AddOperation {
+                path: PointerBuf::from_tokens(tokens[..2].iter().copied()),
+                value: serde_json::json!({ tokens[2]: value }),
             }
-        }
-        let fails = !unanswered.is_empty() && self.failure_policy == FailurePolicy::Fail;
-        if fails {
-            let message = format!(
-                "kimup: {}. Look at it with: kubectl describe images -n {}; or let Pods start with the tag of their manifest: annotation {}: ignore on the Pod, or label on the Namespace",
-                unanswered.join("; "),
-                self.namespace,
-                annotations::FAILURE_POLICY,
-            );
-            let status = Some(Denial { message, reason: "Forbidden", code: 403 });
-            return Response::new(Verdict { uid: self.uid, status, ..Verdict::default() });
-        }
-        self.warnings
-            .extend(unanswered.into_iter().map(|why| format!("kimup: {why}; it keeps the tag of its manifest")));
-        let mut warnings = self.warnings;
-        warnings.truncate(MAX_WARNINGS);
-        for warning in &mut warnings {
-            warning.truncate(warning.floor_char_boundary(MAX_WARNING));
-        }
-        let note = (applied != changes_before).then(|| Applied::join(&applied));
-        let patch = patch::encode(&patches, note.as_deref(), self.has_annotations);
-        Response::new(Verdict {
-            uid: self.uid,
-            allowed: true,
-            status: None,
-            patch_type: patch.is_some().then_some("JSONPatch"),
-            patch,
-            warnings,
-        })
+        }))
     }
 }
+
+impl Problem {
+    fn sentence(&self, namespace: &str) -> String {
+        let reason = cut(self.reason.trim_end_matches('.'), MAX_REASON);
+        let image = &self.image;
+        if self.by_spec {
+            format!("Image {namespace}/{image} has no tag, and its spec cannot be used: {reason}")
+        } else {
+            format!("Image {namespace}/{image} has no tag yet: {reason}")
+        }
+    }
+}
+
+fn tag_of(answer: Option<&Result<Answered, String>>) -> Result<&str, String> {
+    match answer {
+        Some(Ok(Answered { tag: Some(tag), .. })) if is_legal_tag(tag) => Ok(tag),
+        Some(Ok(Answered { tag: Some(tag), .. })) => Err(format!("{tag:?} is no legal tag")),
+        Some(Ok(Answered { tag: None, reason }) | Err(reason)) => Err(reason.clone()),
+        None => Err("nobody was asked".to_owned()),
+    }
+}
+
+fn set_image(list: &'static str, position: usize, reference: String) -> PatchOperation {
+    let position = position.to_string();
+    PatchOperation::Replace(ReplaceOperation {
+        path: PointerBuf::from_tokens(["spec", list, &position, "image"]),
+        value: Value::String(reference),
+    })
+}
+
+#[cfg(test)]
+mod tests;

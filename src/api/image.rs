@@ -43,7 +43,10 @@ pub struct ImageSpec {
         validation = Rule::new("!self.contains('@') && !self.matches(':[^/]*$')")
             .message("spec.image is a repository without tag or digest; put the starting tag into spec.baseTag"),
         validation = Rule::new("!self.contains('://') && !self.matches('\\\\s')")
-            .message("spec.image is a repository such as ghcr.io/org/app, without a scheme or blanks")
+            .message("spec.image is a repository such as ghcr.io/org/app, without a scheme or blanks"),
+        // What comes before the first slash is a host if it has a dot or a colon in it.
+        validation = Rule::new("self.matches('^([^/]*[.:][^/]*/)?[^A-Z]*$')")
+            .message("spec.image is a repository such as ghcr.io/org/app: its path must be lower case")
     )]
     pub image: String,
 
@@ -118,10 +121,10 @@ pub struct NameRef {
 /// One occasion to look at the registry.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, KubeSchema)]
 #[x_kube(
-    validation = Rule::new("self.type != 'interval' || (has(self.value) && self.value.matches('^([0-9]+([.][0-9]+)?(ms|s|m|h|d))+$'))")
+    validation = Rule::new("self.type != 'interval' || (has(self.value) && self.value.matches('^([0-9]+([.][0-9]+)?(ms|s|m|h|d))+$') && self.value.matches('[1-9]'))")
         .message("an interval needs a duration as value, for example 30s, 5m or 1h30m"),
-    validation = Rule::new("self.type != 'crontab' || (has(self.value) && self.value.size() > 0)")
-        .message("a crontab needs a cron line as value, for example \"0 */5 * * * *\" or @hourly")
+    validation = Rule::new("self.type != 'crontab' || (has(self.value) && self.value.matches('^ *(@[a-z]+( .*)?|([^ ]+ +){4,6}[^ ]+) *$'))")
+        .message("a crontab needs a cron line of 5, 6 or 7 fields as value, for example \"0 */5 * * * *\", or a nickname such as @hourly")
 )]
 pub struct TriggerSpec {
     /// `interval`, `crontab` or `webhook`.

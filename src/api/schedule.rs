@@ -90,7 +90,7 @@ fn parse_crontab(value: &str, now: Timestamp) -> Result<Schedule, ScheduleError>
     }
     // `0/10` is no Vixie cron, but the original kimup accepted it, and its manifests work unchanged.
     let parser = CronParser::builder().sloppy_ranges(true).build();
-    let cron = parser.parse(value).map_err(|e| error(e.to_string()))?;
+    let cron = parser.parse(value).map_err(|e| error(e.to_string().trim_end_matches('.').to_owned()))?;
     next_cron(&cron, now).map_err(|()| error("it never fires".to_owned()))?;
     Ok(Schedule::Cron(Box::new(cron)))
 }
@@ -161,6 +161,7 @@ mod tests {
         fn check(line: &str) {
             let error = parse(TriggerType::Crontab, line).unwrap_err().to_string();
             assert!(error.starts_with(&format!("invalid crontab {line:?}")), "{error}");
+            assert!(!error.contains(".;"), "{error}");
         }
         check("");
         check("* * *");

@@ -139,15 +139,17 @@ pub(super) fn compile_filter(spec: &ImageSpec) -> Result<Filter, SpecError> {
 
 /// The field that is meant to delay a newer tag and that this version cannot honour, if one is set.
 pub fn gate(spec: &ImageSpec) -> Option<&'static str> {
+    gates(spec).first().copied()
+}
+
+fn gates(spec: &ImageSpec) -> Vec<&'static str> {
     let asks = spec.rules.iter().flat_map(|r| &r.actions).any(|a| a.kind == ActionType::RequestApproval);
-    [
+    named([
         (spec.suspend == Some(true), "spec.suspend"),
         (spec.min_age.is_some(), "spec.minAge"),
         (!spec.windows.is_empty(), "spec.windows"),
         (asks, "the action request-approval"),
-    ]
-    .into_iter()
-    .find_map(|(set, name)| set.then_some(name))
+    ])
 }
 
 /// Annotations of an Image that a later version acts on, one sentence each: a person who set one waits for something.
@@ -163,34 +165,35 @@ pub fn unsupported_annotations(annotations: &Map) -> Vec<String> {
     found
 }
 
+fn named<const N: usize>(fields: [(bool, &'static str); N]) -> Vec<&'static str> {
+    fields.into_iter().filter_map(|(set, name)| set.then_some(name)).collect()
+}
+
+/// Every field and value that this version does not act on: one sentence for each of what follows from that.
 fn unsupported(spec: &ImageSpec) -> Vec<String> {
-    let mut found = Vec::new();
-    if let Some(gate) = gate(spec) {
-        found.push(format!("{gate} is not acted on by this version, so nothing newer is chosen while it is set"));
-    }
     let rollout = spec.rollout.clone().unwrap_or_default();
-    let ignored = [
+    let without_effect = named([
         (rollout.deadline.is_some(), "spec.rollout.deadline"),
         (rollout.soak.is_some(), "spec.rollout.soak"),
         (rollout.min_interval.is_some(), "spec.rollout.minInterval"),
         (rollout.after_rollback == Some(AfterRollback::Hold), "spec.rollout.afterRollback: hold"),
         (spec.pin_digest == Some(true), "spec.pinDigest"),
         (!spec.platforms.is_empty(), "spec.platforms"),
-    ];
-    for (_, name) in ignored.into_iter().filter(|(set, _)| *set) {
-        found.push(format!("{name} is not acted on by this version and has no effect"));
-    }
-    if spec.triggers.iter().any(|t| t.kind == TriggerType::Webhook) {
-        found.push("a trigger of type webhook is not acted on by this version and never fires".to_owned());
-    }
+    ]);
+    let webhook = spec.triggers.iter().any(|t| t.kind == TriggerType::Webhook);
     let mut alerts: Vec<_> = spec.rules.iter().flat_map(|r| &r.actions).map(|a| a.kind).collect();
     alerts.retain(|kind| !matches!(kind, ActionType::Apply | ActionType::RequestApproval));
-    alerts.sort_by_key(|kind| kind.as_str());
+    let mut alerts: Vec<_> = alerts.into_iter().map(ActionType::as_str).collect();
+    alerts.sort_unstable();
     alerts.dedup();
-    for kind in alerts {
-        found.push(format!("the action {} is not acted on by this version and sends nothing", kind.as_str()));
-    }
-    found
+    let sentences = [
+        ("nothing newer is chosen while one is set", gates(spec)),
+        ("without effect", without_effect),
+        ("never fires", named([(webhook, "a trigger of type webhook")])),
+        ("nothing is sent", alerts),
+    ];
+    let said = sentences.into_iter().filter(|(_, fields)| !fields.is_empty());
+    said.map(|(so, fields)| format!("not acted on by this version, {so}: {}", fields.join(", "))).collect()
 }
 
 #[cfg(test)]
@@ -239,9 +242,10 @@ mod tests {
     fn what_is_not_acted_on_is_named() {
         fn check(patch: &Value, expected: &[&str], gate: bool) {
             let compiled = compile(&spec(patch), Timestamp::UNIX_EPOCH).unwrap();
-            assert_eq!(compiled.unsupported.len(), expected.len(), "{patch}");
-            for (found, part) in compiled.unsupported.iter().zip(expected) {
-                assert!(found.contains(part), "{found:?} lacks {part:?}");
+            let text = compiled.unsupported.join("; ");
+            assert_eq!(text.is_empty(), expected.is_empty(), "{patch}: {text}");
+            for part in expected {
+                assert!(text.contains(part), "{text:?} lacks {part:?}");
             }
             assert_eq!(compiled.gate.is_some(), gate, "{patch}");
         }
@@ -264,6 +268,11 @@ mod tests {
         check(&json!({"pinDigest": true, "platforms": ["linux/amd64"]}), &["spec.pinDigest", "spec.platforms"], false);
         check(&json!({"triggers": [{"type": "webhook"}]}), &["webhook"], false);
         check(&action("alert-slack"), &["alert-slack"], false);
+        check(
+            &json!({"suspend": true, "minAge": "24h", "windows": [{"kind": "deny", "schedule": "@daily", "duration": "8h"}]}),
+            &["nothing newer is chosen while one is set: spec.suspend, spec.minAge, spec.windows"],
+            true,
+        );
         check(&action("request-approval"), &["request-approval"], true);
     }
 

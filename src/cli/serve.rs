@@ -13,8 +13,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::configuration::{self, CaBundle, Endpoint};
-use crate::admission::{Admission, router};
-use crate::index::question::{Answered, Ask, Deduplicated, Question};
+use crate::admission::handler;
+use crate::index::question::{Answered, Ask, Question};
 use crate::index::{self, Index};
 use crate::leader::{self, LeaderConfig, Leadership};
 use crate::net::ca::{self, CertificateAuthority};
@@ -113,7 +113,7 @@ impl Process {
         tracing::info!(version = env!("CARGO_PKG_VERSION"), namespace = self.namespace, "kimup starts");
         let (stages, mut parts) = (Stages::default(), Parts::default());
         let scope = scope(&self.common.watch_namespace);
-        let index = index::start(&self.client, &scope, &stages.caches);
+        let (index, _) = index::start(&self.client, &scope, self.metrics.clone(), stages.caches.clone());
         let started = stop.run_until_cancelled(self.start(&roles, &index, &stages, &mut parts)).await;
         if let Some(Ok(())) = started {
             self.serve(&index, stop).await;
@@ -145,7 +145,8 @@ impl Process {
     async fn serve(&self, index: &Index, stop: &CancellationToken) {
         let filled = self.readiness.register("images");
         filled.set(false, "Images and Namespaces are not listed yet");
-        if stop.run_until_cancelled(index.ready()).await.is_some() {
+        let mut ready = index.ready();
+        if stop.run_until_cancelled(ready.wait_for(|ready| *ready)).await.is_some() {
             filled.set(true, "");
         }
         stop.cancelled().await;
@@ -217,10 +218,7 @@ impl Process {
         let events = Events::new(self.client.clone(), self.identity.clone(), self.metrics.clone());
         let question_timeout = roles.server.as_ref().map_or(Duration::from_secs(2), |s| s.question_timeout);
         let options = sync::Options {
-            scope: match scope(&self.common.watch_namespace) {
-                index::Scope::All => sync::Scope::All,
-                index::Scope::Namespaces(names) => sync::Scope::Namespaces(names),
-            },
+            scope: scope(&self.common.watch_namespace),
             max_rollouts: args.max_rollouts,
             max_rollouts_per_namespace: args.max_rollouts_per_namespace,
             status_heartbeat: args.status_heartbeat,
@@ -265,7 +263,7 @@ impl Process {
         let (published, _) = tokio::sync::watch::channel(false);
         tokio::spawn(async move {
             let work = async {
-                index.ready().await;
+                let _ = index.ready().wait_for(|ready| *ready).await;
                 let owner = Some(cluster::owner(&client, &namespace).await);
                 let options = configuration::Options { name, namespace, endpoint, owner, ca_bundle };
                 configuration::keep(client, options, index.annotated(), leads, published, stop.clone()).await;
@@ -296,11 +294,7 @@ impl Process {
         let served = self.readiness.register("certificate");
         let (shared, _) =
             tls::start(source, tls::system_clock(), served, self.metrics.clone(), stages.server.clone()).await?;
-        let admission = Arc::new(Admission {
-            index: index.clone(),
-            asker: Deduplicated::new(asker, args.question_timeout),
-            metrics: self.metrics.clone(),
-        });
+        let routes = handler::router(index.clone(), asker, args.question_timeout, self.metrics.clone());
         let in_cluster = roles.endpoint.webhook_url.is_none();
         let options = ServerOptions {
             shutdown_delay: if in_cluster { UNREADY_DELAY } else { Duration::ZERO },
@@ -308,7 +302,7 @@ impl Process {
             ..ServerOptions::default()
         };
         tracing::info!(address = %at, "the webhook listens");
-        let serving = serve_https(listener, shared, router(admission), options, stages.server.clone());
+        let serving = serve_https(listener, shared, routes, options, stages.server.clone());
         parts.server.push(tokio::spawn(serving.map(|drained| {
             if drained.cut > 0 {
                 tracing::warn!(connections = drained.cut, "connections were cut: they did not end in time");

@@ -1,240 +1,231 @@
-//! What should this container run? The order of design section 4. Pure.
+//! What should this container run? Pure: a snapshot and a Pod in, an answer out, in the order of design section 4.
 
 use std::sync::Arc;
 
-use crate::api::Applied;
-use crate::api::annotations::{Map, Stamp};
+use crate::api::annotations::{Map, ROLLOUT, Stamp};
+use crate::api::{Applied, annotations};
 use crate::policy::Reference;
 
-use super::snapshot::{ImageEntry, NamespaceEntry};
+use super::question::Question;
+use super::snapshot::{Entry, Snapshot};
 
-/// A Pod, as far as the answer depends on it.
-#[derive(Clone, Copy, Debug)]
+/// Labels that name a Pod's revision: the first is set by Deployments, the second by `StatefulSets` and `DaemonSets`.
+const REVISION_LABELS: [&str; 2] = ["pod-template-hash", "controller-revision-hash"];
+
+/// What counts of a Pod, whatever its container.
+#[derive(Clone, Debug, Default)]
 pub struct PodView<'a> {
-    /// Its annotations.
-    pub annotations: &'a Map,
-    /// UID of its controller.
-    pub owner_uid: Option<&'a str>,
-    /// Its `pod-template-hash` or `controller-revision-hash`; empty if it has none.
-    pub hash: &'a str,
-    /// Its label `kimup.cloudavenue.io/rollout`.
-    pub rollout: Option<&'a str>,
-    /// What admission did to it before (reinvocation).
-    pub applied: &'a [Applied],
+    namespace: &'a str,
+    annotations: Map,
+    applied: Vec<Applied>,
+    rollout: Option<String>,
+    controller: Option<&'a str>,
+    hash: String,
 }
 
-/// The answer for one container.
+impl<'a> PodView<'a> {
+    /// `annotations` and `labels` may leave out what is not kimup's and no revision label. `controller` is the UID of
+    /// the `ownerReference` with `controller: true`.
+    pub fn new(namespace: &'a str, annotations: Map, labels: &Map, controller: Option<&'a str>) -> Self {
+        let hash = REVISION_LABELS.iter().find_map(|label| labels.get(*label));
+        Self {
+            namespace,
+            applied: Applied::of(&annotations),
+            rollout: labels.get(ROLLOUT).cloned(),
+            controller,
+            hash: hash.cloned().unwrap_or_default(),
+            annotations,
+        }
+    }
+
+    /// Whether a label decides something here, so that a caller may leave out the others.
+    pub fn needs_label(key: &str) -> bool {
+        key == ROLLOUT || REVISION_LABELS.contains(&key)
+    }
+
+    /// The namespace.
+    pub fn namespace(&self) -> &'a str {
+        self.namespace
+    }
+
+    /// The annotations it was made of.
+    pub fn annotations(&self) -> &Map {
+        &self.annotations
+    }
+
+    /// The entries of its `applied` annotation.
+    pub fn applied(&self) -> &[Applied] {
+        &self.applied
+    }
+}
+
+/// What to do with one container.
 #[derive(Clone, Debug)]
 pub enum Answer {
-    /// It stays as it is, and nobody of ours has a say in it.
+    /// Leave it as it is.
     Keep {
-        /// What the user should know, if anything.
+        /// What its owner should know.
         warning: Option<String>,
     },
-    /// It is covered, and runs this.
+    /// Run `reference` (which may be the text itself) and say so in the `applied` annotation.
     Run {
-        /// The image reference, equal to the text if that is what it runs.
+        /// The image reference.
         reference: String,
-        /// The entry of the `applied` annotation.
+        /// The container's entry.
         applied: Applied,
     },
-    /// Nothing is known yet: sync must be asked, then `with_tag` gives the answer.
-    Ask(Arc<ImageEntry>),
+    /// The Image has no tag on record: ask sync, then [`Open::answered`].
+    Ask(Open),
+    /// The Image has no tag and cannot get one as it is.
+    Refuse {
+        /// Name of the Image.
+        image: String,
+        /// What is wrong with it.
+        reason: String,
+    },
 }
 
 const KEEP: Answer = Answer::Keep { warning: None };
 
-/// Answers for one container with the image `text`. `namespace` is none if nothing is known of it.
-pub fn answer(namespace: Option<&NamespaceEntry>, pod: &PodView<'_>, container: &str, text: &str) -> Answer {
+/// A container that waits for sync.
+#[derive(Clone, Debug)]
+pub struct Open {
+    /// What to ask.
+    pub question: Question,
+    entry: Arc<Entry>,
+    container: String,
+    reference: Reference,
+}
+
+impl Open {
+    /// The answer, now that sync named `tag`, which must be a legal tag.
+    pub fn answered(&self, tag: &str) -> Answer {
+        newer(&self.entry, &self.container, &self.reference, tag)
+    }
+}
+
+/// Answers for the container `container` with the image text `text`. No I/O, no clock; one look-up by repository.
+pub fn answer(snapshot: &Snapshot, pod: &PodView<'_>, container: &str, text: &str) -> Answer {
     let Ok(reference) = Reference::parse(text) else {
         return KEEP;
     };
     if reference.digest().is_some() {
         return KEEP;
     }
-    let image = namespace.and_then(|n| n.image(reference.repository()));
-    if let Some(stamp) = Stamp::of(pod.annotations, container) {
-        return stamped(&stamp, &reference, pod, container, text, image);
+    let entry = snapshot.image(pod.namespace, reference.repository());
+    if let Some(stamp) = Stamp::of(&pod.annotations, container) {
+        return stamped(pod, container, &reference, &stamp, text, entry);
     }
-    let Some(image) = image else { return KEEP };
-    let answered = pod.applied.iter().any(|a| a.container == container && Some(&*a.to) == reference.tag());
-    if answered {
-        return KEEP;
-    }
-    let recorded = pod.owner_uid.and_then(|uid| image.recorded(uid, pod.hash, container));
-    if let Some(stamp) = recorded.filter(|stamp| stamp.text == text) {
-        return run(&stamp.reference, &reference, container, Some(image), None);
-    }
-    match (&image.tag, image.gate) {
-        (Some(tag), _) => with_tag(image, container, text, tag),
-        (None, Some(gate)) => {
-            let (name, tag) = (&image.name, "keeps the tag of its manifest");
-            let why = format!("Image {name}: {gate} is not acted on by this version");
-            Answer::Keep { warning: Some(format!("kimup: container {container:?} {tag}: {why}")) }
-        }
-        (None, None) => Answer::Ask(image.clone()),
-    }
-}
-
-/// The answer once the Image's tag is known: the newer of it and the container's own.
-pub fn with_tag(image: &ImageEntry, container: &str, text: &str, tag: &str) -> Answer {
-    let Ok(reference) = Reference::parse(text) else {
+    let Some(entry) = entry else {
         return KEEP;
     };
-    let newer = image.order.newer_of(reference.tag(), tag);
-    let wanted = if reference.tag() == Some(newer) { text.to_owned() } else { reference.with_tag(newer) };
-    run(&wanted, &reference, container, Some(image), None)
+    if is_answered(pod, container, &reference) {
+        return KEEP;
+    }
+    if let Some(reference) = recorded(pod, container, &reference, text, entry) {
+        return reference;
+    }
+    match (&entry.tag, entry.gate, &entry.error) {
+        (Some(tag), _, _) => newer(entry, container, &reference, tag),
+        (None, _, Some(error)) => Answer::Refuse { image: entry.name.clone(), reason: error.clone() },
+        (None, Some(gate), None) => Answer::Keep {
+            warning: Some(format!(
+                "container {container:?} keeps its own tag: Image {}/{} has no tag yet, and {gate}, which this version \
+                 does not act on, keeps it from choosing one",
+                pod.namespace, entry.name
+            )),
+        },
+        (None, None, None) => Answer::Ask(Open {
+            question: Question { namespace: pod.namespace.to_owned(), image: entry.name.clone() },
+            entry: Arc::clone(entry),
+            container: container.to_owned(),
+            reference,
+        }),
+    }
 }
 
 fn stamped(
-    stamp: &Stamp,
-    reference: &Reference,
     pod: &PodView<'_>,
     container: &str,
+    reference: &Reference,
+    stamp: &Stamp,
     text: &str,
-    image: Option<&Arc<ImageEntry>>,
+    entry: Option<&Arc<Entry>>,
 ) -> Answer {
     if stamp.text != text {
-        // A person changed the manifest since; sync decides what that means.
-        return KEEP;
+        return KEEP; // a human changed the manifest since: sync decides what that means
     }
-    let same = Reference::parse(&stamp.reference).is_ok_and(|to| to.repository() == reference.repository());
-    if !same {
-        let warning = format!("kimup: container {container:?}: its stamp names another repository and is not followed");
-        return Answer::Keep { warning: Some(warning) };
-    }
-    run(&stamp.reference, reference, container, image.map(AsRef::as_ref), pod.rollout)
+    let Some(target) = same_repository(reference, &stamp.reference) else {
+        return Answer::Keep {
+            warning: Some(format!(
+                "container {container:?}: annotation {} names {:?}, which is no image of {}; the container keeps its \
+                 image",
+                annotations::stamp_key(container),
+                stamp.reference,
+                reference.repository()
+            )),
+        };
+    };
+    let image = entry.map(|entry| entry.name.clone());
+    run(container, reference, &target, image, stamp.reference.clone(), pod.rollout.clone())
 }
 
-fn run(wanted: &str, own: &Reference, container: &str, image: Option<&ImageEntry>, rollout: Option<&str>) -> Answer {
-    let to = Reference::parse(wanted).ok().and_then(|r| r.tag().map(str::to_owned)).unwrap_or_default();
+/// A reference that may be run for another: it parses and is of the same repository. Nobody who may write annotations
+/// or a status gets another image into a Pod that way.
+fn same_repository(of: &Reference, text: &str) -> Option<Reference> {
+    let target = Reference::parse(text).ok()?;
+    (target.repository() == of.repository()).then_some(target)
+}
+
+/// Whether admission answered for this container before and somebody sends the Pod again (reinvocation).
+fn is_answered(pod: &PodView<'_>, container: &str, reference: &Reference) -> bool {
+    let entry = pod.applied.iter().find(|a| a.container == container);
+    entry.is_some_and(|entry| reference.tag() == Some(&entry.to))
+}
+
+fn recorded(pod: &PodView<'_>, container: &str, reference: &Reference, text: &str, entry: &Entry) -> Option<Answer> {
+    let stamp = entry.record(pod.controller?, &pod.hash, container)?;
+    if stamp.text != text {
+        return None;
+    }
+    let target = same_repository(reference, &stamp.reference)?;
+    let image = Some(entry.name.clone());
+    Some(run(container, reference, &target, image, stamp.reference, None))
+}
+
+fn newer(entry: &Entry, container: &str, reference: &Reference, tag: &str) -> Answer {
+    let to = entry.order.newer_of(reference.tag(), tag);
+    Answer::Run {
+        reference: reference.with_tag(to),
+        applied: Applied {
+            container: container.to_owned(),
+            from: reference.tag().map(str::to_owned),
+            to: to.to_owned(),
+            image: Some(entry.name.clone()),
+            rollout: None,
+        },
+    }
+}
+
+fn run(
+    container: &str,
+    own: &Reference,
+    target: &Reference,
+    image: Option<String>,
+    reference: String,
+    rollout: Option<String>,
+) -> Answer {
+    // A reference by digest alone has no tag to name.
+    let to = target.tag().or(target.digest()).unwrap_or("latest");
     let applied = Applied {
         container: container.to_owned(),
         from: own.tag().map(str::to_owned),
-        to,
-        image: image.map(|i| i.name.clone()),
-        rollout: rollout.map(str::to_owned),
+        to: to.to_owned(),
+        image,
+        rollout,
     };
-    Answer::Run { reference: wanted.to_owned(), applied }
+    Answer::Run { reference, applied }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::api::Image;
-    use crate::api::annotations::NamespaceSettings;
-    use serde_json::{Value, json};
-
-    fn image(name: &str, repository: &str, created: &str, patch: &Value) -> Arc<ImageEntry> {
-        let mut object = json!({
-            "apiVersion": "kimup.cloudavenue.io/v1alpha1", "kind": "Image",
-            "metadata": {"name": name, "namespace": "shop", "creationTimestamp": created},
-            "spec": {
-                "image": repository,
-                "triggers": [{"type": "interval", "value": "5m"}],
-                "rules": [{"name": "r", "type": "semver-minor", "actions": [{"type": "apply"}]}]
-            },
-            "status": {"tag": "1.4.2"}
-        });
-        json_patch::merge(&mut object, patch);
-        Arc::new(ImageEntry::of(&serde_json::from_value::<Image>(object).unwrap()).unwrap())
-    }
-
-    struct Pod {
-        annotations: Map,
-        owner: Option<&'static str>,
-        hash: &'static str,
-    }
-
-    impl Pod {
-        fn new(annotations: &[(&str, &str)]) -> Self {
-            let pairs = annotations.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
-            Self { annotations: pairs.collect(), owner: None, hash: "" }
-        }
-
-        fn of(owner: &'static str, hash: &'static str) -> Self {
-            Self { owner: Some(owner), hash, ..Self::new(&[]) }
-        }
-    }
-
-    fn ask(entry: &NamespaceEntry, pod: &Pod, text: &str) -> String {
-        let applied = Applied::of(&pod.annotations);
-        let rollout = Some("ab12");
-        let view =
-            PodView { annotations: &pod.annotations, owner_uid: pod.owner, hash: pod.hash, rollout, applied: &applied };
-        match answer(Some(entry), &view, "app", text) {
-            Answer::Keep { warning: None } => "keep".to_owned(),
-            Answer::Keep { warning: Some(warning) } => format!("keep with warning: {warning}"),
-            Answer::Run { reference, applied } => format!("{reference} | {applied}"),
-            Answer::Ask(image) => format!("ask {}", image.name),
-        }
-    }
-
-    #[test]
-    fn the_first_that_answers_answers() {
-        let record = json!({"status": {"revisions": [
-            {"owner": "ReplicaSet/web-1", "uid": "rs", "hash": "h1", "containers": {"app": "app:1.0.0 app:1.3.0"}},
-            {"owner": "Job/once", "uid": "job", "containers": {"app": "app:1.0.0 app:1.2.0"}},
-            {"owner": "StatefulSet/db", "uid": "sts", "hash": "db-1", "containers": {"other": "app:1.0.0 app:1.1.0"}},
-        ]}});
-        let entry = NamespaceEntry::new(
-            NamespaceSettings::default(),
-            [
-                image("web", "app", "2026-01-01T00:00:00Z", &record),
-                image("younger", "app", "2026-02-01T00:00:00Z", &json!({"status": {"tag": "9.9.9"}})),
-                image("untagged", "new", "2026-01-01T00:00:00Z", &json!({"status": null})),
-                image(
-                    "moved",
-                    "now",
-                    "2026-01-01T00:00:00Z",
-                    &json!({"status": {"repository": "docker.io/library/then"}}),
-                ),
-                image("gated", "gated", "2026-01-01T00:00:00Z", &json!({"status": null, "spec": {"suspend": true}})),
-                image(
-                    "typo",
-                    "typo",
-                    "2026-01-01T00:00:00Z",
-                    &json!({"spec": {"rules": [{"name": "r", "type": "semver", "value": ">=x.y.1.2", "actions": [{"type": "apply"}]}]}}),
-                ),
-            ],
-        );
-        let check = |pod: &Pod, text: &str, expected: &str| assert_eq!(ask(&entry, pod, text), expected, "{text}");
-        let plain = Pod::new(&[]);
-        let stamp = |value| Pod::new(&[("stamp.kimup.cloudavenue.io/app", value)]);
-        // A stamp for exactly this text; with an Image, and without.
-        check(&stamp("app:1.0.0 app:1.4.0"), "app:1.0.0", "app:1.4.0 | app: 1.0.0 -> 1.4.0 (Image web, rollout ab12)");
-        check(&stamp("x/y:1 x/y:2"), "x/y:1", "x/y:2 | app: 1 -> 2 (rollout ab12)");
-        // A stamp for another text, for another repository, or that is none.
-        check(&stamp("app:1.0.0 app:1.4.0"), "app:1.1.0", "keep");
-        check(
-            &stamp("app:1.0.0 evil:1.4.0"),
-            "app:1.0.0",
-            "keep with warning: kimup: container \"app\": its stamp names another repository and is not followed",
-        );
-        check(&stamp("broken"), "app:1.0.0", "app:1.4.2 | app: 1.0.0 -> 1.4.2 (Image web)");
-        // Not ours.
-        check(&plain, "other:1.0.0", "keep");
-        check(&plain, "app@sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", "keep");
-        check(&plain, "NOT A REFERENCE", "keep");
-        // Reinvocation.
-        check(&Pod::new(&[("kimup.cloudavenue.io/applied", "app: 1.0.0 -> 1.3.0 (Image web)")]), "app:1.3.0", "keep");
-        // A recorded revision, by owner, hash, container and text.
-        check(&Pod::of("rs", "h1"), "app:1.0.0", "app:1.3.0 | app: 1.0.0 -> 1.3.0 (Image web)");
-        check(&Pod::of("job", ""), "app:1.0.0", "app:1.2.0 | app: 1.0.0 -> 1.2.0 (Image web)");
-        check(&Pod::of("rs", "h2"), "app:1.0.0", "app:1.4.2 | app: 1.0.0 -> 1.4.2 (Image web)");
-        check(&Pod::of("rs", "h1"), "app:1.0.1", "app:1.4.2 | app: 1.0.1 -> 1.4.2 (Image web)");
-        check(&Pod::of("sts", "db-1"), "app:1.0.0", "app:1.4.2 | app: 1.0.0 -> 1.4.2 (Image web)");
-        // The newer of own and settled, in any spelling of the repository; `latest` and none are replaced.
-        check(&plain, "docker.io/library/app:1.0.0", "docker.io/library/app:1.4.2 | app: 1.0.0 -> 1.4.2 (Image web)");
-        check(&plain, "app:1.4.2", "app:1.4.2 | app: 1.4.2 (Image web)");
-        check(&plain, "app:1.10.0", "app:1.10.0 | app: 1.10.0 (Image web)");
-        check(&plain, "app:latest", "app:1.4.2 | app: latest -> 1.4.2 (Image web)");
-        check(&plain, "app", "app:1.4.2 | app: (no tag) -> 1.4.2 (Image web)");
-        check(&plain, "typo:2.0.0", "typo:2.0.0 | app: 2.0.0 (Image typo)");
-        // Nothing known.
-        check(&plain, "new:1.0.0", "ask untagged");
-        check(&plain, "now:1.0.0", "ask moved");
-        let warning = "keep with warning: kimup: container \"app\" keeps the tag of its manifest: Image gated: spec.suspend is not acted on by this version";
-        check(&plain, "gated:1.0.0", warning);
-    }
-}
+mod tests;

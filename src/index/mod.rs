@@ -1,12 +1,15 @@
 //! Watches in, an immutable snapshot out: what should this container run?
 //!
-//! `snapshot` and `answer` are pure; `watch` is the shell that keeps the snapshot.
+//! [`watch::start`] follows Namespaces and Images and publishes a [`Snapshot`]; [`answer`] reads one, without I/O. What
+//! no snapshot holds is asked by [`question`].
 
 mod answer;
 pub mod question;
 mod snapshot;
+#[cfg(test)]
+pub(crate) mod testing;
 mod watch;
 
-pub use answer::{Answer, PodView, answer, with_tag};
-pub use snapshot::{ImageEntry, NamespaceEntry, Snapshot};
-pub use watch::{Index, Scope, start};
+pub use answer::{Answer, Open, PodView, answer};
+pub use snapshot::{Entry, Namespace, Seen, Snapshot};
+pub use watch::{Index, Pause, Scope, start};

@@ -1,19 +1,24 @@
-//! The one question admission may ask sync: which tag should Pods of an Image run that has none on record yet?
+//! The one question that admission may ask sync: which tag should a Pod run whose Image has none on record?
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::FutureExt;
-use futures::future::{BoxFuture, Shared};
+use futures::future::{BoxFuture, WeakShared};
 use serde::{Deserialize, Serialize};
 
-/// Which Image. No credentials, no Pod: what the answer depends on is in the cluster.
+use crate::telemetry::{Metrics, QuestionOutcome};
+
+/// How long the answer may take if nothing else is said: well below the webhook's `timeoutSeconds`.
+pub const DEADLINE: Duration = Duration::from_secs(2);
+
+/// Names the Image that is asked for.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq, Hash)]
 pub struct Question {
-    /// Its namespace.
+    /// Namespace of the Image.
     pub namespace: String,
-    /// Its name.
+    /// Name of the Image.
     pub image: String,
 }
 
@@ -22,56 +27,62 @@ pub struct Question {
 pub struct Answered {
     /// The tag; none if no tag can be chosen.
     pub tag: Option<String>,
-    /// Why this tag, or why none.
+    /// Why this tag, or why none: shown to whoever created the Pod.
     pub reason: String,
 }
 
-/// Somebody who answers: sync in the same process, or beyond a socket.
+/// Somebody who answers. The error says why there is no answer, in words for a person.
 pub trait Ask: Send + Sync {
-    /// Asks. The error says why there is no answer.
+    /// Asks. Reads only, also under dry-run.
     fn ask(&self, question: Question) -> BoxFuture<'_, Result<Answered, String>>;
 }
 
-type Pending = Shared<BoxFuture<'static, Result<Answered, String>>>;
+type Asking = BoxFuture<'static, Result<Answered, String>>;
 
-/// Asks once for all that ask the same at the same time, and waits no longer than a deadline.
-pub struct Deduplicated {
-    inner: Arc<dyn Ask>,
+/// Asks once for all who ask the same at the same time, and waits no longer than a deadline.
+pub struct Deduplicated<A: ?Sized> {
+    inner: Arc<A>,
     deadline: Duration,
-    pending: Arc<Mutex<HashMap<Question, Pending>>>,
+    metrics: Metrics,
+    /// Weak: when all who asked are gone (answered, or cancelled by the API server) nothing is left to ask for.
+    asking: Mutex<HashMap<Question, WeakShared<Asking>>>,
 }
 
-impl Deduplicated {
-    /// `deadline` counts for each who asks, from when it asks.
-    pub fn new(inner: Arc<dyn Ask>, deadline: Duration) -> Self {
-        Self { inner, deadline, pending: Arc::default() }
+impl<A: Ask + ?Sized + 'static> Deduplicated<A> {
+    /// Wraps `inner`. Each question waits `deadline` at most, counted for everyone from when they asked.
+    pub fn new(inner: Arc<A>, deadline: Duration, metrics: Metrics) -> Self {
+        Self { inner, deadline, metrics, asking: Mutex::default() }
     }
 
-    /// Asks, or joins those who are asking.
-    pub async fn ask(&self, question: Question) -> Result<Answered, String> {
-        let answer = self.join(&question);
-        tokio::time::timeout(self.deadline, answer)
-            .await
-            .unwrap_or_else(|_| Err(format!("no answer within {}", humantime::format_duration(self.deadline))))
-    }
-
-    fn join(&self, question: &Question) -> Pending {
-        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(answer) = pending.get(question) {
-            return answer.clone();
+    fn shared(&self, question: &Question) -> futures::future::Shared<Asking> {
+        let mut asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = asking.get(question).and_then(WeakShared::upgrade) {
+            return known;
         }
-        let (inner, all, key) = (self.inner.clone(), self.pending.clone(), question.clone());
-        let deadline = self.deadline;
-        // A task of its own, so that it ends and is forgotten also when everybody who asked has gone.
-        let task = tokio::spawn(async move {
-            let answer = tokio::time::timeout(deadline, inner.ask(key.clone())).await;
-            all.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
-            answer.unwrap_or_else(|_| Err("no answer in time".to_owned()))
-        });
-        let answer = async move { task.await.unwrap_or_else(|_| Err("the question was dropped".to_owned())) };
-        let answer = answer.boxed().shared();
-        pending.insert(question.clone(), answer.clone());
-        answer
+        asking.retain(|_, weak| weak.upgrade().is_some());
+        let (inner, asked) = (Arc::clone(&self.inner), question.clone());
+        let shared = async move { inner.ask(asked).await }.boxed().shared();
+        if let Some(weak) = shared.downgrade() {
+            asking.insert(question.clone(), weak);
+        }
+        shared
+    }
+}
+
+impl<A: Ask + ?Sized + 'static> Ask for Deduplicated<A> {
+    fn ask(&self, question: Question) -> BoxFuture<'_, Result<Answered, String>> {
+        let shared = self.shared(&question);
+        async move {
+            let answer = tokio::time::timeout(self.deadline, shared).await;
+            self.metrics.question(match &answer {
+                Ok(Ok(_)) => QuestionOutcome::Answered,
+                Ok(Err(_)) => QuestionOutcome::Failed,
+                Err(_) => QuestionOutcome::Timeout,
+            });
+            let late = self.deadline.as_millis();
+            answer.unwrap_or_else(|_| Err(format!("sync did not answer within {late} ms")))
+        }
+        .boxed()
     }
 }
 
@@ -79,23 +90,29 @@ impl Deduplicated {
 mod tests {
     use super::*;
     use std::sync::atomic::{AtomicUsize, Ordering};
+    use tokio::sync::Semaphore;
 
-    #[derive(Default)]
+    /// Answers once a permit is there.
     struct Slow {
         asked: AtomicUsize,
-        never: bool,
+        permits: Semaphore,
     }
 
     impl Ask for Slow {
         fn ask(&self, question: Question) -> BoxFuture<'_, Result<Answered, String>> {
-            self.asked.fetch_add(1, Ordering::SeqCst);
             async move {
-                let wait = if self.never { 3600 } else { 1 };
-                tokio::time::sleep(Duration::from_secs(wait)).await;
-                Ok(Answered { tag: Some(question.image), reason: String::new() })
+                self.asked.fetch_add(1, Ordering::SeqCst);
+                let _permit = self.permits.acquire().await;
+                let tag = Some(question.image);
+                Ok(Answered { tag, reason: String::new() })
             }
             .boxed()
         }
+    }
+
+    fn setup(permits: usize) -> (Arc<Slow>, Deduplicated<Slow>) {
+        let slow = Arc::new(Slow { asked: AtomicUsize::new(0), permits: Semaphore::new(permits) });
+        (Arc::clone(&slow), Deduplicated::new(slow, DEADLINE, Metrics::new()))
     }
 
     fn question(image: &str) -> Question {
@@ -103,23 +120,47 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_asks_the_same_at_once_asks_once() {
-        let slow = Arc::new(Slow::default());
-        let asker = Deduplicated::new(slow.clone(), Duration::from_secs(2));
-        let all =
-            futures::future::join_all((0..10).map(|i| asker.ask(question(if i % 2 == 0 { "a" } else { "b" })))).await;
-        assert!(all.iter().all(Result::is_ok));
+    async fn the_same_question_at_the_same_time_is_asked_once() {
+        let (slow, dedup) = setup(0);
+        let together = futures::future::join4(
+            dedup.ask(question("a")),
+            dedup.ask(question("a")),
+            dedup.ask(question("b")),
+            async {
+                tokio::task::yield_now().await;
+                slow.permits.add_permits(1);
+            },
+        );
+        let (one, two, other, ()) = together.await;
+        assert_eq!(one, two);
+        assert_eq!(other.unwrap().tag.as_deref(), Some("b"));
         assert_eq!(slow.asked.load(Ordering::SeqCst), 2);
-        asker.ask(question("a")).await.unwrap();
-        assert_eq!(slow.asked.load(Ordering::SeqCst), 3, "an answer is not kept");
+        // Answered is over: later it is asked anew, since the answer may have changed.
+        dedup.ask(question("a")).await.unwrap();
+        assert_eq!(slow.asked.load(Ordering::SeqCst), 3);
+        assert!(dedup.asking.lock().unwrap().len() <= 1);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn nobody_waits_past_the_deadline() {
-        let asker = Deduplicated::new(Arc::new(Slow { never: true, ..Slow::default() }), Duration::from_secs(2));
+    async fn one_who_leaves_does_not_take_the_answer_along() {
+        let (slow, dedup) = setup(0);
+        let mut first = dedup.ask(question("a"));
+        assert!(futures::poll!(&mut first).is_pending());
+        let second = dedup.ask(question("a"));
+        drop(first);
+        slow.permits.add_permits(1);
+        assert!(second.await.is_ok());
+        assert_eq!(slow.asked.load(Ordering::SeqCst), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_waits_longer_than_the_deadline() {
+        let (slow, dedup) = setup(0);
         let start = tokio::time::Instant::now();
-        let error = asker.ask(question("a")).await.unwrap_err();
-        assert!(error.contains("2s") || error.contains("in time"), "{error}");
-        assert_eq!(start.elapsed(), Duration::from_secs(2));
+        let error = dedup.ask(question("a")).await.unwrap_err();
+        assert_eq!(error, "sync did not answer within 2000 ms");
+        assert_eq!(start.elapsed(), DEADLINE);
+        slow.permits.add_permits(1);
+        assert!(dedup.ask(question("a")).await.is_ok());
     }
 }

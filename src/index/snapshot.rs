@@ -1,127 +1,277 @@
-//! What admission knows: an immutable picture of Namespaces and Images, shared by all readers.
+//! What admission knows: namespaces and their Images by repository. Immutable once published; copying it shares all
+//! namespaces that did not change.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use kube::ResourceExt;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::core::DeserializeGuard;
 
-use crate::api::annotations::{NamespaceSettings, Stamp};
-use crate::api::{self, Image, Order};
-use crate::policy::Repository;
+use crate::api::annotations::{AnnotationError, Map, NamespaceSettings, Stamp};
+use crate::api::{self, Image, Order, RevisionRecord};
+use crate::policy::{self, Repository};
 
-/// The picture. Cloning it costs one pointer per namespace; a change replaces one namespace's part.
+/// The known state of the cluster, or of the watched namespaces.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
-    namespaces: HashMap<String, Arc<NamespaceEntry>>,
+    namespaces: HashMap<String, Arc<Namespace>>,
 }
 
-/// One namespace.
+/// One namespace. It may be known by its Images alone: the watches of the two run apart.
 #[derive(Clone, Debug, Default)]
-pub struct NamespaceEntry {
-    /// What the Namespace says.
-    pub settings: NamespaceSettings,
-    images: HashMap<Repository, Arc<ImageEntry>>,
+pub struct Namespace {
+    settings: Option<NamespaceSettings>,
+    errors: Vec<AnnotationError>,
+    images: BTreeMap<String, Arc<Entry>>,
+    by_repository: HashMap<Repository, Arc<Entry>>,
 }
 
-/// One Image, as far as admission needs it.
+/// One Image, reduced to what admission needs.
 #[derive(Clone, Debug)]
-pub struct ImageEntry {
-    /// Its name.
+pub struct Entry {
+    /// Name of the Image.
     pub name: String,
-    /// The settled tag.
+    /// Its UID: a deleted and made again Image is another one.
+    pub uid: String,
+    /// When it was created: of two Images for one repository the older counts.
+    pub created: Option<Timestamp>,
+    /// The normalised `spec.image`; none if it is no repository, so that the Image covers nothing.
+    pub repository: Option<Repository>,
+    /// The settled tag. None also if the status speaks of another repository, or holds no legal tag.
     pub tag: Option<String>,
-    /// How it orders tags.
+    /// Which of two tags is newer.
     pub order: Order,
-    /// A field that stops every choice (`api::gate`).
+    /// The field that delays newer tags and that this version cannot honour.
     pub gate: Option<&'static str>,
-    repository: Repository,
-    created: Option<Timestamp>,
-    /// By controller UID and revision hash: what the first Pods got, by container.
-    revisions: HashMap<(String, String), HashMap<String, Stamp>>,
+    /// Why the spec cannot be used, with the field to fix.
+    pub error: Option<String>,
+    records: HashMap<String, Vec<RevisionRecord>>,
 }
 
-impl ImageEntry {
-    /// Reads an Image. None if `spec.image` is no repository: then no container can be meant.
-    pub fn of(image: &Image) -> Option<Self> {
-        let repository = Repository::parse(&image.spec.image).ok()?;
+impl Entry {
+    /// Reads an Image. `now` serves to refuse a cron line that never fires again.
+    pub fn read(image: &Image, now: Timestamp) -> Self {
+        let compiled = api::compile(&image.spec, now);
+        let repository = Repository::parse(&image.spec.image).ok();
         let status = image.status.clone().unwrap_or_default();
-        // A status that speaks of another repository is none: the spec changed since.
-        let current = status.repository.as_ref().is_none_or(|then| *then == repository.to_string());
-        let records = if current { status.revisions } else { Vec::new() };
-        let revisions = records.into_iter().map(|record| {
-            let stamps = record.containers.iter().filter_map(|(c, s)| Some((c.clone(), Stamp::parse(s)?)));
-            ((record.uid, record.hash), stamps.collect())
-        });
-        Some(Self {
-            name: image.name_any(),
-            tag: status.tag.filter(|_| current),
-            order: Order::of(&image.spec),
-            gate: api::gate(&image.spec),
-            repository,
+        let other = match (&status.repository, &repository) {
+            (Some(of), Some(now)) => *of != now.to_string(),
+            _ => false,
+        };
+        let mut records: HashMap<String, Vec<RevisionRecord>> = HashMap::new();
+        for record in status.revisions {
+            records.entry(record.uid.clone()).or_default().push(record);
+        }
+        Self {
+            name: image.metadata.name.clone().unwrap_or_default(),
+            uid: image.metadata.uid.clone().unwrap_or_default(),
             created: image.metadata.creation_timestamp.as_ref().map(|t| t.0),
-            revisions: revisions.collect(),
-        })
+            repository,
+            tag: status.tag.filter(|tag| !other && policy::is_legal_tag(tag)),
+            order: compiled.as_ref().map_or_else(|_| Order::of(&image.spec), Order::from),
+            gate: compiled.as_ref().ok().and_then(|spec| spec.gate),
+            error: compiled.err().map(|error| error.to_string()),
+            records,
+        }
     }
 
-    /// What the first Pods of a revision got in a container.
-    pub fn recorded(&self, owner_uid: &str, hash: &str, container: &str) -> Option<&Stamp> {
-        if self.revisions.is_empty() {
-            return None;
-        }
-        self.revisions.get(&(owner_uid.to_owned(), hash.to_owned()))?.get(container)
+    /// What the first Pods of a revision got: `uid` is their controller's, `hash` their `pod-template-hash` or
+    /// `controller-revision-hash`, empty for controllers without one.
+    pub fn record(&self, uid: &str, hash: &str, container: &str) -> Option<Stamp> {
+        let record = self.records.get(uid)?.iter().find(|r| r.hash == hash)?;
+        Stamp::parse(record.containers.get(container)?)
+    }
+
+    fn age(&self) -> (bool, Option<Timestamp>, &str) {
+        (self.created.is_none(), self.created, &self.name)
     }
 }
 
-impl NamespaceEntry {
-    /// Builds a namespace's part. Of several Images for one repository the oldest counts.
-    pub fn new(settings: NamespaceSettings, images: impl IntoIterator<Item = Arc<ImageEntry>>) -> Self {
-        let mut by_repository: HashMap<Repository, Arc<ImageEntry>> = HashMap::new();
-        for image in images {
-            let older = by_repository
-                .get(&image.repository)
-                .is_none_or(|known| (image.created, &image.name) < (known.created, &known.name));
-            if older {
-                by_repository.insert(image.repository.clone(), image);
+impl Namespace {
+    /// What its labels and annotations say. None if the Namespace itself has not been seen.
+    pub fn settings(&self) -> Option<NamespaceSettings> {
+        self.settings
+    }
+
+    /// Its labels and annotations with values that are none of those allowed.
+    pub fn errors(&self) -> &[AnnotationError] {
+        &self.errors
+    }
+
+    fn index(&mut self) {
+        let mut entries: Vec<&Arc<Entry>> = self.images.values().collect();
+        entries.sort_by(|a, b| b.age().cmp(&a.age())); // the oldest last: it overwrites the others
+        self.by_repository =
+            entries.into_iter().filter_map(|entry| Some((entry.repository.clone()?, Arc::clone(entry)))).collect();
+    }
+
+    fn is_empty(&self) -> bool {
+        self.settings.is_none() && self.images.is_empty()
+    }
+}
+
+/// One Image as a watch delivered it.
+#[derive(Clone, Debug)]
+pub enum Seen {
+    /// It was read.
+    Read(Arc<Entry>),
+    /// It is stored in a form that cannot be read.
+    Broken {
+        /// Its UID.
+        uid: String,
+        /// What is wrong.
+        error: String,
+    },
+}
+
+impl Seen {
+    /// Reads what a watch delivered, with its namespace and name.
+    pub fn of(guard: DeserializeGuard<Image>, now: Timestamp) -> (String, String, Self) {
+        let names = |metadata: &ObjectMeta| {
+            (metadata.namespace.clone().unwrap_or_default(), metadata.name.clone().unwrap_or_default())
+        };
+        match guard.0 {
+            Ok(image) => {
+                let (namespace, name) = names(&image.metadata);
+                (namespace, name, Self::Read(Arc::new(Entry::read(&image, now))))
+            }
+            Err(invalid) => {
+                let (namespace, name) = names(&invalid.metadata);
+                let uid = invalid.metadata.uid.unwrap_or_default();
+                let error = invalid.error;
+                (namespace, name, Self::Broken { uid, error })
             }
         }
-        Self { settings, images: by_repository }
-    }
-
-    /// The Image for a repository.
-    pub fn image(&self, repository: &Repository) -> Option<&Arc<ImageEntry>> {
-        self.images.get(repository)
     }
 }
 
 impl Snapshot {
-    /// A namespace's part; none if nothing is known of it.
-    pub fn namespace(&self, name: &str) -> Option<&NamespaceEntry> {
+    /// A namespace.
+    pub fn namespace(&self, name: &str) -> Option<&Namespace> {
         self.namespaces.get(name).map(AsRef::as_ref)
     }
 
-    /// The same picture with one namespace's part replaced, or taken out.
-    #[must_use]
-    pub fn with(&self, name: &str, entry: Option<NamespaceEntry>) -> Self {
-        let mut namespaces = self.namespaces.clone();
-        match entry {
-            Some(entry) => namespaces.insert(name.to_owned(), Arc::new(entry)),
-            None => namespaces.remove(name),
-        };
-        Self { namespaces }
+    /// The Image that counts for a repository in a namespace.
+    pub fn image(&self, namespace: &str, repository: &Repository) -> Option<&Arc<Entry>> {
+        self.namespaces.get(namespace)?.by_repository.get(repository)
     }
 
-    /// Namespaces that opted in by an annotation alone, sorted: the webhook configuration must name them.
+    /// How many Images are known, duplicates included.
+    pub fn images(&self) -> usize {
+        self.namespaces.values().map(|n| n.images.len()).sum()
+    }
+
+    /// The namespaces opted in by an annotation alone, sorted: the webhook configuration must name them.
     pub fn annotated(&self) -> Vec<String> {
-        let annotated = self.namespaces.iter().filter(|(_, entry)| entry.settings.enabled_by_annotation);
-        let mut names: Vec<String> = annotated.map(|(name, _)| name.clone()).collect();
+        let by_annotation = |n: &Arc<Namespace>| n.settings.is_some_and(|s| s.enabled_by_annotation);
+        let mut names: Vec<String> = self
+            .namespaces
+            .iter()
+            .filter(|(_, namespace)| by_annotation(namespace))
+            .map(|(name, _)| name.clone())
+            .collect();
         names.sort_unstable();
         names
     }
-}
 
-impl FromIterator<(String, NamespaceEntry)> for Snapshot {
-    fn from_iter<I: IntoIterator<Item = (String, NamespaceEntry)>>(entries: I) -> Self {
-        Self { namespaces: entries.into_iter().map(|(name, entry)| (name, Arc::new(entry))).collect() }
+    /// Takes in a Namespace. Returns the errors that were not known before.
+    pub fn put_namespace(&mut self, name: &str, labels: &Map, annotations: &Map) -> Vec<AnnotationError> {
+        let (settings, errors) = NamespaceSettings::read(labels, annotations);
+        let namespace = self.edit(name);
+        let fresh = errors.iter().filter(|e| !namespace.errors.contains(e));
+        let fresh = fresh.cloned().collect();
+        namespace.settings = Some(settings);
+        namespace.errors = errors;
+        fresh
+    }
+
+    /// Forgets a Namespace. Its Images stay until their own watch says that they are gone.
+    pub fn remove_namespace(&mut self, name: &str) {
+        if self.namespaces.contains_key(name) {
+            let namespace = self.edit(name);
+            namespace.settings = None;
+            namespace.errors.clear();
+            self.drop_if_empty(name);
+        }
+    }
+
+    /// Forgets every Namespace that is not among `names`.
+    pub fn retain_namespaces(&mut self, names: &[String]) {
+        let gone: Vec<String> = self.namespaces.keys().cloned().collect();
+        for name in gone.iter().filter(|name| !names.contains(name)) {
+            self.remove_namespace(name);
+        }
+    }
+
+    /// Takes in an Image. One that cannot be read leaves its last good state where it is.
+    pub fn put_image(&mut self, namespace: &str, name: &str, seen: Seen) {
+        match seen {
+            Seen::Read(entry) => {
+                let namespace = self.edit(namespace);
+                namespace.images.insert(name.to_owned(), entry);
+                namespace.index();
+            }
+            // Another object of that name: the state known is of one that is gone.
+            Seen::Broken { uid, .. } if !self.is_known(namespace, name, &uid) => {
+                self.remove_image(namespace, name);
+            }
+            Seen::Broken { .. } => {}
+        }
+    }
+
+    /// Forgets an Image.
+    pub fn remove_image(&mut self, namespace: &str, name: &str) {
+        if self.namespaces.contains_key(namespace) {
+            let known = self.edit(namespace);
+            known.images.remove(name);
+            known.index();
+            self.drop_if_empty(namespace);
+        }
+    }
+
+    /// Replaces the Images of `scope` (a namespace; none: all) by a complete new list.
+    pub fn replace_images(&mut self, scope: Option<&str>, list: Vec<(String, String, Seen)>) {
+        let mut fresh: HashMap<String, BTreeMap<String, Arc<Entry>>> = HashMap::new();
+        for (namespace, name, seen) in list {
+            let entry = match seen {
+                Seen::Read(entry) => Some(entry),
+                Seen::Broken { uid, .. } if self.is_known(&namespace, &name, &uid) => {
+                    self.namespaces[&namespace].images.get(&name).cloned()
+                }
+                Seen::Broken { .. } => None,
+            };
+            if let Some(entry) = entry {
+                fresh.entry(namespace).or_default().insert(name, entry);
+            }
+        }
+        let mut names: Vec<String> = match scope {
+            Some(one) => vec![one.to_owned()],
+            None => self.namespaces.keys().cloned().collect(),
+        };
+        names.extend(fresh.keys().cloned());
+        names.sort_unstable();
+        names.dedup();
+        for name in names {
+            let images = fresh.remove(&name).unwrap_or_default();
+            let namespace = self.edit(&name);
+            namespace.images = images;
+            namespace.index();
+            self.drop_if_empty(&name);
+        }
+    }
+
+    fn is_known(&self, namespace: &str, name: &str, uid: &str) -> bool {
+        self.namespaces.get(namespace).and_then(|n| n.images.get(name)).is_some_and(|entry| entry.uid == uid)
+    }
+
+    fn edit(&mut self, name: &str) -> &mut Namespace {
+        Arc::make_mut(self.namespaces.entry(name.to_owned()).or_default())
+    }
+
+    fn drop_if_empty(&mut self, name: &str) {
+        if self.namespaces.get(name).is_some_and(|n| n.is_empty()) {
+            self.namespaces.remove(name);
+        }
     }
 }

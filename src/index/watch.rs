@@ -1,280 +1,441 @@
-//! Keeps the snapshot: two watches, reduced to what admission needs.
+//! Fills the snapshot from watches. One task owns the working copy; a failed watch keeps what is known, and a new list
+//! replaces it only when it is complete.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use futures::stream::BoxStream;
-use futures::{StreamExt, TryStreamExt};
+use futures::StreamExt;
+use futures::stream::{BoxStream, SelectAll};
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Namespace;
+use kube::ResourceExt;
 use kube::api::{Api, PartialObjectMeta};
 use kube::core::DeserializeGuard;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, Event};
-use kube::{Resource, ResourceExt};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::Image;
-use crate::api::annotations::NamespaceSettings;
+use crate::api::annotations::Map;
+use crate::telemetry::Metrics;
 
-use super::snapshot::{ImageEntry, NamespaceEntry, Snapshot};
+use super::snapshot::{Seen, Snapshot};
 
 /// How often a Namespace is read that a Role lets us `get` but not watch.
 const NAMESPACE_POLL: Duration = Duration::from_secs(30);
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Changes taken in before the next snapshot is published, if that many are waiting.
+const BATCH: usize = 256;
 
 /// Which namespaces are watched.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Scope {
     /// The whole cluster.
     All,
-    /// These, with Roles alone.
+    /// These namespaces, with Roles alone.
     Namespaces(Vec<String>),
 }
 
-/// The snapshot and what is known about it. Readers never wait for writers.
-#[derive(Default)]
+/// The current snapshot, and how good it is.
 pub struct Index {
-    current: ArcSwap<Snapshot>,
-    state: Mutex<State>,
-    annotated: watch::Sender<Vec<String>>,
-    listed: watch::Sender<usize>,
-    lists: usize,
-}
-
-#[derive(Default)]
-struct State {
-    namespaces: HashMap<String, Known>,
-}
-
-#[derive(Default)]
-struct Known {
-    settings: Option<NamespaceSettings>,
-    images: BTreeMap<String, Arc<ImageEntry>>,
+    snapshot: ArcSwap<Snapshot>,
+    updated: ArcSwap<Instant>,
+    ready: watch::Sender<bool>,
+    annotated: watch::Sender<Arc<[String]>>,
+    metrics: Metrics,
 }
 
 impl Index {
-    /// The snapshot as it is now. One atomic load.
-    pub fn snapshot(&self) -> Arc<Snapshot> {
-        self.current.load_full()
+    /// An index that holds `snapshot` and follows nothing: for tests and for work without a cluster.
+    pub fn fixed(snapshot: Snapshot) -> Arc<Self> {
+        let index = Self::empty(Metrics::new());
+        index.publish(snapshot);
+        index.ready.send_replace(true);
+        Arc::new(index)
     }
 
-    /// Namespaces that opted in by an annotation alone.
-    pub fn annotated(&self) -> watch::Receiver<Vec<String>> {
+    /// An index that knows nothing and never will.
+    #[cfg(test)]
+    pub(crate) fn unfilled() -> Arc<Self> {
+        Arc::new(Self::empty(Metrics::new()))
+    }
+
+    fn empty(metrics: Metrics) -> Self {
+        Self {
+            snapshot: ArcSwap::default(),
+            updated: ArcSwap::from_pointee(Instant::now()),
+            ready: watch::Sender::new(false),
+            annotated: watch::Sender::new(Arc::default()),
+            metrics,
+        }
+    }
+
+    /// The snapshot. Cheap; hold it for one request only.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshot.load_full()
+    }
+
+    /// Whether Namespaces and Images have been listed once. It stays so: a failed watch keeps what is known.
+    pub fn is_ready(&self) -> bool {
+        *self.ready.borrow()
+    }
+
+    /// Tells when [`Self::is_ready`] becomes true.
+    pub fn ready(&self) -> watch::Receiver<bool> {
+        self.ready.subscribe()
+    }
+
+    /// Time since the last change was taken in; grows also while nothing changes in the cluster.
+    pub fn age(&self) -> Duration {
+        self.updated.load().elapsed()
+    }
+
+    /// The namespaces opted in by an annotation alone ([`Snapshot::annotated`]), told only when the list changes.
+    pub fn annotated(&self) -> watch::Receiver<Arc<[String]>> {
         self.annotated.subscribe()
     }
 
-    /// Waits until Images and Namespaces have been listed once.
-    pub async fn ready(&self) {
-        let mut listed = self.listed.subscribe();
-        let _ = listed.wait_for(|count| *count >= self.lists).await;
-    }
-
-    fn change(&self, namespace: &str, change: impl FnOnce(&mut Known)) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = state.namespaces.entry(namespace.to_owned()).or_default();
-        change(known);
-        self.publish(namespace, &mut state);
-    }
-
-    /// Publishes one namespace. The caller holds the lock, so that snapshots follow one another.
-    fn publish(&self, namespace: &str, state: &mut State) {
-        let known = state.namespaces.get(namespace);
-        let entry = known
-            .filter(|k| k.settings.is_some() || !k.images.is_empty())
-            .map(|known| NamespaceEntry::new(known.settings.unwrap_or_default(), known.images.values().cloned()));
-        if entry.is_none() {
-            state.namespaces.remove(namespace);
-        }
-        let next = self.current.load().with(namespace, entry);
-        let annotated = next.annotated();
-        self.current.store(Arc::new(next));
+    fn publish(&self, snapshot: Snapshot) {
+        self.metrics.set_images(snapshot.images());
+        let annotated = snapshot.annotated();
+        self.snapshot.store(Arc::new(snapshot));
+        self.updated.store(Arc::new(Instant::now()));
         self.annotated.send_if_modified(|known| {
-            let changed = *known != annotated;
-            *known = annotated;
+            let changed = **known != *annotated;
+            if changed {
+                *known = annotated.into();
+            }
             changed
         });
     }
+}
 
-    fn saw_image(&self, guard: DeserializeGuard<Image>) {
-        match guard.0 {
-            Ok(image) => {
-                let (namespace, name) = (image.namespace().unwrap_or_default(), image.name_any());
-                let entry = ImageEntry::of(&image).map(Arc::new);
-                self.change(&namespace, |known| match entry {
-                    Some(entry) => _ = known.images.insert(name, entry),
-                    None => _ = known.images.remove(&name),
-                });
-            }
-            // The last form that could be read stays: one bad object must not take a version back.
-            Err(invalid) => {
-                let namespace = invalid.metadata.namespace.unwrap_or_default();
-                let name = invalid.metadata.name.unwrap_or_default();
-                tracing::warn!(namespace, name, error = invalid.error, "an Image cannot be read; it is left out");
-            }
-        }
-    }
+/// Starts the watches. They need `list` and `watch` on Images and, for [`Scope::All`], on Namespaces; else `get` on each
+/// Namespace. The task ends after `shutdown`, never by itself.
+pub fn start(
+    client: &kube::Client,
+    scope: &Scope,
+    metrics: Metrics,
+    shutdown: CancellationToken,
+) -> (Arc<Index>, JoinHandle<()>) {
+    let index = Arc::new(Index::empty(metrics));
+    let changes = streams(client, scope);
+    let collector = Collector::new(scope);
+    let task = tokio::spawn(run(Arc::clone(&index), changes, collector, shutdown));
+    (index, task)
+}
 
-    fn saw_namespace(&self, name: &str, object: &impl ResourceExt) {
-        let (settings, errors) = NamespaceSettings::read(object.labels(), object.annotations());
-        for error in errors {
-            tracing::warn!(namespace = name, "Namespace {name}: {error}");
+async fn run(
+    index: Arc<Index>,
+    changes: SelectAll<BoxStream<'static, Change>>,
+    mut collector: Collector,
+    shutdown: CancellationToken,
+) {
+    let mut batches = changes.ready_chunks(BATCH);
+    loop {
+        let batch = tokio::select! {
+            batch = batches.next() => batch,
+            () = shutdown.cancelled() => return,
+        };
+        let Some(batch) = batch else {
+            return shutdown.cancelled().await; // no watch at all: an empty list of namespaces
+        };
+        let mut dirty = false;
+        for change in batch {
+            dirty |= collector.take(change, Timestamp::now());
         }
-        self.change(name, |known| known.settings = Some(settings));
-    }
-
-    /// After a complete list of a kind: what it did not show is gone.
-    fn retain(&self, seen: &HashSet<(String, String)>, images: bool) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let names: Vec<String> = state.namespaces.keys().cloned().collect();
-        for namespace in names {
-            let Some(known) = state.namespaces.get_mut(&namespace) else {
-                continue;
-            };
-            if images {
-                known.images.retain(|name, _| seen.contains(&(namespace.clone(), name.clone())));
-            } else if !seen.contains(&(String::new(), namespace.clone())) {
-                known.settings = None;
-            }
-            self.publish(&namespace, &mut state);
+        if dirty {
+            index.publish(collector.snapshot.clone());
         }
-        self.listed.send_modify(|count| *count += 1);
+        if collector.is_complete() && !index.is_ready() {
+            index.ready.send_replace(true);
+            tracing::info!(images = collector.snapshot.images(), "Namespaces and Images are listed");
+        }
     }
 }
 
-/// Starts the watches. A failed one keeps what is known; a new list takes effect when it is complete.
-pub fn start(client: &kube::Client, scope: &Scope, shutdown: &CancellationToken) -> Arc<Index> {
-    let lists = match scope {
-        Scope::All => 2,
-        Scope::Namespaces(names) => 2 * names.len(),
-    };
-    let index = Arc::new(Index { lists, ..Index::default() });
+/// One watch: of Namespaces, or of Images (all of them, or those of a namespace).
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Source {
+    Namespaces,
+    Namespace(String),
+    Images(Option<String>),
+}
+
+impl std::fmt::Display for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Namespaces => write!(f, "Namespaces"),
+            Self::Namespace(name) => write!(f, "Namespace {name}"),
+            Self::Images(None) => write!(f, "Images"),
+            Self::Images(Some(namespace)) => write!(f, "Images of namespace {namespace}"),
+        }
+    }
+}
+
+/// What a watch says.
+enum Change {
+    /// From the watch of all Namespaces.
+    Namespace(Box<Event<PartialObjectMeta<Namespace>>>),
+    /// A Namespace read by name; none if there is no such Namespace.
+    Polled(String, Option<Box<Namespace>>),
+    /// From a watch of Images, with its namespace unless it is of all.
+    Image(Option<String>, Box<Event<DeserializeGuard<Image>>>),
+    Failed(Source, String),
+}
+
+fn streams(client: &kube::Client, scope: &Scope) -> SelectAll<BoxStream<'static, Change>> {
+    let mut all = SelectAll::new();
     match scope {
         Scope::All => {
             let api: Api<PartialObjectMeta<Namespace>> = Api::all(client.clone());
-            let stream = watcher::watcher(api, watcher::Config::default()).boxed();
-            let saw =
-                |index: &Index, object: PartialObjectMeta<Namespace>| index.saw_namespace(&object.name_any(), &object);
-            let gone = |index: &Index, _: &str, name: &str| index.change(name, |known| known.settings = None);
-            tokio::spawn(follow(stream, index.clone(), shutdown.clone(), Some(false), saw, gone));
-            watch_images(Api::all(client.clone()), &index, shutdown, Some(true));
+            let namespaces = watcher::watcher(api, watcher::Config::default()).backoff(Pause::default()).map(|event| {
+                event.map_or_else(
+                    |error| Change::Failed(Source::Namespaces, error.to_string()),
+                    |event| Change::Namespace(Box::new(event)),
+                )
+            });
+            all.push(namespaces.boxed());
+            all.push(images(Api::all(client.clone()), None));
         }
         Scope::Namespaces(names) => {
             for name in names {
-                tokio::spawn(poll_namespace(client.clone(), index.clone(), name.clone(), shutdown.clone()));
-                watch_images(Api::namespaced(client.clone(), name), &index, shutdown, None);
+                all.push(poll(Api::all(client.clone()), name.clone()));
+                all.push(images(Api::namespaced(client.clone(), name), Some(name.clone())));
             }
         }
     }
-    index
+    all
 }
 
-fn watch_images(
-    api: Api<DeserializeGuard<Image>>,
-    index: &Arc<Index>,
-    shutdown: &CancellationToken,
-    retain: Option<bool>,
-) {
-    let stream = watcher::watcher(api, watcher::Config::default()).boxed();
-    let gone =
-        |index: &Index, namespace: &str, name: &str| index.change(namespace, |known| _ = known.images.remove(name));
-    tokio::spawn(follow(stream, index.clone(), shutdown.clone(), retain, Index::saw_image, gone));
+fn images(api: Api<DeserializeGuard<Image>>, namespace: Option<String>) -> BoxStream<'static, Change> {
+    watcher::watcher(api, watcher::Config::default())
+        .backoff(Pause::default())
+        .map(move |event| match event {
+            Ok(event) => Change::Image(namespace.clone(), Box::new(event)),
+            Err(error) => Change::Failed(Source::Images(namespace.clone()), error.to_string()),
+        })
+        .boxed()
 }
 
-async fn poll_namespace(client: kube::Client, index: Arc<Index>, name: String, shutdown: CancellationToken) {
-    let api: Api<Namespace> = Api::all(client);
-    let mut pause = Pause::default();
-    let mut first = true;
-    loop {
-        let wait = match tokio::time::timeout(Duration::from_secs(10), api.get(&name)).await {
-            Ok(Ok(namespace)) => {
-                index.saw_namespace(&name, &namespace);
-                if std::mem::take(&mut first) {
-                    index.listed.send_modify(|count| *count += 1);
-                }
-                pause.reset();
-                NAMESPACE_POLL
-            }
+fn poll(api: Api<Namespace>, name: String) -> BoxStream<'static, Change> {
+    let state = (api, name, Duration::ZERO, Pause::default());
+    futures::stream::unfold(state, |(api, name, wait, mut pause)| async move {
+        tokio::time::sleep(wait).await;
+        let answer = tokio::time::timeout(CALL_TIMEOUT, api.get_opt(&name)).await;
+        let (change, wait) = match answer {
+            Ok(Ok(found)) => (Change::Polled(name.clone(), found.map(Box::new)), NAMESPACE_POLL),
             failed => {
-                tracing::warn!(namespace = name, ?failed, "cannot read the Namespace; trying again");
-                pause.next().unwrap_or(NAMESPACE_POLL)
+                let cause = match failed {
+                    Ok(Err(error)) => error.to_string(),
+                    _ => "no answer in time".to_owned(),
+                };
+                let wait = pause.next().unwrap_or(NAMESPACE_POLL);
+                (Change::Failed(Source::Namespace(name.clone()), cause), wait)
             }
         };
-        tokio::select! {
-            () = tokio::time::sleep(wait) => {}
-            () = shutdown.cancelled() => return,
-        }
-    }
+        Some((change, (api, name, wait, pause)))
+    })
+    .boxed()
 }
 
-/// `retain`: Some(true) for the only list of Images, Some(false) for that of Namespaces, none for one list of several.
-async fn follow<K>(
-    stream: BoxStream<'static, Result<Event<K>, watcher::Error>>,
-    index: Arc<Index>,
-    shutdown: CancellationToken,
-    retain: Option<bool>,
-    saw: impl Fn(&Index, K),
-    gone: impl Fn(&Index, &str, &str),
-) where
-    K: Resource<DynamicType = ()> + Send + 'static,
-{
-    let mut stream = stream.backoff(Pause::default()).boxed();
-    let mut seen = HashSet::new();
-    loop {
-        let event = tokio::select! {
-            event = stream.try_next() => event,
-            () = shutdown.cancelled() => return,
-        };
-        let name = |object: &K| (object.meta().namespace.clone().unwrap_or_default(), object.name_any());
-        match event {
-            Ok(Some(Event::Init)) => seen.clear(),
-            Ok(Some(Event::InitApply(object))) => {
-                seen.insert(name(&object));
-                saw(&index, object);
-            }
-            Ok(Some(Event::InitDone)) => match retain {
-                Some(images) => index.retain(&std::mem::take(&mut seen), images),
-                None => index.listed.send_modify(|count| *count += 1),
-            },
-            Ok(Some(Event::Apply(object))) => saw(&index, object),
-            Ok(Some(Event::Delete(object))) => {
-                let (namespace, name) = name(&object);
-                gone(&index, &namespace, &name);
-            }
-            Ok(None) => return,
-            Err(error) => {
-                tracing::warn!(%error, "a watch failed; what is known stays, trying again");
-            }
-        }
-    }
+/// Waits between the attempts of a failing watch: at most 2 seconds, so that a restarted API server is followed again
+/// soon (kube's default waits up to 30). After an outage two waits follow one another: the first try may find that the
+/// version it knows is too old, and that is a failure too.
+pub struct Pause {
+    next: Duration,
+    last: Option<Instant>,
 }
-
-/// Longest pause before a failed watch is tried again. After an outage two such pauses follow one another: the first try
-/// may find that the version it knows is too old, and that is a failure too.
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
-
-/// Short pauses: after an API server's return everything is watched again within seconds (the default waits 30 s).
-struct Pause(Duration);
 
 impl Default for Pause {
     fn default() -> Self {
-        Self(Duration::from_millis(200))
+        Self { next: Self::FIRST, last: None }
     }
+}
+
+impl Pause {
+    const FIRST: Duration = Duration::from_millis(200);
+    const LONGEST: Duration = Duration::from_secs(2);
+    /// So long without an error and the waits begin short again.
+    const CALM: Duration = Duration::from_secs(30);
 }
 
 impl Iterator for Pause {
     type Item = Duration;
+
     fn next(&mut self) -> Option<Duration> {
-        let pause = self.0;
-        self.0 = (pause * 2).min(LONGEST_PAUSE);
-        Some(pause.mul_f64(0.75 + fastrand::f64() / 2.0))
+        let now = Instant::now();
+        if self.last.is_some_and(|last| now - last > Self::CALM) {
+            self.next = Self::FIRST;
+        }
+        self.last = Some(now);
+        let pause = self.next;
+        self.next = (pause * 2).min(Self::LONGEST);
+        Some(pause.mul_f64(0.75 + fastrand::f64() / 4.0))
     }
 }
 
 impl Backoff for Pause {
-    fn reset(&mut self) {
-        *self = Self::default();
+    /// Nothing: a watcher says that it begins a list before each attempt, which is no success.
+    fn reset(&mut self) {}
+}
+
+/// Turns what the watches say into snapshots. Pure but for log lines.
+struct Collector {
+    snapshot: Snapshot,
+    namespaces: Option<Vec<PartialObjectMeta<Namespace>>>,
+    images: HashMap<Option<String>, Vec<(String, String, Seen)>>,
+    /// Not listed completely yet.
+    missing: Vec<Source>,
+    failing: Vec<Source>,
+    /// Images that cannot be read, each said once.
+    broken: HashMap<(String, String), String>,
+}
+
+impl Collector {
+    fn new(scope: &Scope) -> Self {
+        let missing = match scope {
+            Scope::All => vec![Source::Namespaces, Source::Images(None)],
+            Scope::Namespaces(names) => {
+                names.iter().flat_map(|n| [Source::Namespace(n.clone()), Source::Images(Some(n.clone()))]).collect()
+            }
+        };
+        Self {
+            snapshot: Snapshot::default(),
+            namespaces: None,
+            images: HashMap::new(),
+            missing,
+            failing: Vec::new(),
+            broken: HashMap::new(),
+        }
+    }
+
+    fn is_complete(&self) -> bool {
+        self.missing.is_empty()
+    }
+
+    /// Takes in a change. Returns whether the snapshot is another one now.
+    fn take(&mut self, change: Change, now: Timestamp) -> bool {
+        match change {
+            Change::Namespace(event) => self.namespace(*event),
+            Change::Polled(name, found) => {
+                self.works(&Source::Namespace(name.clone()));
+                match found {
+                    Some(found) => self.put_namespace(&name, found.labels(), found.annotations()),
+                    None => self.snapshot.remove_namespace(&name),
+                }
+                true
+            }
+            Change::Image(scope, event) => self.image(scope, *event, now),
+            Change::Failed(source, error) => {
+                if !self.failing.contains(&source) {
+                    tracing::warn!("cannot watch {source}: {error}; what is known stays, trying again");
+                    self.failing.push(source);
+                }
+                false
+            }
+        }
+    }
+
+    fn namespace(&mut self, event: Event<PartialObjectMeta<Namespace>>) -> bool {
+        match event {
+            Event::Init => {
+                self.namespaces = Some(Vec::new());
+                return false;
+            }
+            Event::InitApply(object) => {
+                self.namespaces.get_or_insert_default().push(object);
+                return false;
+            }
+            Event::InitDone => {
+                let list = self.namespaces.take().unwrap_or_default();
+                let names: Vec<String> = list.iter().map(ResourceExt::name_any).collect();
+                self.snapshot.retain_namespaces(&names);
+                for object in list {
+                    self.put_namespace(&object.name_any(), object.labels(), object.annotations());
+                }
+            }
+            Event::Apply(object) => {
+                self.put_namespace(&object.name_any(), object.labels(), object.annotations());
+            }
+            Event::Delete(object) => self.snapshot.remove_namespace(&object.name_any()),
+        }
+        self.works(&Source::Namespaces);
+        true
+    }
+
+    fn image(&mut self, scope: Option<String>, event: Event<DeserializeGuard<Image>>, now: Timestamp) -> bool {
+        match event {
+            Event::Init => {
+                self.images.insert(scope, Vec::new());
+                return false;
+            }
+            Event::InitApply(guard) => {
+                let seen = self.see(guard, now);
+                self.images.entry(scope).or_default().push(seen);
+                return false;
+            }
+            Event::InitDone => {
+                let list = self.images.remove(&scope).unwrap_or_default();
+                self.broken.retain(|(namespace, name), _| {
+                    scope.as_ref().is_some_and(|s| s != namespace)
+                        || list.iter().any(|(ns, n, _)| ns == namespace && n == name)
+                });
+                self.snapshot.replace_images(scope.as_deref(), list);
+            }
+            Event::Apply(guard) => {
+                let (namespace, name, seen) = self.see(guard, now);
+                self.snapshot.put_image(&namespace, &name, seen);
+            }
+            Event::Delete(guard) => {
+                let (namespace, name) = (guard.namespace().unwrap_or_default(), guard.name_any());
+                self.snapshot.remove_image(&namespace, &name);
+                self.broken.remove(&(namespace, name));
+            }
+        }
+        self.works(&Source::Images(scope));
+        true
+    }
+
+    fn see(&mut self, guard: DeserializeGuard<Image>, now: Timestamp) -> (String, String, Seen) {
+        let (namespace, name, seen) = Seen::of(guard, now);
+        let key = (namespace.clone(), name.clone());
+        match &seen {
+            Seen::Read(_) => {
+                self.broken.remove(&key);
+            }
+            Seen::Broken { error, .. } => {
+                if self.broken.insert(key, error.clone()).as_ref() != Some(error) {
+                    tracing::warn!(
+                        "Image {namespace}/{name} cannot be read: {error}; it is left out, or kept as it was last read. \
+                         Correct it, or delete it and apply it again"
+                    );
+                }
+            }
+        }
+        (namespace, name, seen)
+    }
+
+    fn put_namespace(&mut self, name: &str, labels: &Map, annotations: &Map) {
+        for error in self.snapshot.put_namespace(name, labels, annotations) {
+            tracing::warn!("Namespace {name}: {error}; it counts as absent");
+        }
+    }
+
+    fn works(&mut self, source: &Source) {
+        self.missing.retain(|missing| missing != source);
+        if self.failing.contains(source) {
+            self.failing.retain(|failing| failing != source);
+            tracing::info!("watching {source} again");
+        }
     }
 }
+
+#[cfg(test)]
+mod tests;

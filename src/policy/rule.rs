@@ -90,10 +90,10 @@ impl fmt::Display for Rule {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RuleError {
     /// No such rule type.
-    #[error("unknown rule {kind:?}: use one of semver, semver-major, semver-minor, semver-patch, regex, always")]
+    #[error("unknown rule type {kind:?}: use one of semver, semver-major, semver-minor, semver-patch, regex, always")]
     Unknown { kind: String },
     /// A rule type that a later version brings.
-    #[error("rule {kind:?} is not supported by this version of kimup")]
+    #[error("rule type {kind:?} is not supported by this version of kimup")]
     NotSupported { kind: String },
     /// `kind` is what is wrong: `range`, `regex`, `pattern`, `extract` or `exclude`.
     #[error("invalid {kind} {value:?}: {reason}")]
@@ -137,11 +137,11 @@ mod tests {
         check("regex", Some("("), r#"invalid regex "(": unclosed group"#);
         check("regex", None, r#"invalid regex "": the rule needs a value"#);
         check("regex", Some(""), r#"invalid regex "": the rule needs a value"#);
-        check("Semver", None, r#"unknown rule "Semver": use one of semver, "#);
-        check("", None, r#"unknown rule """#);
-        check(&"x".repeat(5_000), None, r#"unknown rule "xxx"#);
+        check("Semver", None, r#"unknown rule type "Semver": use one of semver, "#);
+        check("", None, r#"unknown rule type """#);
+        check(&"x".repeat(5_000), None, r#"unknown rule type "xxx"#);
         for later in LATER {
-            check(later, None, &format!("rule {later:?} is not supported by this version"));
+            check(later, None, &format!("rule type {later:?} is not supported by this version"));
         }
     }
 }

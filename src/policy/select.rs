@@ -222,6 +222,7 @@ fn explain(
             format!("{kept} stays although it is not listed any more: {listed}")
         }
         (None, None, _) if tags.is_empty() => "no tag: the list of tags is empty".to_owned(),
+        (None, None, _) if tags.len() == 1 => format!("no tag: the only tag listed does not match {rule}"),
         (None, None, _) => format!("no tag: none of {} tags matches {rule}", tags.len()),
     }
 }

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use k8s_openapi::api::apps::v1::{ControllerRevision, Deployment, ReplicaSet};
-use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
+use k8s_openapi::api::apps::v1::{ControllerRevision, ReplicaSet};
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, ListParams};
 
@@ -16,6 +16,7 @@ use super::workload::{Kind, Workload};
 const TIMEOUT: Duration = Duration::from_secs(20);
 /// Objects per page of a list.
 const PAGE: u32 = 500;
+const REVISION: &str = "deployment.kubernetes.io/revision";
 const TEMPLATE_HASH: &str = "pod-template-hash";
 const CONTROLLER_HASH: &str = "controller-revision-hash";
 
@@ -24,7 +25,7 @@ const CONTROLLER_HASH: &str = "controller-revision-hash";
 pub struct Revision {
     /// What its Pods carry as `pod-template-hash` or `controller-revision-hash`.
     pub hash: String,
-    /// The one the template makes. There is none until the controller has seen the template.
+    /// The newest revision, the one the template makes.
     pub current: bool,
     /// The stamps of its template, by container.
     pub stamps: BTreeMap<String, Stamp>,
@@ -50,7 +51,7 @@ pub struct Facts {
 
 /// Why the facts could not be read.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot read {what} in namespace {namespace}: {cause}")]
+#[error("cannot list {what} in namespace {namespace}: {cause}")]
 pub struct FactsError {
     what: &'static str,
     namespace: String,
@@ -65,13 +66,13 @@ impl Facts {
         pods.filter_map(|p| p.images.get(container)).map(String::as_str).collect()
     }
 
-    /// The stamps that other revisions carry for a container: what this workload ran by kimup before.
-    pub fn stamped_elsewhere(&self, container: &str) -> Vec<&Stamp> {
-        self.revisions.iter().filter(|r| !r.current).filter_map(|r| r.stamps.get(container)).collect()
+    /// The stamps that revisions carry for a container: what this workload ran by kimup.
+    pub fn stamps<'a>(&'a self, container: &'a str) -> impl Iterator<Item = &'a Stamp> {
+        self.revisions.iter().filter_map(move |revision| revision.stamps.get(container))
     }
 }
 
-/// Reads the facts of a workload: two lists, each in pages and within a deadline, and of a Deployment the object itself.
+/// Reads the facts of a workload: two lists, each in pages and within a deadline.
 pub async fn observe(client: &kube::Client, workload: &Workload) -> Result<Facts, FactsError> {
     let (revisions, owners) = match workload.key.kind {
         Kind::Deployment => replica_sets(client, workload).await?,
@@ -83,41 +84,27 @@ pub async fn observe(client: &kube::Client, workload: &Workload) -> Result<Facts
     Ok(Facts { revisions, pods: pods.map(pod_images).collect() })
 }
 
-/// The current ReplicaSet is the one with the template, as the controller itself finds it: the revision number on the
-/// Deployment still names the one before, for a moment after `kubectl rollout undo`.
 async fn replica_sets(
     client: &kube::Client,
     workload: &Workload,
 ) -> Result<(Vec<Revision>, BTreeSet<String>), FactsError> {
-    let deployments: Api<Deployment> = Api::namespaced(client.clone(), &workload.key.namespace);
-    let live = bounded(workload, "the Deployment", deployments.get(&workload.key.name)).await?;
-    // Of another generation: what is planned for is history already.
-    let same =
-        live.metadata.uid.as_ref() == Some(&workload.uid) && live.metadata.generation == Some(workload.generation);
-    let template = Some(&live.spec.template).filter(|_| same);
     let sets: Vec<ReplicaSet> = list(client, workload, "ReplicaSets").await?;
+    let own: Vec<_> = sets.iter().filter(|s| controller(&s.metadata) == Some(&workload.uid)).collect();
+    let number = |set: &ReplicaSet| set.metadata.annotations.as_ref()?.get(REVISION)?.parse::<u64>().ok();
+    // Not what the Deployment's own annotation says: after an undo the controller changes it last.
+    let newest = own.iter().filter_map(|set| number(set)).max();
     let mut owners = BTreeSet::new();
     let mut revisions = Vec::new();
-    for set in sets.iter().filter(|s| controller(&s.metadata) == Some(&workload.uid)) {
+    for set in own {
         owners.extend(set.metadata.uid.clone());
-        let made_from = set.spec.template.as_ref();
-        let metadata = made_from.and_then(|t| t.metadata.as_ref());
+        let template = set.spec.template.as_ref().and_then(|t| t.metadata.as_ref());
         revisions.push(Revision {
             hash: label(&set.metadata, TEMPLATE_HASH),
-            current: made_from.is_some_and(|from| template.is_some_and(|t| is_made_from(from, t))),
-            stamps: metadata.and_then(|m| m.annotations.as_ref()).map(stamps).unwrap_or_default(),
+            current: newest.is_some() && number(set) == newest,
+            stamps: template.and_then(|m| m.annotations.as_ref()).map(stamps).unwrap_or_default(),
         });
     }
     Ok((revisions, owners))
-}
-
-/// Whether a ReplicaSet's template is a Deployment's: the controller adds the hash and nothing else.
-fn is_made_from(of_set: &PodTemplateSpec, template: &PodTemplateSpec) -> bool {
-    let mut of_set = of_set.clone();
-    if let Some(labels) = of_set.metadata.as_mut().and_then(|m| m.labels.as_mut()) {
-        labels.remove(TEMPLATE_HASH);
-    }
-    of_set == *template
 }
 
 async fn controller_revisions(
@@ -134,11 +121,10 @@ async fn controller_revisions(
             Kind::StatefulSet => name,
             _ => label(&revision.metadata, CONTROLLER_HASH),
         };
-        let current = workload.observed
-            && match &workload.revision {
-                Some(current) => *current == hash,
-                None => Some(revision.revision) == newest,
-            };
+        let current = match &workload.revision {
+            Some(current) => *current == hash,
+            None => Some(revision.revision) == newest,
+        };
         let data = &revision.data.0;
         let annotations = data.pointer("/spec/template/metadata/annotations").cloned().unwrap_or_default();
         let annotations: Map = serde_json::from_value(annotations).unwrap_or_default();
@@ -156,28 +142,20 @@ where
     K::DynamicType: Default,
 {
     let namespace = &workload.key.namespace;
+    let error = |cause: String| FactsError { what, namespace: namespace.clone(), cause };
     let api: Api<K> = Api::namespaced(client.clone(), namespace);
     let mut params = ListParams::default().limit(PAGE);
     params.label_selector.clone_from(&workload.selector);
     let mut items = Vec::new();
     loop {
-        let page = bounded(workload, what, api.list(&params)).await?;
+        let page = tokio::time::timeout(TIMEOUT, api.list(&params)).await;
+        let page = page.map_err(|_| error("no answer in time".to_owned()))?.map_err(|e| error(e.to_string()))?;
         items.extend(page.items);
         match page.metadata.continue_.filter(|token| !token.is_empty()) {
             Some(token) => params.continue_token = Some(token),
             None => return Ok(items),
         }
     }
-}
-
-async fn bounded<T>(
-    workload: &Workload,
-    what: &'static str,
-    call: impl Future<Output = kube::Result<T>>,
-) -> Result<T, FactsError> {
-    let answer = tokio::time::timeout(TIMEOUT, call).await;
-    let answer = answer.map_err(|_| "no answer in time".to_owned()).and_then(|done| done.map_err(|e| e.to_string()));
-    answer.map_err(|cause| FactsError { what, namespace: workload.key.namespace.clone(), cause })
 }
 
 fn is_running(pod: &Pod) -> bool {
@@ -207,33 +185,4 @@ fn stamps(annotations: &Map) -> BTreeMap<String, Stamp> {
         .iter()
         .filter_map(|(key, value)| Some((key.strip_prefix(STAMP_PREFIX)?.to_owned(), Stamp::parse(value)?)));
     found.collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::{Value, json};
-
-    #[test]
-    fn a_replica_set_is_made_from_a_template() {
-        let template = |patch: Value| -> PodTemplateSpec {
-            let mut template = json!({
-                "metadata": {"labels": {"app": "web"}, "annotations": {"stamp.kimup.cloudavenue.io/app": "app:1 app:2"}},
-                "spec": {"containers": [{"name": "app", "image": "app:1"}]}
-            });
-            json_patch::merge(&mut template, &patch);
-            serde_json::from_value(template).unwrap()
-        };
-        let check = |of_set: Value, expected: bool| {
-            assert_eq!(is_made_from(&template(of_set.clone()), &template(json!({}))), expected, "{of_set}");
-        };
-        check(json!({"metadata": {"labels": {"pod-template-hash": "5d8f"}}}), true);
-        check(
-            json!({"metadata": {"labels": {"pod-template-hash": "5d8f", "kimup.cloudavenue.io/rollout": "ab"}}}),
-            false,
-        );
-        check(json!({"metadata": {"annotations": null}}), false);
-        check(json!({"metadata": {"annotations": {"stamp.kimup.cloudavenue.io/app": "app:1 app:3"}}}), false);
-        check(json!({"spec": {"terminationGracePeriodSeconds": 5}}), false);
-    }
 }

@@ -72,6 +72,8 @@ pub struct Change {
 pub enum Blocked {
     /// Its revisions and Pods must be read first.
     NeedsFacts,
+    /// Its controller has not seen its newest template yet.
+    Unobserved,
     /// Its Pods are being created and get the tag at admission.
     AwaitsPods,
 }
@@ -94,7 +96,8 @@ pub enum ContainerPlan {
 pub struct Plan {
     /// What changes; empty if nothing does.
     pub changes: Vec<Change>,
-    /// Every stamp the template carries afterwards, by container: one apply says all, or it would take some back.
+    /// Every stamp of ours that the template carries afterwards, by container: one apply says all, or it would take some
+    /// back. Those of containers that are gone are left out, and go.
     pub stamps: BTreeMap<String, String>,
     /// What a person put back.
     pub holds: Vec<Hold>,
@@ -148,6 +151,7 @@ pub fn plan(workload: &Workload, targets: &BTreeMap<String, Target>, facts: Opti
     }
     if plan.blocked.is_some() {
         plan.changes.clear();
+        plan.stamps.clear();
     }
     plan
 }
@@ -156,11 +160,11 @@ fn plan_container(workload: &Workload, container: &Container, target: &Target, f
     let Some(reference) = Reference::parse(&container.text).ok().filter(|r| r.digest().is_none()) else {
         return ContainerPlan::Keep;
     };
-    let case = Case { workload, container, target, reference: &reference };
+    let case = Case { workload, container, target, reference: &reference, facts };
     match workload.stamp(&container.name) {
         Some(stamp) if stamp.text == container.text => case.stamped(&stamp),
         Some(stamp) => case.text_changed(&stamp),
-        None => case.unstamped(facts),
+        None => case.unstamped(),
     }
 }
 
@@ -169,73 +173,106 @@ struct Case<'a> {
     container: &'a Container,
     target: &'a Target,
     reference: &'a Reference,
+    facts: Option<&'a Facts>,
 }
 
 impl Case<'_> {
     fn stamped(&self, stamp: &Stamp) -> ContainerPlan {
-        let ran = tag_of(&stamp.reference);
-        if stamp.reference == self.wanted() || self.compare(&ran, self.want()) == Some(Ordering::Greater) {
+        let Some(ran) = self.tag_here(&stamp.reference) else {
+            return self.roll(self.own()); // of another repository: admission does not follow it
+        };
+        if self.is_enough(&ran) {
             return ContainerPlan::Keep;
         }
         let owners = self.workload.stamp_owners.get(&self.container.name);
         if owners.is_some_and(|o| o.contains(FIELD_MANAGER)) {
             return self.roll(ran); // an older stamp of our own is unfinished work
         }
-        self.hold_unless_newer(ran, None, false)
+        self.put_back(ran, None, false)
     }
 
     fn text_changed(&self, stamp: &Stamp) -> ContainerPlan {
-        let ran = tag_of(&stamp.reference);
-        let own = self.reference.tag().unwrap_or_default().to_owned();
-        if self.compare(&own, &ran) == Some(Ordering::Less) {
-            return self.hold_unless_newer(own, None, true);
+        let own = self.own();
+        let before = Reference::parse(&stamp.text).ok();
+        let respelled =
+            before.is_some_and(|b| b.repository() == self.reference.repository() && b.tag() == self.reference.tag());
+        // A stamp for another repository says nothing of this one, and the same tag in another spelling is no decision.
+        let ran = self.tag_here(&stamp.reference).filter(|_| !respelled);
+        match ran {
+            Some(ran) if self.compare(&own, &ran) == Some(Ordering::Less) => self.put_back(own, Some(ran), true),
+            _ if self.wanted() == self.container.text => ContainerPlan::Keep,
+            _ => self.roll(own),
         }
+    }
+
+    fn unstamped(&self) -> ContainerPlan {
         if self.wanted() == self.container.text {
             return ContainerPlan::Keep;
         }
-        self.roll(own)
-    }
-
-    fn unstamped(&self, facts: Option<&Facts>) -> ContainerPlan {
-        let wanted = self.wanted();
-        if wanted == self.container.text {
-            return ContainerPlan::Keep;
+        if !self.workload.observed {
+            // The revision counted as current may be the one before: an undo would be taken for what it undid.
+            return ContainerPlan::Blocked(Blocked::Unobserved);
         }
-        let Some(facts) = facts else {
+        let Some(facts) = self.facts else {
             return ContainerPlan::Blocked(Blocked::NeedsFacts);
         };
-        let running = facts.running(&self.container.name);
-        if !running.is_empty() && running.iter().all(|image| *image == wanted) {
+        let name = &self.container.name;
+        if facts.revisions.iter().any(|r| r.current && r.stamps.contains_key(name)) {
+            // The template's own revision is not made yet: the Pods seen are those of the one before.
+            return ContainerPlan::Blocked(Blocked::AwaitsPods);
+        }
+        let running: Vec<String> = facts.running(name).into_iter().map(tag_of).collect();
+        let Some(oldest) = running.iter().min_by(|a, b| self.order(a, b)).cloned() else {
+            return self.without_pods(facts);
+        };
+        if running.iter().all(|tag| self.is_enough(tag)) {
             return ContainerPlan::Keep;
         }
-        let oldest = running.iter().map(|image| tag_of(image)).min_by(|a, b| self.order(a, b));
-        let stamped = facts.stamped_elsewhere(&self.container.name);
-        let left = stamped.iter().map(|stamp| tag_of(&stamp.reference)).max_by(|a, b| self.order(a, b));
-        if let (Some(ran), Some(left)) = (&oldest, &left)
-            && self.compare(ran, left) == Some(Ordering::Less)
-        {
-            return self.hold_unless_newer(ran.clone(), Some(left), false);
+        let recorded = self.target.left.is_some() && facts.revisions.len() > 1;
+        if recorded || self.newer_stamps(facts, &oldest).next().is_some() {
+            return self.put_back(oldest, None, false);
         }
-        if running.is_empty() && self.target.settled {
-            // Without Pods there is nothing to replace: those to come get the settled tag at admission.
-            let none_wanted = self.workload.replicas == 0;
-            return if none_wanted { ContainerPlan::Keep } else { ContainerPlan::Blocked(Blocked::AwaitsPods) };
-        }
-        self.roll(oldest.unwrap_or_default())
+        self.roll(oldest)
     }
 
-    /// A person went back to `ran`: stays until a newer tag than the one that was left.
-    fn hold_unless_newer(&self, ran: String, left: Option<&str>, by_manifest: bool) -> ContainerPlan {
-        let left = self.target.left.as_deref().or(left).unwrap_or(&self.target.tag);
-        if self.compare(&self.target.tag, left) == Some(Ordering::Greater) {
-            return self.roll(ran);
+    fn without_pods(&self, facts: &Facts) -> ContainerPlan {
+        // After a stamped revision a person may have gone back to this one: its Pods show to which tag.
+        let stamped_before = facts.stamps(&self.container.name).any(|s| self.tag_here(&s.reference).is_some());
+        // Else the Pods to come get the settled tag at admission, but one in flight by a stamp alone.
+        match (self.target.settled || stamped_before, self.workload.replicas) {
+            (true, 0) => ContainerPlan::Keep,
+            (true, _) => ContainerPlan::Blocked(Blocked::AwaitsPods),
+            (false, _) => self.roll(String::new()),
         }
-        ContainerPlan::Hold(Hold {
-            image: self.target.image.clone(),
-            container: self.container.name.clone(),
-            tag: ran,
-            left: left.to_owned(),
-            by_manifest,
+    }
+
+    /// Not our doing that it runs `ran`. If it ran a newer tag before (`left`, a hold on record, the stamp of another
+    /// revision), a person went back: it stays until there is a newer tag than the one that was left.
+    fn put_back(&self, ran: String, left: Option<String>, by_manifest: bool) -> ContainerPlan {
+        let ends = |left: &str| self.compare(&self.target.tag, left) == Some(Ordering::Greater);
+        let hold = |ran: String, left: String| {
+            let (image, container) = (self.target.image.clone(), self.container.name.clone());
+            ContainerPlan::Hold(Hold { image, container, tag: ran, left, by_manifest })
+        };
+        if let Some(recorded) = self.target.left.as_ref().filter(|left| !ends(left)) {
+            return hold(ran, recorded.clone());
+        }
+        let Some(facts) = self.facts else {
+            return ContainerPlan::Blocked(Blocked::NeedsFacts);
+        };
+        let known = self.newer_stamps(facts, &ran).chain(left).chain(self.target.left.clone());
+        match known.max_by(|a, b| self.order(a, b)) {
+            Some(left) if !ends(&left) => hold(ran, left),
+            _ => self.roll(ran),
+        }
+    }
+
+    /// The tags of revisions that were stamped for this container and are newer than `ran`; the target's own counts
+    /// also where the rule cannot compare. Every revision counts: right after an undo the left one is still the current.
+    fn newer_stamps<'f>(&'f self, facts: &'f Facts, ran: &'f str) -> impl Iterator<Item = String> + 'f {
+        let tags = facts.stamps(&self.container.name).filter_map(|stamp| self.tag_here(&stamp.reference));
+        tags.filter(move |tag| {
+            self.compare(tag, ran) == Some(Ordering::Greater) || (*tag == self.target.tag && tag != ran)
         })
     }
 
@@ -249,6 +286,22 @@ impl Case<'_> {
             rollout: self.target.rollout.clone(),
         };
         ContainerPlan::Roll(change, Stamp { text: self.container.text.clone(), reference: self.wanted() })
+    }
+
+    /// Whether a container that runs `tag` is left alone: it is what it should run, the same version or a newer one.
+    fn is_enough(&self, tag: &str) -> bool {
+        tag == self.want() || matches!(self.compare(tag, self.want()), Some(Ordering::Equal | Ordering::Greater))
+    }
+
+    /// The tag of the container's text.
+    fn own(&self) -> String {
+        self.reference.tag().unwrap_or_default().to_owned()
+    }
+
+    /// The tag of a reference to the container's own repository.
+    fn tag_here(&self, reference: &str) -> Option<String> {
+        let reference = Reference::parse(reference).ok()?;
+        (reference.repository() == self.reference.repository()).then(|| reference.tag().unwrap_or_default().to_owned())
     }
 
     /// The tag this container should run.
@@ -276,3 +329,8 @@ impl Case<'_> {
 fn tag_of(reference: &str) -> String {
     Reference::parse(reference).ok().and_then(|r| r.tag().map(str::to_owned)).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod unobserved;

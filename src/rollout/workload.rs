@@ -82,11 +82,11 @@ pub struct Workload {
     pub selector: Option<String>,
     /// Wanted number of Pods.
     pub replicas: i32,
+    /// Its controller has seen this generation, so `revision` and the revisions that exist are those of this template.
+    pub observed: bool,
     /// All Pods are of the newest revision and ready, as `kubectl rollout status` sees it.
     pub complete: bool,
-    /// The controller has seen this generation.
-    pub observed: bool,
-    /// A StatefulSet's `status.updateRevision`.
+    /// The revision of the newest Pods where the object itself tells it: a StatefulSet's `status.updateRevision`.
     pub revision: Option<String>,
 }
 
@@ -103,7 +103,7 @@ impl Workload {
             && status.replicas.unwrap_or(0) <= updated
             && status.available_replicas.unwrap_or(0) >= updated;
         let workload = Self::new(Kind::Deployment, &object.metadata, &spec.template, Some(&spec.selector))?;
-        Some(Self { replicas, complete, observed, ..workload })
+        Some(Self { replicas, observed, complete, ..workload })
     }
 
     /// Reads a StatefulSet. None if it lacks what every stored object has.
@@ -122,7 +122,7 @@ impl Workload {
         // `OnDelete` waits for a person to delete Pods: from kimup's side the rollout is made.
         let complete = observed && (on_delete || (ready && moved));
         let workload = Self::new(Kind::StatefulSet, &object.metadata, &spec.template, Some(&spec.selector))?;
-        Some(Self { replicas, complete, observed, revision: status.update_revision, ..workload })
+        Some(Self { replicas, observed, complete, revision: status.update_revision, ..workload })
     }
 
     /// Reads a DaemonSet. None if it lacks what every stored object has.
@@ -135,7 +135,7 @@ impl Workload {
         let moved = status.updated_number_scheduled.unwrap_or(0) >= replicas
             && status.number_available.unwrap_or(0) >= replicas;
         let workload = Self::new(Kind::DaemonSet, &object.metadata, &spec.template, Some(&spec.selector))?;
-        Some(Self { replicas, complete: observed && (on_delete || moved), observed, ..workload })
+        Some(Self { replicas, observed, complete: observed && (on_delete || moved), ..workload })
     }
 
     fn new(
@@ -161,8 +161,8 @@ impl Workload {
             stamp_owners: stamp_owners(metadata.managed_fields.as_deref().unwrap_or_default()),
             selector: selector.and_then(selector_query),
             replicas: 0,
-            complete: false,
             observed: false,
+            complete: false,
             revision: None,
         })
     }

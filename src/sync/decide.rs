@@ -12,7 +12,7 @@ pub struct Known<'a> {
     pub settled: Option<&'a str>,
     /// The tag being rolled out.
     pub in_flight: Option<&'a str>,
-    /// The newest tag among the stamps of its namespace: counts if the status was lost.
+    /// The newest tag among the stamps of its namespace: counts as settled if the status was lost.
     pub stamped: Option<&'a str>,
 }
 
@@ -29,6 +29,8 @@ pub enum Verdict {
         why: String,
         /// The registry no longer lists it. It is kept: never backwards.
         missing: bool,
+        /// The settled tag of an Image that lost its status, from the stamps of its namespace.
+        adopted: Option<String>,
     },
     /// The registry lists nothing; whatever runs is kept.
     Empty,
@@ -41,12 +43,17 @@ pub enum Verdict {
 
 /// Decides over a complete list of tags. The answer does not depend on their order.
 pub fn decide(spec: &CompiledSpec, known: Known<'_>, tags: &[String]) -> Verdict {
-    let current = known.in_flight.or(known.settled).or(known.stamped);
+    let order = Order::from(spec);
+    // A stamp that no rule can compare is nothing to start from.
+    let stamped = known.stamped.filter(|tag| known.settled.is_none() && order.compare(tag, tag).is_some());
+    let current = known.in_flight.or(known.settled).or(stamped);
+    let adopted = stamped.map(str::to_owned);
     let kept = |tag: &str| Verdict::Tag {
         tag: tag.to_owned(),
         rule: String::new(),
         why: "no rule allows a newer one".to_owned(),
         missing: !tags.iter().any(|t| t == tag),
+        adopted: adopted.clone(),
     };
     if tags.is_empty() {
         return Verdict::Empty;
@@ -55,7 +62,7 @@ pub fn decide(spec: &CompiledSpec, known: Known<'_>, tags: &[String]) -> Verdict
         let why = format!("{gate} is not acted on by this version, so nothing is chosen while it is set");
         return current.map_or(Verdict::None { why }, kept);
     }
-    let start = start(spec, current);
+    let start = start(spec, &order, current);
     let mut tag = start.map(str::to_owned);
     let mut chosen_by = None;
     let mut why = "no rule has the action apply".to_owned();
@@ -68,7 +75,11 @@ pub fn decide(spec: &CompiledSpec, known: Known<'_>, tags: &[String]) -> Verdict
         }
     }
     match (tag, chosen_by) {
-        (Some(tag), Some((rule, why))) => Verdict::Tag { tag, rule, why, missing: false },
+        // A later rule that cannot compare the current tag takes it for none, and may go behind it.
+        (Some(tag), Some(_)) if current.is_some_and(|c| order.compare(&tag, c) == Some(Ordering::Less)) => {
+            kept(current.unwrap_or(&tag))
+        }
+        (Some(tag), Some((rule, why))) => Verdict::Tag { tag, rule, why, missing: false, adopted },
         // The starting tag is an input to the choice: nobody runs it unless the registry lists it.
         (Some(tag), None) if current != Some(&*tag) && !tags.contains(&tag) => match current {
             Some(current) => kept(current),
@@ -80,12 +91,13 @@ pub fn decide(spec: &CompiledSpec, known: Known<'_>, tags: &[String]) -> Verdict
 }
 
 /// The current tag, or the starting tag if there is none or it has been raised above.
-fn start<'a>(spec: &'a CompiledSpec, current: Option<&'a str>) -> Option<&'a str> {
+fn start<'a>(spec: &'a CompiledSpec, order: &Order, current: Option<&'a str>) -> Option<&'a str> {
     match (current, spec.base_tag.as_deref()) {
-        (Some(current), Some(base)) if Order::from(spec).compare(base, current) == Some(Ordering::Greater) => {
-            Some(base)
-        }
+        (Some(current), Some(base)) if order.compare(base, current) == Some(Ordering::Greater) => Some(base),
         (Some(current), _) => Some(current),
         (None, base) => base,
     }
 }
+
+#[cfg(test)]
+mod tests;

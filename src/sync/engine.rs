@@ -9,6 +9,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::index::Scope;
 use crate::leader::Leadership;
 use crate::notify::Events;
 use crate::registry;
@@ -26,15 +27,6 @@ const WORKERS: usize = 64;
 
 /// How often everything is looked at again, in case a watch left something out. The first time is at once.
 const RESYNC: Duration = Duration::from_mins(10);
-
-/// Which namespaces sync looks after.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Scope {
-    /// The whole cluster.
-    All,
-    /// These namespaces, with Roles alone.
-    Namespaces(Vec<String>),
-}
 
 /// Settings of sync.
 #[derive(Clone, Debug)]
@@ -197,9 +189,7 @@ impl Sync {
     }
 
     fn queue_everything(&self) {
-        let keys = self.world.image_keys();
-        self.metrics.set_images(keys.len());
-        for key in keys {
+        for key in self.world.image_keys() {
             self.queue.add_now(Key::Image(key));
         }
         for workload in self.world.workloads(None) {

@@ -37,8 +37,8 @@ pub(super) struct Memo {
     next: Option<Timestamp>,
     failures: u32,
     last_success: Option<Timestamp>,
-    /// When the last sync began and ended, whatever came of it.
-    pub(super) synced: Option<(Instant, Instant)>,
+    /// When the last sync began whose outcome, whatever it is, is in the status.
+    pub(super) synced: Option<Instant>,
     /// Sync at the next occasion, whatever the triggers say.
     pub(super) forced: bool,
 }
@@ -74,9 +74,13 @@ impl Sync {
             }
             Some(_) if !self.leadership.is_leader() => return,
             Some(Cached::Broken(metadata, error)) => {
-                if let Err(write) = write::broken(&self.client, &self.world, key, &metadata, &error).await {
-                    tracing::warn!(image = %key, error = %write, "cannot record that the Image is broken");
-                    self.queue.add(Key::Image(key.clone()), Instant::now() + RETRY_FIRST);
+                match write::broken(&self.client, &self.world, key, &metadata, &error).await {
+                    Ok(None) => {}
+                    Ok(Some(message)) => self.report_broken(&metadata, &message).await,
+                    Err(write) => {
+                        tracing::warn!(image = %key, error = %write, "cannot record that the Image is broken");
+                        self.queue.add(Key::Image(key.clone()), Instant::now() + RETRY_FIRST);
+                    }
                 }
                 return;
             }
@@ -106,15 +110,16 @@ impl Sync {
         let request = Request::of(&image, &old);
         let mut new = old.clone();
         let mut selected = None;
+        let mut began = None;
         let due = self.is_due(key, &image, &old, &request, now);
         if due {
-            let started = Instant::now();
+            began = Some(Instant::now());
             let outcome = self.sync(key, &image, &old, compiled.as_ref().ok(), compiled.as_ref().err()).await;
             let retry = matches!(&outcome, Outcome::Failed(failure) if !failure.stalled);
             let subject = self.subject(&image, compiled.as_ref().ok());
             selected = status::after_sync(&mut new, &subject, &outcome);
             self.metrics.sync(new.result.map_or("Error", SyncResult::as_str));
-            self.schedule(key, &image, compiled.as_ref().ok(), retry, started);
+            self.schedule(key, &image, compiled.as_ref().ok(), retry);
             self.mark_stale(key, &mut new, &subject, compiled.as_ref().ok(), retry);
             if request.requested_at.is_some() {
                 new.last_handled_request.clone_from(&request.requested_at);
@@ -131,10 +136,16 @@ impl Sync {
             self.complete_records(key, &mut new).await?;
             settled = status::settle(&mut new, &subject);
         }
-        status::keep_transition_times(&old, &mut new);
+        status::keep_transitions(&old, &mut new);
         let mut written = image.clone();
         if self.must_write(&old, &new, due, request.any()) {
             written = write::status(self, key, &image, &new).await?;
+        }
+        if let Some(began) = began {
+            // Not before its tag is written: workloads with several Images wait for this.
+            let mut memos = self.memos();
+            let memo = memos.entry(key.clone()).or_default();
+            (memo.synced, memo.forced) = (Some(began), false);
         }
         self.report(key, &written, &old, &new, selected, &holds, settled).await;
         if due && request.refresh {
@@ -206,12 +217,11 @@ impl Sync {
             stalled: false,
         };
         match decide::decide(spec, known, &listing.tags) {
-            Verdict::Tag { tag, rule, why, missing } => Ok(Outcome::Tag { tag, rule, why, missing }),
+            Verdict::Tag { tag, rule, why, missing, adopted } => Ok(Outcome::Tag { tag, rule, why, missing, adopted }),
             Verdict::Empty => Err(failure("NoTags", format!("{} lists no tags", spec.repository))),
             Verdict::None { why } => {
-                let cause =
-                    format!("none of the {} tags of {} can be chosen: {why}", listing.tags.len(), spec.repository);
-                Err(failure("NoMatchingTag", cause))
+                let why = why.trim_start_matches("no tag: ");
+                Err(failure("NoMatchingTag", format!("no tag of {} can be chosen: {why}", spec.repository)))
             }
         }
     }
@@ -263,14 +273,13 @@ impl Sync {
     }
 
     /// Remembers when the next sync is due.
-    fn schedule(&self, key: &ImageKey, image: &Image, spec: Option<&CompiledSpec>, failed: bool, started: Instant) {
+    fn schedule(&self, key: &ImageKey, image: &Image, spec: Option<&CompiledSpec>, failed: bool) {
         let now = Timestamp::now();
         let regular = spec.and_then(|spec| next_of(spec, now)).map(jittered(now));
         let mut memos = self.memos();
         let memo = memos.entry(key.clone()).or_default();
         memo.generation = image.metadata.generation;
-        memo.synced = Some((started, Instant::now()));
-        memo.forced = false;
+        memo.forced = true; // until the outcome is written: a conflict must not lose it
         if failed {
             memo.failures = memo.failures.saturating_add(1);
             let pause = RETRY_FIRST.saturating_mul(1 << (memo.failures - 1).min(16)).min(RETRY_MAX);
@@ -299,7 +308,7 @@ impl Sync {
         };
         let missed = last.checked_add(last.duration_until(next) * STALE_INTERVALS);
         if missed.is_ok_and(|missed| missed < subject.now) {
-            status::mark_stale(status, subject, &last.strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
+            status::mark_stale(status, subject, &status::rfc3339(last));
         }
     }
 

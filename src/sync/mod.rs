@@ -18,4 +18,4 @@ mod workload;
 mod world;
 mod write;
 
-pub use engine::{Options, Running, Scope, Sync, start};
+pub use engine::{Options, Running, Sync, start};

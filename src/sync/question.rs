@@ -59,7 +59,9 @@ impl Sync {
         // Even with the time used up a cached token and a near registry can still answer.
         let deadline = deadline.max(Instant::now() + Duration::from_millis(50));
         match tokio::time::timeout_at(deadline, self.choose(key, image, &status, &spec)).await {
-            Ok(Ok(Outcome::Tag { tag, why, .. })) => Ok(Answered { tag: Some(tag), reason: why }),
+            Ok(Ok(Outcome::Tag { tag, why, adopted, .. })) => {
+                Ok(Answered { tag: Some(adopted.unwrap_or(tag)), reason: why })
+            }
             Ok(Ok(Outcome::Failed(failure)) | Err(failure)) => Ok(Answered { tag: None, reason: failure.message }),
             Err(_) => Err(format!("Image {key}: the registry did not answer in time")),
         }

@@ -1,10 +1,12 @@
 //! What one reconcile of an Image has to say: Events, the audit log, metrics. Each thing once, after it is written.
 
 use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 
 use crate::api::{self, Image, ImageStatus, SyncResult};
 use crate::notify::{Audit, Reason};
+use crate::policy::{Reference, Repository};
 use crate::telemetry::RolloutOutcome;
 
 use super::engine::{Key, Sync};
@@ -37,8 +39,10 @@ impl Sync {
         }
         if let Some(rollout) = settled {
             let from = rollout.from.as_deref().unwrap_or("no tag");
-            let note = format!("{}: {from} -> {}, {} workloads run it", image.spec.image, rollout.tag, rollout.updated);
+            let run = if rollout.updated == 1 { "workload runs" } else { "workloads run" };
+            let note = format!("{}: {from} -> {}, {} {run} it", image.spec.image, rollout.tag, rollout.updated);
             self.events.say(&on, Reason::RolloutSettled, &note).await;
+            self.settled_on_workloads(key, image, &rollout).await;
             self.metrics.rollout(RolloutOutcome::Settled);
             let (to, rule, rollout) = (&rollout.tag, &rollout.rule, &rollout.id);
             Audit { image: &name, workload: "", what: "settle", from, to, rule, rollout }.log();
@@ -48,10 +52,30 @@ impl Sync {
             let (why, note) = (&hold.why, format!("{} stays at {}: {}", hold.workload, hold.tag, hold.why));
             let reason = if why.contains("manifest") { Reason::HeldByManifest } else { Reason::Held };
             self.events.say(&on, reason, &note).await;
+            let workloads = self.world.workloads(Some(&key.namespace));
+            if let Some(workload) = workloads.iter().find(|w| w.key.to_string() == hold.workload) {
+                let note = format!("container {} stays at {}: {why} ({name})", hold.container, hold.tag);
+                self.events.say(&super::workload::reference(workload), reason, &note).await;
+            }
             let (from, to) = (&hold.left, &hold.tag);
             Audit { image: &name, workload: &hold.workload, what: "hold", from, to, rule: "", rollout: "" }.log();
         }
         self.report_failure(key, &on, old, new).await;
+    }
+
+    /// Says on each workload that was stamped for a rollout that it has ended well.
+    async fn settled_on_workloads(&self, key: &ImageKey, image: &Image, rollout: &api::RolloutStatus) {
+        let Ok(repository) = Repository::parse(&image.spec.image) else {
+            return;
+        };
+        for workload in self.world.users(&key.namespace, &repository) {
+            let stamps = workload.containers.iter().filter_map(|c| workload.stamp(&c.name));
+            let stamped = stamps.filter_map(|stamp| Reference::parse(&stamp.reference).ok());
+            if stamped.into_iter().any(|r| *r.repository() == repository && r.tag() == Some(&rollout.tag)) {
+                let note = format!("rollout {}: its Pods run {repository}:{} (Image {key})", rollout.id, rollout.tag);
+                self.events.say(&super::workload::reference(&workload), Reason::RolloutSettled, &note).await;
+            }
+        }
     }
 
     async fn report_failure(&self, key: &ImageKey, on: &ObjectReference, old: &ImageStatus, new: &ImageStatus) {
@@ -75,6 +99,20 @@ impl Sync {
             _ => return tracing::warn!(image = %key, reason = now.reason, "{}", now.message),
         };
         self.events.say(on, reason, &now.message).await;
+    }
+
+    /// Says that an Image cannot be read.
+    pub(super) async fn report_broken(&self, metadata: &ObjectMeta, message: &str) {
+        let on = ObjectReference {
+            name: metadata.name.clone(),
+            namespace: metadata.namespace.clone(),
+            uid: metadata.uid.clone(),
+            resource_version: metadata.resource_version.clone(),
+            api_version: Some(Image::api_version(&()).into_owned()),
+            kind: Some("Image".to_owned()),
+            field_path: None,
+        };
+        self.events.say(&on, Reason::PolicyInvalid, message).await;
     }
 
     /// Asks for every workload that uses an Image, and for the other Images it shares them with.

@@ -1,5 +1,7 @@
 //! From what a sync found to the status that tells it. Pure.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
@@ -12,6 +14,11 @@ const MAX_MESSAGE: usize = 1024;
 
 /// Reason of the `Ready` condition of an Image whose repository an older one of its namespace follows.
 pub const DUPLICATE: &str = "Duplicate";
+
+/// A time as it stands in a status: whole seconds, as everywhere in Kubernetes.
+pub fn rfc3339(time: Timestamp) -> String {
+    format!("{time:.0}")
+}
 
 /// What a sync came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +35,8 @@ pub enum Outcome {
         why: String,
         /// The registry no longer lists it.
         missing: bool,
+        /// The settled tag of an Image that lost its status, from the stamps of its namespace.
+        adopted: Option<String>,
     },
 }
 
@@ -75,9 +84,12 @@ pub struct Selected {
 
 /// Records the outcome of a sync; returns the newly chosen tag, if there is one.
 pub fn after_sync(status: &mut ImageStatus, subject: &Subject<'_>, outcome: &Outcome) -> Option<Selected> {
-    status.time = Some(subject.now.to_string());
+    status.time = Some(rfc3339(subject.now));
     status.observed_generation = subject.generation;
-    status.repository.clone_from(&subject.repository);
+    // One that cannot be parsed starts nothing anew: the status goes on speaking of the repository before.
+    if subject.repository.is_some() {
+        status.repository.clone_from(&subject.repository);
+    }
     let unsupported = subject.unsupported.join("; ");
     let mut conditions = Conditions { list: &mut status.conditions, subject };
     if unsupported.is_empty() {
@@ -97,7 +109,7 @@ pub fn after_sync(status: &mut ImageStatus, subject: &Subject<'_>, outcome: &Out
             status.result = Some(failure.result);
             None
         }
-        Outcome::Tag { tag, rule, why, missing } => {
+        Outcome::Tag { tag, rule, why, missing, adopted } => {
             let message = if *missing {
                 format!("{tag} is kept: no rule allows a newer one; the registry no longer lists it")
             } else {
@@ -107,6 +119,10 @@ pub fn after_sync(status: &mut ImageStatus, subject: &Subject<'_>, outcome: &Out
             conditions.clear(condition::STALLED);
             conditions.clear(condition::STALE);
             status.result = Some(SyncResult::Success);
+            // The workloads run it already: the newer tag is rolled out from there like any other.
+            if let Some(adopted) = adopted.as_ref().filter(|adopted| status.tag.is_none() && *adopted != tag) {
+                status.tag = Some(adopted.clone());
+            }
             select(status, subject, tag, rule, why)
         }
     }
@@ -122,7 +138,7 @@ fn select(status: &mut ImageStatus, subject: &Subject<'_>, tag: &str, rule: &str
         tag: tag.to_owned(),
         from: status.tag.clone(),
         rule: rule.to_owned(),
-        started_at: subject.now.to_string(),
+        started_at: rfc3339(subject.now),
         ..RolloutStatus::default()
     };
     // The first tag counts at once: Pods that are created now have nothing older to run.
@@ -143,8 +159,13 @@ pub struct Progress {
     pub total: u32,
     /// How many run its tag, with all Pods ready.
     pub done: u32,
+    /// How many have nothing left to do: those, and those that are held.
+    pub at_rest: u32,
     /// Those that keep another tag (`since` is filled in here).
     pub held: Vec<Held>,
+    /// Those not planned or not written yet for the tag: what held them is kept, because a plan needs to know what was
+    /// left.
+    pub undecided: Vec<String>,
     /// A workload that could not be rolled, and why.
     pub failed: Option<(String, String)>,
 }
@@ -152,37 +173,38 @@ pub struct Progress {
 impl Progress {
     /// Nothing is left to do.
     pub fn is_complete(&self) -> bool {
-        self.failed.is_none() && self.done as usize + self.held_workloads() >= self.total as usize
-    }
-
-    fn held_workloads(&self) -> usize {
-        let mut names: Vec<&str> = self.held.iter().map(|h| h.workload.as_str()).collect();
-        names.sort_unstable();
-        names.dedup();
-        names.len()
+        self.failed.is_none() && self.at_rest >= self.total
     }
 }
 
 /// Records how far the workloads are. Holds that are new come back, to be said once.
 pub fn after_progress(status: &mut ImageStatus, subject: &Subject<'_>, progress: &Progress) -> Vec<Held> {
-    let held_count = progress.held_workloads();
-    status.workloads = (progress.total > 0).then(|| match held_count {
-        0 => format!("{}/{}", progress.done, progress.total),
-        held => format!("{}/{}, {held} held", progress.done, progress.total),
-    });
     let mut fresh = Vec::new();
     let known = std::mem::take(&mut status.held);
+    // What a hold waits for is written nowhere else: it goes only once a plan was made without it.
+    let planned = |hold: &&Held| {
+        let decided = !progress.undecided.contains(&hold.workload);
+        decided || progress.held.iter().any(|h| h.workload == hold.workload && h.container == hold.container)
+    };
+    status.held.extend(known.iter().filter(|hold| !planned(hold)).cloned());
     for hold in &progress.held {
         let same = |k: &&Held| k.workload == hold.workload && k.container == hold.container && k.tag == hold.tag;
         let mut hold = hold.clone();
         if let Some(known) = known.iter().find(same) {
             hold.since.clone_from(&known.since);
         } else {
-            hold.since = subject.now.to_string();
+            hold.since = rfc3339(subject.now);
             fresh.push(hold.clone());
         }
         status.held.push(hold);
     }
+    // One order, whoever was seen first: else the same holds would be written again and again.
+    status.held.sort_by(|a, b| (&a.workload, &a.container).cmp(&(&b.workload, &b.container)));
+    let held: BTreeSet<&str> = status.held.iter().map(|hold| hold.workload.as_str()).collect();
+    status.workloads = (progress.total > 0).then(|| match held.len() {
+        0 => format!("{}/{}", progress.done, progress.total),
+        held => format!("{}/{}, {held} held", progress.done, progress.total),
+    });
     if let Some(rollout) = &mut status.rollout {
         (rollout.total, rollout.updated) = (progress.total, progress.done);
     }
@@ -213,6 +235,9 @@ pub fn settle(status: &mut ImageStatus, subject: &Subject<'_>) -> Option<Rollout
         status.tag = Some(rollout.tag.clone());
         status.digest = None;
         remember(status, &rollout, subject.now, rollout.total);
+    } else if let Some(first) = status.history.first_mut().filter(|first| first.tag == rollout.tag) {
+        // The first tag: recorded when it was chosen, before any workload ran it.
+        (first.finished, first.workloads) = (subject.now.to_string(), rollout.total);
     }
     Conditions { list: &mut status.conditions, subject }.clear(condition::RECONCILING);
     Some(rollout)
@@ -224,7 +249,7 @@ fn remember(status: &mut ImageStatus, rollout: &RolloutStatus, now: Timestamp, w
         from: rollout.from.clone(),
         rule: rollout.rule.clone(),
         started: rollout.started_at.clone(),
-        finished: now.to_string(),
+        finished: rfc3339(now),
         outcome: "Settled".to_owned(),
         workloads,
     };
@@ -238,8 +263,8 @@ pub fn mark_stale(status: &mut ImageStatus, subject: &Subject<'_>, since: &str) 
     Conditions { list: &mut status.conditions, subject }.set(condition::STALE, true, "SyncsFail", &message);
 }
 
-/// A condition that holds as before has not moved, whatever it was set to in between.
-pub fn keep_transition_times(old: &ImageStatus, new: &mut ImageStatus) {
+/// Gives conditions that end as they began their old `lastTransitionTime` back, whatever they were in between.
+pub fn keep_transitions(old: &ImageStatus, new: &mut ImageStatus) {
     for condition in &mut new.conditions {
         let before = old.conditions.iter().find(|c| c.type_ == condition.type_ && c.status == condition.status);
         if let Some(before) = before {
@@ -266,7 +291,7 @@ impl Conditions<'_> {
         let message = &message[..message.floor_char_boundary(MAX_MESSAGE)];
         let known = self.list.iter().position(|c| c.type_ == kind);
         let since = known.filter(|i| self.list[*i].status == status).map(|i| self.list[i].last_transition_time.clone());
-        let condition = Condition {
+        let said = Condition {
             type_: kind.to_owned(),
             status: status.to_owned(),
             reason: reason.to_owned(),
@@ -275,8 +300,10 @@ impl Conditions<'_> {
             last_transition_time: since.unwrap_or(Time(self.subject.now)),
         };
         match known {
-            Some(i) => self.list[i] = condition,
-            None => self.list.push(condition),
+            Some(i) => self.list[i] = said,
+            // What everybody looks for comes first.
+            None if kind == condition::READY => self.list.insert(0, said),
+            None => self.list.push(said),
         }
     }
 
@@ -284,3 +311,8 @@ impl Conditions<'_> {
         self.list.retain(|c| c.type_ != kind);
     }
 }
+
+#[cfg(test)]
+mod held;
+#[cfg(test)]
+mod tests;

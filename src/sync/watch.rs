@@ -10,8 +10,8 @@ use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, StatefulSet};
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::api::{Api, PartialObjectMeta};
 use kube::core::{DeserializeGuard, NamespaceResourceScope};
+use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event};
-use kube::runtime::{WatchStreamExt, utils::Backoff};
 use kube::{Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::sync::watch::Receiver;
@@ -19,9 +19,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::Image;
 use crate::api::annotations::NamespaceSettings;
+use crate::index::{Pause, Scope};
 use crate::rollout::{self, Workload, WorkloadKey};
 
-use super::engine::{Key, Scope, Sync};
+use super::engine::{Key, Sync};
 use super::records;
 use super::world::{Cached, ImageKey, Kind};
 
@@ -39,34 +40,6 @@ impl Watches {
         for watch in &mut self.first {
             let _ = watch.wait_for(|listed| *listed).await;
         }
-    }
-}
-
-/// Longest pause before a failed watch is tried again. After an outage two such pauses follow one another: the first try
-/// may find that the version it knows is too old, and that is a failure too.
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
-
-/// Short pauses: after an API server's return everything is watched again within seconds (the default waits 30 s).
-struct Pause(Duration);
-
-impl Default for Pause {
-    fn default() -> Self {
-        Self(Duration::from_millis(200))
-    }
-}
-
-impl Iterator for Pause {
-    type Item = Duration;
-    fn next(&mut self) -> Option<Duration> {
-        let pause = self.0;
-        self.0 = (pause * 2).min(LONGEST_PAUSE);
-        Some(pause.mul_f64(0.75 + fastrand::f64() / 2.0))
-    }
-}
-
-impl Backoff for Pause {
-    fn reset(&mut self) {
-        *self = Self::default();
     }
 }
 
@@ -191,7 +164,7 @@ fn poll_namespace(sync: Arc<Sync>, shutdown: CancellationToken, name: String) ->
                 Ok(Ok(namespace)) => {
                     sync.saw_namespace(&name, namespace.labels(), namespace.annotations());
                     listed.send_replace(true);
-                    pause.reset();
+                    pause = Pause::default();
                     NAMESPACE_POLL
                 }
                 failed => {

@@ -38,8 +38,8 @@ pub(super) enum State {
     Moving,
     /// Not begun.
     Waiting,
-    /// Keeps another tag.
-    Held(Vec<Held>),
+    /// Keeps another tag, and nothing else is left to do.
+    Held,
     /// Cannot be rolled.
     Failed(String),
 }
@@ -49,12 +49,22 @@ pub(super) enum State {
 pub(super) struct View {
     uid: String,
     generation: i64,
-    /// By Image name: the tag that was wanted, and how far it is.
-    uses: BTreeMap<String, (String, State)>,
+    /// By Image name.
+    uses: BTreeMap<String, Use>,
     /// The generation and tags for which the Pods were seen to run what is wanted without a stamp.
     unstamped: Option<(i64, BTreeMap<String, String>)>,
     /// The newest generation whose rollout was seen to end: Pods that fail later are no rollout in flight.
     ended: i64,
+}
+
+/// What one Image has of a workload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Use {
+    /// The tag that was wanted.
+    tag: String,
+    state: State,
+    /// Its containers that keep another tag.
+    held: Vec<Held>,
 }
 
 /// The tag that an Image wants its workloads to run.
@@ -88,7 +98,12 @@ impl Sync {
         } else if plan.changes.is_empty() {
             self.pending().remove(key);
         } else if self.gathered(&workload, &targets) {
-            failure = self.roll(&workload, &targets, &plan).await;
+            if tags(&self.targets(&workload)) == tags(&targets) {
+                failure = self.roll(&workload, &targets, &plan).await;
+            } else {
+                // The tag that was waited for has come since this plan was made.
+                self.queue.add_now(Key::Workload(key.clone()));
+            }
         }
         self.note(key, &targets, &plan, failure.as_deref());
     }
@@ -164,7 +179,7 @@ impl Sync {
             let Some(memo) = memos.get_mut(&key) else {
                 continue;
             };
-            if memo.synced.is_none_or(|(began, _)| began < since + GATHER) {
+            if memo.synced.is_none_or(|began| began < since + GATHER) {
                 all = false;
                 memo.forced = true;
                 drop(memos);
@@ -216,7 +231,7 @@ impl Sync {
                 let known = self
                     .views()
                     .get(key)
-                    .is_some_and(|view| view.uses.values().any(|(_, state)| *state == State::Failed(cause.clone())));
+                    .is_some_and(|view| view.uses.values().any(|u| u.state == State::Failed(cause.clone())));
                 if !known {
                     self.events
                         .say(&reference(workload), Reason::RolloutFailed, &format!("cannot be stamped: {cause}"))
@@ -282,21 +297,21 @@ impl Sync {
             return;
         };
         let rolling = !plan.changes.is_empty() && failure.is_none();
-        let state_of = |image: &str| -> State {
-            let holds: Vec<Held> = plan.holds.iter().filter(|h| h.image == image).map(|h| held(key, h)).collect();
-            if !holds.is_empty() {
-                return State::Held(holds);
-            }
-            if let Some(cause) = failure {
-                return State::Failed(cause.to_owned());
-            }
-            if rolling || plan.blocked.is_some() {
-                return State::Waiting;
-            }
-            if workload.complete { State::Done } else { State::Moving }
+        let use_of = |target: &Target| {
+            let image = &target.image;
+            let held: Vec<Held> = plan.holds.iter().filter(|h| h.image == *image).map(|h| held(key, h)).collect();
+            let containers = targets.values().filter(|t| t.image == *image).count();
+            let state = match failure {
+                _ if held.len() == containers => State::Held,
+                Some(cause) => State::Failed(cause.to_owned()),
+                None if rolling || plan.blocked.is_some() => State::Waiting,
+                None if !workload.complete => State::Moving,
+                None if held.is_empty() => State::Done,
+                None => State::Held,
+            };
+            Use { tag: target.tag.clone(), state, held }
         };
-        let uses: BTreeMap<_, _> =
-            targets.values().map(|t| (t.image.clone(), (t.tag.clone(), state_of(&t.image)))).collect();
+        let uses: BTreeMap<_, _> = targets.values().map(|t| (t.image.clone(), use_of(t))).collect();
         let mut views = self.views();
         let view = views.entry(key.clone()).or_default();
         let changed = view.uses != uses || view.uid != workload.uid;
@@ -346,16 +361,19 @@ impl Sync {
         for workload in self.world.users(&key.namespace, &repository) {
             progress.total += 1;
             let view = views.get(&workload.key).filter(|v| v.uid == workload.uid);
-            let state =
-                view.and_then(|v| v.uses.get(&key.name)).filter(|(tag, _)| tag == wanted).map(|(_, state)| state);
-            match state {
-                Some(State::Done) => progress.done += 1,
-                Some(State::Held(held)) => progress.held.extend(held.iter().cloned()),
-                Some(State::Failed(why)) => {
-                    progress.failed = Some((workload.key.to_string(), why.clone()));
-                }
-                Some(State::Moving | State::Waiting) => {}
-                None => self.queue.add_now(Key::Workload(workload.key.clone())),
+            let Some(seen) = view.and_then(|v| v.uses.get(&key.name)).filter(|seen| seen.tag == wanted) else {
+                progress.undecided.push(workload.key.to_string());
+                self.queue.add_now(Key::Workload(workload.key.clone()));
+                continue;
+            };
+            if !matches!(seen.state, State::Done | State::Moving | State::Held) {
+                progress.undecided.push(workload.key.to_string());
+            }
+            progress.held.extend(seen.held.iter().cloned());
+            progress.done += u32::from(seen.state == State::Done);
+            progress.at_rest += u32::from(matches!(seen.state, State::Done | State::Held));
+            if let State::Failed(why) = &seen.state {
+                progress.failed = Some((workload.key.to_string(), why.clone()));
             }
         }
         progress
@@ -400,7 +418,8 @@ fn held(key: &WorkloadKey, hold: &Hold) -> api::Held {
     }
 }
 
-fn reference(workload: &Workload) -> ObjectReference {
+/// The reference that Events on a workload carry.
+pub(super) fn reference(workload: &Workload) -> ObjectReference {
     ObjectReference {
         api_version: Some("apps/v1".to_owned()),
         kind: Some(workload.key.kind.as_str().to_owned()),

@@ -80,7 +80,8 @@ impl World {
     pub fn put_image(&self, key: &ImageKey, image: Cached) -> bool {
         let mut namespaces = self.lock();
         let images = &mut namespaces.entry(key.namespace.clone()).or_default().images;
-        if images.get(&key.name).is_some_and(|known| is_newer(known.metadata(), image.metadata())) {
+        let version = |image: &Cached| (image.metadata().uid.clone(), image.metadata().resource_version.clone());
+        if images.get(&key.name).is_some_and(|known| is_newer(&version(known), &version(&image))) {
             return false;
         }
         images.insert(key.name.clone(), image);
@@ -168,9 +169,8 @@ impl World {
     pub fn put_workload(&self, workload: Workload) -> bool {
         let mut namespaces = self.lock();
         let workloads = &mut namespaces.entry(workload.key.namespace.clone()).or_default().workloads;
-        let known = workloads.get(&workload.key);
-        let version = |w: &Workload| w.resource_version.parse::<u64>().unwrap_or(0);
-        if known.is_some_and(|known| known.uid == workload.uid && version(known) >= version(&workload)) {
+        let version = |w: &Workload| (Some(w.uid.clone()), Some(w.resource_version.clone()));
+        if workloads.get(&workload.key).is_some_and(|known| is_newer(&version(known), &version(&workload))) {
             return false;
         }
         workloads.insert(workload.key.clone(), Arc::new(workload));
@@ -283,14 +283,20 @@ pub fn status_of(image: &Image) -> ImageStatus {
     }
 }
 
-/// Whether what is known is a newer version of the same object. Resource versions of one kind are ordered numbers
+/// UID and resource version.
+type Version = (Option<String>, Option<String>);
+
+/// Whether what is known is this version of the object or a newer one. Resource versions of one kind are ordered numbers
 /// (Kubernetes API conventions, since 1.35; etcd revisions before); others count as not newer.
-fn is_newer(known: &ObjectMeta, other: &ObjectMeta) -> bool {
-    let version = |m: &ObjectMeta| m.resource_version.as_deref().and_then(|v| v.parse::<u64>().ok());
-    known.uid == other.uid && matches!((version(known), version(other)), (Some(a), Some(b)) if a >= b)
+fn is_newer(known: &Version, other: &Version) -> bool {
+    let number = |version: &Version| version.1.as_deref().and_then(|v| v.parse::<u64>().ok());
+    known.0 == other.0 && matches!((number(known), number(other)), (Some(a), Some(b)) if a >= b)
 }
 
 fn age(image: &Image) -> (Option<jiff::Timestamp>, &str) {
     let created = image.metadata.creation_timestamp.as_ref().map(|t| t.0);
     (created, image.metadata.name.as_deref().unwrap_or_default())
 }
+
+#[cfg(test)]
+mod tests;

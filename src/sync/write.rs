@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
 use kube::Resource;
 use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams};
 use serde_json::{Value, json};
@@ -13,6 +13,7 @@ use crate::api::annotations::ACTION;
 use crate::api::{Image, ImageStatus, SyncResult, condition};
 
 use super::engine::Sync;
+use super::status::rfc3339;
 use super::world::{Cached, ImageKey, World};
 
 /// The field manager of statuses.
@@ -46,8 +47,18 @@ pub(super) async fn status(
     let api: Api<Image> = Api::namespaced(sync.client.clone(), &key.namespace);
     let patch = Patch::Apply(body(&image.metadata, &json!(status)));
     let params = PatchParams::apply(FIELD_MANAGER).force();
-    let written = call(api.patch_status(&key.name, &params, &patch)).await?;
+    let mut written = call(api.patch_status(&key.name, &params, &patch)).await?;
     sync.metrics.kubernetes_write("Image");
+    let foreign = |c: &Condition| !status.conditions.iter().any(|ours| ours.type_ == c.type_);
+    if written.status.iter().flat_map(|s| &s.conditions).any(foreign) {
+        // An apply takes away only what an apply wrote, so not the conditions of `broken`.
+        let patch = json!({
+            "metadata": {"resourceVersion": written.metadata.resource_version},
+            "status": {"conditions": status.conditions},
+        });
+        written = call(api.patch_status(&key.name, &PatchParams::default(), &Patch::Merge(patch))).await?;
+        sync.metrics.kubernetes_write("Image");
+    }
     let written = Arc::new(written);
     sync.world.put_image(key, Cached::Read(written.clone()));
     Ok(written)
@@ -67,36 +78,48 @@ pub(super) async fn remove_action(sync: &Sync, key: &ImageKey, image: &Image) ->
     Ok(())
 }
 
-/// Records on an Image that cannot be read that it cannot be read. Once per stored version.
+/// Records on an Image that cannot be read that it cannot be read; returns the message if that is new. Once per stored
+/// version.
 pub(super) async fn broken(
     client: &kube::Client,
     world: &World,
     key: &ImageKey,
     metadata: &ObjectMeta,
     error: &str,
-) -> Result<(), WriteError> {
+) -> Result<Option<String>, WriteError> {
     let resource = ApiResource::erase::<Image>(&());
     let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &key.namespace, &resource);
     let object = call(api.get(&key.name)).await?;
-    let message = format!("Image {key}: it cannot be read: {error}; fix that field");
+    let cause = unreadable(&object).unwrap_or_else(|| error.to_owned());
+    let message = format!("Image {key} cannot be read: {cause}; fix that field");
     let said = object.data.pointer("/status/conditions/0/message").and_then(Value::as_str);
     if said == Some(&message) {
-        return Ok(());
+        return Ok(None);
     }
-    let now = Timestamp::now().to_string();
+    let now = rfc3339(Timestamp::now());
+    let condition = |kind: &str, status: &str| {
+        json!({
+            "type": kind, "status": status, "reason": "ImageInvalid", "message": message,
+            "lastTransitionTime": now, "observedGeneration": metadata.generation,
+        })
+    };
     let status = json!({
         "result": SyncResult::GetImageError,
         "time": now,
-        "conditions": [{
-            "type": condition::READY, "status": "False", "reason": "ImageInvalid", "message": message,
-            "lastTransitionTime": now, "observedGeneration": metadata.generation,
-        }],
+        "conditions": [condition(condition::READY, "False"), condition(condition::STALLED, "True")],
     });
     let patch =
         Patch::Merge(json!({"metadata": {"resourceVersion": object.metadata.resource_version}, "status": status}));
     let written = call(api.patch_status(&key.name, &PatchParams::default(), &patch)).await?;
     world.put_image(key, Cached::Broken(Arc::new(written.metadata), error.into()));
-    Ok(())
+    Ok(Some(message))
+}
+
+/// Where an object is no Image, and why: `spec.rules[0].type: unknown variant …`. None if it is one.
+fn unreadable(object: &DynamicObject) -> Option<String> {
+    let value = serde_json::to_value(object).ok()?;
+    let error = serde_path_to_error::deserialize::<_, Image>(value).err()?;
+    Some(format!("{}: {}", error.path(), error.inner()))
 }
 
 fn body(metadata: &ObjectMeta, status: &Value) -> Value {
@@ -119,5 +142,36 @@ async fn call<T>(request: impl Future<Output = Result<T, kube::Error>>) -> Resul
         Ok(Err(kube::Error::Api(status))) if matches!(status.code, 404 | 409) => Err(WriteError::Conflict),
         Ok(Err(error)) => Err(WriteError::Failed(error.to_string())),
         Err(_) => Err(WriteError::Failed(format!("no answer within {} s", TIMEOUT.as_secs()))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_field_that_cannot_be_read_is_named() {
+        fn check(patch: &Value, expected: &str) {
+            let mut object = json!({
+                "apiVersion": "kimup.cloudavenue.io/v1alpha1", "kind": "Image", "metadata": {"name": "web"},
+                "spec": {
+                    "image": "app", "triggers": [{"type": "webhook"}],
+                    "rules": [{"name": "r", "type": "always", "actions": [{"type": "apply"}]}],
+                },
+            });
+            json_patch::merge(&mut object, patch);
+            let object: DynamicObject = serde_json::from_value(object).unwrap();
+            let found = unreadable(&object).unwrap_or_default();
+            assert!(found.starts_with(expected) && found.is_empty() == expected.is_empty(), "{found:?}");
+        }
+        check(&json!({}), "");
+        check(&json!({"spec": {"image": null}}), "spec: missing field `image`");
+        check(&json!({"spec": {"rules": "none"}}), "spec.rules: invalid type: string \"none\", expected a sequence");
+        let rule = json!([{"name": "r", "type": "semver-mayor", "actions": []}]);
+        check(
+            &json!({"spec": {"rules": rule}}),
+            "spec.rules[0].type: unknown variant `semver-mayor`, expected one of ",
+        );
+        check(&json!({"spec": null}), ".: missing field `spec`");
     }
 }

@@ -169,8 +169,8 @@ impl Process {
         }
     }
 
-    /// Lets it run on after this process has ended; the `stop` script of the run folder ends it.
-    pub(crate) fn leave_running(mut self) {
+    /// Lets it run on after this process has ended. The script that [`crate::Cluster::leave_running`] returns ends it.
+    pub fn leave_running(mut self) {
         if let Some(mut lifeline) = self.lifeline.take() {
             let _ = writeln!(lifeline, "released");
         }

@@ -184,7 +184,7 @@ async fn the_leader_keeps_the_configuration() {
     let admin = cluster.client().await.unwrap();
     let (client, owner) = as_kimup(&cluster).await;
     let namespaces: Api<Namespace> = Api::all(admin.clone());
-    let (annotated, annotated_seen) = watch::channel(Vec::new());
+    let (annotated, annotated_seen) = watch::channel(std::sync::Arc::from([]));
     let (leads, leads_seen) = watch::channel(false);
     let (published, mut published_seen) = watch::channel(false);
     let shutdown = CancellationToken::new();
@@ -211,7 +211,7 @@ async fn the_leader_keeps_the_configuration() {
         .map(|n| json!({"op": "add", "path": format!("/webhooks/{n}/clientConfig/caBundle"), "value": bundle}))
         .collect();
     edit(&live, json!(bundle)).await;
-    annotated.send(vec!["shop".to_owned()]).unwrap();
+    annotated.send(std::sync::Arc::from(["shop".to_owned()])).unwrap();
     let with_bundles = async |wanted: usize| {
         let now = live.get("kimup").await.unwrap();
         let kept = now.webhooks.iter().flatten().all(|e| e.client_config.ca_bundle.is_some());
@@ -220,7 +220,7 @@ async fn the_leader_keeps_the_configuration() {
     let (kept, _) =
         eventually(DEADLINE, "the entries for an annotated Namespace", async || with_bundles(12).await).await;
     assert!(kept, "each entry has the bundle");
-    annotated.send(Vec::new()).unwrap();
+    annotated.send(std::sync::Arc::from([])).unwrap();
     let (kept, settled) = eventually(DEADLINE, "the entries go again", async || with_bundles(8).await).await;
     assert!(kept);
 

@@ -1,5 +1,6 @@
 //! The shell: reads the live configuration, writes it when it differs, deletes it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
@@ -62,7 +63,7 @@ pub(super) fn surplus<'a>(
 pub async fn keep(
     client: kube::Client,
     options: Options,
-    mut annotated: watch::Receiver<Vec<String>>,
+    mut annotated: watch::Receiver<Arc<[String]>>,
     mut leads: watch::Receiver<bool>,
     published: watch::Sender<bool>,
     shutdown: CancellationToken,

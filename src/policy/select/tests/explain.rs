@@ -71,6 +71,7 @@ fn decisions_explain_themselves() {
         semver ; 1.0.0 ; ; 1.0.0 stays: the list of tags is empty
         semver ; 1.0.0 ; 0.8.0 0.9.0 ; 1.0.0 stays although it is not listed any more: by semver none of 2 tags is newer
         semver ; - ; ; no tag: the list of tags is empty
+        regex=z ; - ; a ; no tag: the only tag listed does not match regex "z"
         regex=z ; - ; a b ; no tag: none of 2 tags matches regex "z""#;
     for row in rows.lines().skip(1) {
         let cells: Vec<&str> = row.split(';').map(str::trim).collect();

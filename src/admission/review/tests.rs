@@ -1,0 +1,370 @@
+use super::*;
+use crate::index::testing::snapshot;
+use proptest::prelude::*;
+use serde_json::json;
+
+const TEXT: &str = "ghcr.io/org/app:1.0.0";
+
+/// A review of a Pod's CREATE in the namespace `shop`.
+fn review(pod: &Value) -> Value {
+    json!({
+        "apiVersion": VERSION, "kind": "AdmissionReview",
+        "request": {
+            "uid": "review-1", "namespace": "shop", "operation": "CREATE",
+            "kind": {"group": "", "version": "v1", "kind": "Pod"},
+            "resource": {"group": "", "version": "v1", "resource": "pods"},
+            "name": "", "userInfo": {"username": "a"}, "object": pod, "oldObject": null, "dryRun": false,
+        }
+    })
+}
+
+fn pod(annotations: &Value, containers: &Value) -> Value {
+    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"annotations": annotations}, "spec": {"containers": containers}})
+}
+
+fn app(annotations: &Value) -> Value {
+    pod(annotations, &json!([{"name": "app", "image": TEXT}]))
+}
+
+/// Decides, with the same answer to every question.
+fn decide_with(review: &Value, known: &Snapshot, answer: &Result<Answered, String>) -> Result<Verdict, ReviewError> {
+    let body = review.to_string();
+    let review = Review::parse(body.as_bytes())?;
+    Ok(match review.decide(known)? {
+        Step::Done(verdict) => verdict,
+        Step::Ask(plan) => {
+            let questions = plan.questions().into_iter();
+            plan.finish(&questions.map(|q| (q, answer.clone())).collect())
+        }
+    })
+}
+
+fn decided(pod: &Value, known: &Snapshot) -> Verdict {
+    decide_with(&review(pod), known, &Err("no answer".to_owned())).unwrap()
+}
+
+fn patched(pod: &Value, verdict: &Verdict) -> Value {
+    let mut result = pod.clone();
+    if let Some(patch) = verdict.patch() {
+        json_patch::patch(&mut result, patch).unwrap();
+    }
+    result
+}
+
+#[test]
+fn only_images_and_the_annotation_change() {
+    #[track_caller]
+    fn check(pod: &Value, changes: &[(&str, &str)]) {
+        let known = snapshot(&[json!({})]);
+        let verdict = decided(pod, &known);
+        let result = patched(pod, &verdict);
+        let mut expected = pod.clone();
+        for (path, value) in changes {
+            match path.strip_prefix("applied") {
+                Some(_) => expected["metadata"]["annotations"][annotations::APPLIED] = json!(value),
+                None => *expected.pointer_mut(path).unwrap() = json!(value),
+            }
+        }
+        assert_eq!(result, expected);
+        assert_eq!(verdict.patch().is_some(), !changes.is_empty());
+        let again = decided(&result, &known);
+        assert_eq!(again.patch(), None, "a second time changes nothing");
+    }
+    let to = "ghcr.io/org/app:1.4.2";
+    let entry = "app: 1.0.0 -> 1.4.2 (Image web)";
+    check(&app(&json!({})), &[("/spec/containers/0/image", to), ("applied", entry)]);
+    check(&app(&Value::Null), &[("/spec/containers/0/image", to), ("applied", entry)]);
+    let unknown = json!({
+        "metadata": {"name": "p", "managedFields": [{"x": 1}], "future": {"a": [1, 2.50]}},
+        "spec": {"future": true, "containers": [
+            {"name": "side", "image": "ghcr.io/org/other:1"},
+            {"name": "app", "image": TEXT, "env": [{"name": "ä\u{0}", "value": "\"\\"}], "future": null},
+        ], "volumes": [{"image": {"reference": TEXT}}], "ephemeralContainers": [{"name": "e", "image": TEXT}]},
+        "status": {"future": [null]},
+    });
+    check(&unknown, &[("/spec/containers/1/image", to), ("applied", entry)]);
+    let init = json!({"metadata": {"annotations": {"a/b~c": "d"}}, "spec": {
+        "initContainers": [{"name": "i", "image": "ghcr.io/org/app"}, {"name": "j", "image": "ghcr.io/org/app:1.9.0"}],
+        "containers": [{"name": "app", "image": TEXT}],
+    }});
+    let entries = format!("{entry}; i: (no tag) -> 1.4.2 (Image web); j: 1.9.0 (Image web)");
+    check(&init, &[("/spec/containers/0/image", to), ("/spec/initContainers/0/image", to), ("applied", &entries)]);
+    // Entries of other containers are kept.
+    let before = json!({annotations::APPLIED: "side: 1 -> 2 (Image x); app: 0.1.0 -> 0.2.0 (Image web)"});
+    check(&app(&before), &[("/spec/containers/0/image", to), ("applied", &format!("side: 1 -> 2 (Image x); {entry}"))]);
+    let uncovered = pod(&json!({}), &json!([{"name": "app", "image": "nginx:1"}, {"name": "b"}, {"image": TEXT}]));
+    check(&uncovered, &[]);
+    check(&json!({"metadata": {}, "spec": {"containers": null}}), &[]);
+    check(&json!({"metadata": {}, "spec": {}}), &[]);
+}
+
+#[test]
+fn who_is_opted_in() {
+    #[track_caller]
+    fn check(annotations: &Value, namespace: &Value, changed: bool, warning: &str) {
+        let mut known = snapshot(&[json!({})]);
+        let labels = serde_json::from_value(namespace.clone()).unwrap();
+        known.put_namespace("shop", &labels, &Map::new());
+        let verdict = decided(&app(annotations), &known);
+        assert_eq!(verdict.patch().is_some(), changed, "{annotations} {namespace}");
+        let warnings = verdict.warnings().join("\n");
+        assert_eq!(warning.is_empty(), warnings.is_empty(), "{warnings}");
+        assert!(warnings.contains(warning), "{warnings:?} lacks {warning:?}");
+    }
+    let on = json!({annotations::ENABLED: "true"});
+    let off = json!({annotations::ENABLED: "false"});
+    let none = json!({});
+    check(&none, &none, false, "");
+    check(&none, &on, true, "");
+    check(&on, &none, true, "");
+    check(&on, &off, true, "");
+    check(&off, &on, false, "");
+    check(&json!({annotations::ENABLED: "yes"}), &on, false, "kimup.cloudavenue.io/enabled: unknown value \"yes\"");
+    let stamp = json!({"stamp.kimup.cloudavenue.io/app": format!("{TEXT} ghcr.io/org/app:1.1.0")});
+    check(&stamp, &none, true, "");
+    check(&json!({MIRROR_POD: "x"}), &on, false, "");
+    let wrong = json!({annotations::ENABLED: "true", FAILURE_POLICY: "Ignore"});
+    check(&none, &wrong, true, "Namespace shop: annotation kimup.cloudavenue.io/failure-policy: unknown value");
+    check(&wrong, &none, true, "annotation kimup.cloudavenue.io/failure-policy: unknown value \"Ignore\"");
+    for key in NOT_ACTED_ON {
+        check(&json!({key: "x"}), &on, true, &format!("annotation {key}: this version does not act on it"));
+        check(&json!({key: "x"}), &none, false, "");
+    }
+    for prefix in NOT_ACTED_ON_PREFIXES {
+        check(&json!({format!("{prefix}app"): "x"}), &on, true, &format!("annotation {prefix}app: this"));
+    }
+}
+
+#[test]
+fn a_namespace_that_is_not_known_yet_counts_as_opted_in() {
+    let mut known = snapshot(&[json!({})]);
+    known.remove_namespace("shop");
+    assert!(decided(&app(&json!({})), &known).patch().is_some());
+    let off = app(&json!({annotations::ENABLED: "false"}));
+    assert!(decided(&off, &known).patch().is_none());
+}
+
+#[test]
+fn a_pod_without_an_answer_goes_by_the_failure_policy() {
+    #[track_caller]
+    fn check(own: &str, label: &str, annotation: &str, denied: bool) {
+        let map = |value: &str| match value {
+            "" => Map::new(),
+            value => Map::from([(FAILURE_POLICY.to_owned(), value.to_owned())]),
+        };
+        let mut known = snapshot(&[json!({"status": null})]);
+        known.put_namespace("shop", &map(label), &map(annotation));
+        let mut annotations = map(own);
+        annotations.insert(annotations::ENABLED.to_owned(), "true".to_owned());
+        let containers = json!([{"name": "app", "image": TEXT}, {"name": "b", "image": "ghcr.io/org/app"}]);
+        let pod = pod(&json!(annotations), &containers);
+        let no_tag = Answered { tag: None, reason: "the registry refuses.".to_owned() };
+        let illegal = Answered { tag: Some("a b".to_owned()), reason: String::new() };
+        for answer in [Ok(no_tag), Ok(illegal), Err("sync did not answer".to_owned())] {
+            let verdict = decide_with(&review(&pod), &known, &answer).unwrap();
+            assert_eq!(verdict.refusal().is_some(), denied, "{own:?} {label:?} {annotation:?}");
+            assert_eq!(verdict.patch(), None);
+            let warnings = verdict.warnings().join("\n");
+            let named = warnings.contains("container \"app\" keeps its own image: Image shop/web has no tag yet: ");
+            assert_eq!(named, !denied, "{warnings}");
+        }
+    }
+    check("", "", "", true);
+    check("ignore", "", "", false);
+    check("", "ignore", "", false);
+    check("", "", "ignore", false);
+    check("fail", "ignore", "ignore", true);
+    check("ignore", "fail", "fail", false);
+    check("", "fail", "ignore", true);
+    check("", "ignore", "fail", false);
+    check("Ignore", "", "", true);
+    check("Fail", "ignore", "", false);
+}
+
+#[test]
+fn a_denial_says_what_to_do() {
+    #[track_caller]
+    fn check(image: &Value, answer: &str, expected: &str) {
+        let containers = json!([{"name": "app", "image": TEXT}]);
+        let pod = pod(&json!({}), &containers);
+        let known = snapshot(std::slice::from_ref(image));
+        let answered = Ok(Answered { tag: None, reason: answer.to_owned() });
+        let verdict = decide_with(&review(&pod), &known, &answered).unwrap();
+        assert_eq!(verdict.refusal(), Some(expected));
+    }
+    check(
+        &json!({"status": null}),
+        "ghcr.io refuses: 401.",
+        "kimup: container \"app\": Image shop/web has no tag yet: ghcr.io refuses: 401. Wait for its first sync (kubectl \
+         describe image web -n shop), or set kimup.cloudavenue.io/failure-policy: ignore on the Pod or the Namespace",
+    );
+    check(
+        &json!({"status": null, "spec": {"triggers": [{"type": "interval", "value": "soon"}]}}),
+        "",
+        "kimup: container \"app\": Image shop/web has no tag, and its spec cannot be used: invalid interval \"soon\": \
+         expected number at 0; use a duration such as 30s, 5m or 1h30m; fix spec.triggers[0].value. Correct it (kubectl \
+         edit image web -n shop), or set kimup.cloudavenue.io/failure-policy: ignore on the Pod or the Namespace",
+    );
+}
+
+#[test]
+fn answers_are_put_in_and_each_question_is_asked_once() {
+    let known = snapshot(&[
+        json!({"status": null}),
+        json!({"metadata": {"name": "db", "uid": "2"}, "spec": {"image": "postgres"}, "status": null}),
+    ]);
+    let containers = json!([
+        {"name": "a", "image": TEXT}, {"name": "b", "image": "ghcr.io/org/app:2.0.0"}, {"name": "c", "image": "postgres:16.0.0"}
+    ]);
+    let pod = pod(&json!({}), &containers);
+    let body = review(&pod).to_string();
+    let parsed = Review::parse(body.as_bytes()).unwrap();
+    let Step::Ask(plan) = parsed.decide(&known).unwrap() else { panic!("should ask") };
+    let images: Vec<String> = plan.questions().into_iter().map(|q| q.image).collect();
+    assert_eq!(images, ["web", "db"]);
+    let tag = |tag: &str| Ok(Answered { tag: Some(tag.to_owned()), reason: String::new() });
+    let answers = plan.questions().into_iter().zip([tag("1.5.0"), tag("16.2.0")]).collect();
+    let result = patched(&pod, &plan.finish(&answers));
+    let image = |i: usize| result["spec"]["containers"][i]["image"].as_str().unwrap();
+    assert_eq!([image(0), image(1), image(2)], ["ghcr.io/org/app:1.5.0", "ghcr.io/org/app:2.0.0", "postgres:16.2.0"]);
+    assert_eq!(
+        result["metadata"]["annotations"][annotations::APPLIED],
+        "a: 1.0.0 -> 1.5.0 (Image web); b: 2.0.0 (Image web); c: 16.0.0 -> 16.2.0 (Image db)"
+    );
+}
+
+#[test]
+fn other_requests_get_a_clear_answer() {
+    #[track_caller]
+    fn check(patch: &Value, own: &Value, denied: bool, expected: &str) {
+        let mut body = review(&app(own));
+        json_patch::merge(&mut body, patch);
+        let verdict = decide_with(&body, &snapshot(&[json!({})]), &Err(String::new())).unwrap();
+        assert_eq!(verdict.refusal().is_some(), denied, "{patch}");
+        assert_eq!(verdict.patch(), None);
+        let told = verdict.refusal().map_or_else(|| verdict.warnings().join("\n"), str::to_owned);
+        assert!(told.contains(expected), "{told:?} lacks {expected:?}");
+    }
+    let update = json!({"request": {"operation": "UPDATE"}});
+    let none = json!({});
+    check(&update, &none, true, "answers for Pods at CREATE, not for UPDATE of pods");
+    check(&update, &json!({FAILURE_POLICY: "ignore"}), false, "correct the rules of the webhook");
+    check(&update, &json!({annotations::ENABLED: "false"}), false, "not for UPDATE of pods");
+    let resource = |name: &str| json!({"request": {"resource": {"group": "apps", "version": "v1", "resource": name}}});
+    check(&resource("deployments"), &none, true, "not for CREATE of deployments");
+    check(&json!({"request": {"subResource": "binding"}}), &none, true, "not for CREATE of pods");
+    check(&json!({"request": {"operation": "DELETE", "object": null}}), &none, true, "not for DELETE of pods");
+    check(&json!({"request": {"operation": "CONNECT", "object": 7}}), &none, true, "not for CONNECT of pods");
+}
+
+#[test]
+fn garbage_is_named() {
+    #[track_caller]
+    fn check(body: &str, expected: &str) {
+        let known = snapshot(&[]);
+        let error = Review::parse(body.as_bytes())
+            .and_then(|review| review.decide(&known).map(|_| ()))
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains(expected), "{error:?} lacks {expected:?}");
+    }
+    check("", "the body cannot be read: EOF");
+    check("{", "the body cannot be read: EOF");
+    check("[]", "the body cannot be read");
+    check("{}", "not \"\" of \"\"");
+    let with = |patch: &Value| {
+        let mut body = review(&app(&json!({})));
+        json_patch::merge(&mut body, patch);
+        body.to_string()
+    };
+    check(&with(&json!({"apiVersion": "admission.k8s.io/v1beta1"})), "of \"admission.k8s.io/v1beta1\"");
+    check(&with(&json!({"kind": "Pod"})), "not \"Pod\"");
+    check(&with(&json!({"request": null})), "no request");
+    check(&with(&json!({"request": {"uid": 7}})), "invalid type: integer `7`");
+    check(&with(&json!({"request": {"object": null}})), "no object");
+    check(&with(&json!({"request": {"object": 7}})), "the body cannot be read");
+    check(&with(&json!({"request": {"object": {"spec": {"containers": 7}}}})), "the body cannot be read");
+}
+
+fn any_image() -> impl Strategy<Value = String> {
+    prop_oneof![
+        Just("ghcr.io/org/app".to_owned()),
+        "ghcr\\.io/org/app:[0-2]\\.[0-9]\\.[0-9]",
+        "ghcr\\.io/org/app:[a-z]{1,6}",
+        "(nginx|alpine):[0-9]\\.[0-9]",
+        Just(format!("ghcr.io/org/app@sha256:{}", "a".repeat(64))),
+        ".{0,20}",
+    ]
+}
+
+fn any_containers() -> impl Strategy<Value = Value> {
+    let container = (any_image(), any::<bool>(), ".{0,8}");
+    prop::collection::vec(container, 0..5).prop_map(|list| {
+        let containers = list.into_iter().enumerate().map(|(i, (image, stray, text))| {
+            let mut container = json!({"name": format!("c{i}"), "image": image});
+            if stray {
+                container["stray"] = json!({text: [null, 1.5]});
+            }
+            container
+        });
+        Value::Array(containers.collect())
+    })
+}
+
+fn any_pod() -> impl Strategy<Value = Value> {
+    let annotations = prop_oneof![
+        Just(Value::Null),
+        prop::collection::btree_map(".{0,8}", ".{0,8}", 0..3).prop_map(|map| json!(map)),
+        any_image().prop_map(|text| json!({
+            "stamp.kimup.cloudavenue.io/c0": format!("{text} ghcr.io/org/app:1.2.3"),
+            "stamp.kimup.cloudavenue.io/c1": "ghcr.io/org/app ghcr.io/org/app:1.3.0",
+        })),
+        ".{0,30}".prop_map(|text| json!({annotations::APPLIED: text})),
+    ];
+    (annotations, any_containers(), any_containers(), ".{0,8}").prop_map(|(annotations, main, mut init, stray)| {
+        for (i, container) in init.as_array_mut().unwrap().iter_mut().enumerate() {
+            container["name"] = json!(format!("i{i}"));
+        }
+        json!({
+            "metadata": {"annotations": annotations, "labels": {"a": stray}},
+            "spec": {"containers": main, "initContainers": init, "stray": stray},
+        })
+    })
+}
+
+/// The Pod without what kimup may touch.
+fn rest(pod: &Value) -> Value {
+    let mut pod = pod.clone();
+    for list in ["containers", "initContainers"] {
+        for container in pod["spec"][list].as_array_mut().unwrap() {
+            container.as_object_mut().unwrap().remove("image");
+        }
+    }
+    if let Some(annotations) = pod["metadata"]["annotations"].as_object_mut() {
+        annotations.remove(annotations::APPLIED);
+    }
+    if pod["metadata"]["annotations"] == json!({}) {
+        pod["metadata"]["annotations"] = Value::Null;
+    }
+    pod
+}
+
+proptest! {
+    #[test]
+    fn nothing_else_changes_and_a_second_time_nothing_does(pod in any_pod()) {
+        let known = snapshot(&[json!({})]);
+        let verdict = decided(&pod, &known);
+        prop_assert_eq!(verdict.refusal(), None);
+        let result = patched(&pod, &verdict);
+        prop_assert_eq!(rest(&result), rest(&pod));
+        let again = decided(&result, &known);
+        prop_assert_eq!(again.patch(), None);
+    }
+
+    #[test]
+    fn no_body_panics(body in ".{0,200}") {
+        if let Ok(review) = Review::parse(body.as_bytes()) {
+            let _ = review.decide(&snapshot(&[]));
+        }
+    }
+}

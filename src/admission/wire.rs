@@ -1,0 +1,191 @@
+//! The parts of an `AdmissionReview` (`admission.k8s.io/v1`) that decide something. Texts are borrowed from the body
+//! where JSON has no escapes in them; everything else is skipped, not copied.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::api::annotations::{MIRROR_POD, Map};
+use crate::index::PodView;
+
+/// A text that stays borrowed inside options, lists and maps, where a bare `Cow` would be copied.
+#[derive(Deserialize, Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Text<'a>(#[serde(borrow)] pub Cow<'a, str>);
+
+impl Text<'_> {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+#[derive(Deserialize, Debug)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Envelope<'a> {
+    #[serde(borrow, default)]
+    pub api_version: Cow<'a, str>,
+    #[serde(borrow, default)]
+    pub kind: Cow<'a, str>,
+    #[serde(borrow)]
+    pub request: Option<Request<'a>>,
+}
+
+#[derive(Deserialize, Debug)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Request<'a> {
+    #[serde(borrow)]
+    pub uid: Cow<'a, str>,
+    #[serde(borrow, default)]
+    pub resource: GroupVersionResource<'a>,
+    #[serde(borrow)]
+    pub sub_resource: Option<Text<'a>>,
+    #[serde(borrow)]
+    pub namespace: Option<Text<'a>>,
+    #[serde(borrow, default)]
+    pub operation: Cow<'a, str>,
+    #[serde(borrow)]
+    pub object: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize, Debug, Default)]
+pub(super) struct GroupVersionResource<'a> {
+    #[serde(borrow, default)]
+    pub group: Cow<'a, str>,
+    #[serde(borrow, default)]
+    pub version: Cow<'a, str>,
+    #[serde(borrow, default)]
+    pub resource: Cow<'a, str>,
+}
+
+impl Request<'_> {
+    pub fn creates_pod(&self) -> bool {
+        let resource = &self.resource;
+        let sub = self.sub_resource.as_ref().map_or("", Text::as_str);
+        (&*resource.group, &*resource.version, &*resource.resource) == ("", "v1", "pods")
+            && sub.is_empty()
+            && self.operation == "CREATE"
+    }
+
+    pub fn namespace(&self) -> &str {
+        self.namespace.as_ref().map_or("", Text::as_str)
+    }
+}
+
+/// Any object, for its metadata alone.
+#[derive(Deserialize, Debug)]
+pub(super) struct Object<'a> {
+    #[serde(borrow)]
+    pub metadata: Metadata<'a>,
+}
+
+#[derive(Deserialize, Debug)]
+pub(super) struct Pod<'a> {
+    #[serde(borrow)]
+    pub metadata: Metadata<'a>,
+    #[serde(borrow)]
+    pub spec: PodSpec<'a>,
+}
+
+#[derive(Deserialize, Debug)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Metadata<'a> {
+    #[serde(borrow)]
+    annotations: Option<BTreeMap<Text<'a>, Text<'a>>>,
+    #[serde(borrow)]
+    labels: Option<BTreeMap<Text<'a>, Text<'a>>>,
+    #[serde(borrow)]
+    owner_references: Option<Vec<Owner<'a>>>,
+}
+
+#[derive(Deserialize, Debug)]
+struct Owner<'a> {
+    #[serde(borrow)]
+    uid: Cow<'a, str>,
+    controller: Option<bool>,
+}
+
+#[derive(Deserialize, Debug)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct PodSpec<'a> {
+    #[serde(borrow)]
+    pub containers: Option<Vec<Container<'a>>>,
+    #[serde(borrow)]
+    pub init_containers: Option<Vec<Container<'a>>>,
+}
+
+#[derive(Deserialize, Debug)]
+pub(super) struct Container<'a> {
+    #[serde(borrow)]
+    pub name: Option<Text<'a>>,
+    #[serde(borrow)]
+    pub image: Option<Text<'a>>,
+}
+
+impl Metadata<'_> {
+    /// Whether there is an object to add an annotation to.
+    pub fn has_annotations(&self) -> bool {
+        self.annotations.is_some()
+    }
+
+    /// kimup's annotations, and the mark of a mirror Pod.
+    pub fn annotations(&self) -> Map {
+        let ours = |key: &str| key == MIRROR_POD || key.contains("kimup.cloudavenue.io/");
+        select(self.annotations.as_ref(), ours)
+    }
+
+    /// The labels that say which revision and rollout a Pod belongs to.
+    pub fn labels(&self) -> Map {
+        select(self.labels.as_ref(), PodView::needs_label)
+    }
+
+    /// UID of the controller that made it.
+    pub fn controller(&self) -> Option<&str> {
+        let mut owners = self.owner_references.iter().flatten();
+        owners.find(|owner| owner.controller == Some(true)).map(|owner| &*owner.uid)
+    }
+}
+
+fn select(map: Option<&BTreeMap<Text<'_>, Text<'_>>>, wanted: impl Fn(&str) -> bool) -> Map {
+    map.into_iter()
+        .flatten()
+        .filter(|(key, _)| wanted(key.as_str()))
+        .map(|(key, value)| (key.as_str().to_owned(), value.as_str().to_owned()))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_are_borrowed_unless_they_hold_escapes() {
+        fn check(json: &str, borrowed: bool) {
+            let pod: Pod = serde_json::from_str(json).unwrap();
+            let map = pod.metadata.annotations.unwrap();
+            let (key, value) = map.iter().next().unwrap();
+            assert_eq!(matches!((&key.0, &value.0), (Cow::Borrowed(_), Cow::Borrowed(_))), borrowed);
+            let containers = pod.spec.containers.unwrap();
+            let image = containers[0].image.as_ref().unwrap();
+            assert_eq!(matches!(image.0, Cow::Borrowed(_)), borrowed, "{json}");
+        }
+        check(r#"{"metadata": {"annotations": {"a": "b"}}, "spec": {"containers": [{"image": "app:1"}]}}"#, true);
+        check(
+            r#"{"metadata": {"annotations": {"\u0061": "b"}}, "spec": {"containers": [{"image": "app\u003a1"}]}}"#,
+            false,
+        );
+    }
+
+    #[test]
+    fn the_controller_is_the_owner_that_says_so() {
+        fn check(owners: &str, expected: Option<&str>) {
+            let json = format!(r#"{{"metadata": {{"ownerReferences": {owners}}}}}"#);
+            let object: Object = serde_json::from_str(&json).unwrap();
+            assert_eq!(object.metadata.controller(), expected, "{owners}");
+        }
+        check("null", None);
+        check("[]", None);
+        check(r#"[{"uid": "a"}, {"uid": "b", "controller": false}]"#, None);
+        check(r#"[{"uid": "a"}, {"uid": "b", "controller": true}]"#, Some("b"));
+    }
+}

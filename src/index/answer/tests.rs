@@ -1,0 +1,273 @@
+use super::*;
+use crate::index::testing::{image, put, snapshot};
+use serde_json::{Value, json};
+
+/// A Pod's annotations, labels and controller.
+type Facts<'a> = (&'a [(&'a str, &'a str)], &'a [(&'a str, &'a str)], &'a str);
+const BARE: Facts = (&[], &[], "");
+
+fn map(entries: &[(&str, &str)]) -> Map {
+    entries.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+}
+
+/// `run REFERENCE | ENTRY`, `keep`, `keep, WARNING`, `ask NAMESPACE/IMAGE`, `refuse IMAGE: REASON`.
+fn ask(snapshot: &Snapshot, (annotations, labels, uid): Facts, text: &str) -> String {
+    let controller = Some(uid).filter(|uid| !uid.is_empty());
+    let pod = PodView::new("shop", map(annotations), &map(labels), controller);
+    words(&answer(snapshot, &pod, "app", text))
+}
+
+fn words(answer: &Answer) -> String {
+    match answer {
+        Answer::Keep { warning: None } => "keep".to_owned(),
+        Answer::Keep { warning: Some(w) } => format!("keep, {w}"),
+        Answer::Run { reference, applied } => format!("run {reference} | {applied}"),
+        Answer::Ask(open) => format!("ask {}/{}", open.question.namespace, open.question.image),
+        Answer::Refuse { image, reason } => format!("refuse {image}: {reason}"),
+    }
+}
+
+#[test]
+fn texts_that_are_left_alone() {
+    #[track_caller]
+    fn check(text: &str, expected: &str) {
+        assert_eq!(ask(&snapshot(&[json!({})]), BARE, text), expected, "{text}");
+    }
+    let changed = "run ghcr.io/org/app:1.4.2 | app: 1.0.0 -> 1.4.2 (Image web)";
+    check("ghcr.io/org/app:1.0.0", changed);
+    check("", "keep");
+    check("GHCR.io/Org/App:1.0.0", "keep");
+    check("ghcr.io/org/app:", "keep");
+    let digest = format!("@sha256:{}", "a".repeat(64));
+    check(&format!("ghcr.io/org/app{digest}"), "keep");
+    check(&format!("ghcr.io/org/app:1.0.0{digest}"), "keep");
+    check("ghcr.io/org/other:1.0.0", "keep");
+    check("app:1.0.0", "keep");
+}
+
+#[test]
+fn the_newer_of_own_and_settled_tag() {
+    #[track_caller]
+    fn check(patch: &Value, text: &str, expected: &str) {
+        assert_eq!(ask(&snapshot(std::slice::from_ref(patch)), BARE, text), expected, "{patch} {text}");
+    }
+    let none = json!({});
+    let to = |from: &str| format!("run ghcr.io/org/app:1.4.2 | app: {from} -> 1.4.2 (Image web)");
+    check(&none, "ghcr.io/org/app:1.0.0", &to("1.0.0"));
+    check(&none, "ghcr.io/org/app:1.4.1", &to("1.4.1"));
+    check(&none, "ghcr.io/org/app:latest", &to("latest"));
+    check(&none, "ghcr.io/org/app", &to("(no tag)"));
+    let stays = |tag: &str| format!("run ghcr.io/org/app:{tag} | app: {tag} (Image web)");
+    check(&none, "ghcr.io/org/app:1.4.2", &stays("1.4.2"));
+    check(&none, "ghcr.io/org/app:1.10.0", &stays("1.10.0"));
+    check(&none, "ghcr.io/org/app:2.0.0", &stays("2.0.0"));
+    // The spelling of the repository in the text stays.
+    let hub = json!({"spec": {"image": "alpine"}, "status": {"repository": "docker.io/library/alpine"}});
+    check(&hub, "alpine:1.0.0", "run alpine:1.4.2 | app: 1.0.0 -> 1.4.2 (Image web)");
+    check(
+        &hub,
+        "docker.io/library/alpine:1.0.0",
+        "run docker.io/library/alpine:1.4.2 | app: 1.0.0 -> 1.4.2 (Image web)",
+    );
+    // A wrong rule does not take back what is settled, and a gate does not hold it back either.
+    let wrong =
+        json!({"spec": {"rules": [{"name": "r", "type": "regex", "value": "(", "actions": [{"type": "apply"}]}]}});
+    check(&wrong, "ghcr.io/org/app:1.0.0", &to("1.0.0"));
+    check(&wrong, "ghcr.io/org/app:1.5.0", &stays("1.5.0"));
+    check(&json!({"spec": {"suspend": true}}), "ghcr.io/org/app:1.0.0", &to("1.0.0"));
+}
+
+#[test]
+fn without_a_settled_tag() {
+    #[track_caller]
+    fn check(patch: &Value, expected: &str) {
+        let found = ask(&snapshot(std::slice::from_ref(patch)), BARE, "ghcr.io/org/app:1.0.0");
+        assert!(found.starts_with(expected), "{patch}: {found}");
+    }
+    check(&json!({"status": null}), "ask shop/web");
+    check(&json!({"status": {"tag": null}}), "ask shop/web");
+    check(&json!({"status": {"tag": "not legal"}}), "ask shop/web");
+    // The status speaks of the repository before.
+    check(&json!({"status": {"repository": "ghcr.io/org/old"}}), "ask shop/web");
+    check(&json!({"status": {"repository": null}}), "run ghcr.io/org/app:1.4.2");
+    let gated = "keep, container \"app\" keeps its own tag: Image shop/web has no tag yet, and spec.suspend";
+    check(&json!({"status": null, "spec": {"suspend": true}}), gated);
+    let wrong = json!({"status": null, "spec": {"triggers": [{"type": "crontab", "value": "bad"}]}});
+    check(&wrong, "refuse web: invalid crontab \"bad\"");
+    check(&json!({"status": null, "spec": {"image": "Not/Legal"}}), "keep");
+}
+
+#[test]
+fn a_stamp_comes_first() {
+    #[track_caller]
+    fn check(stamp: &str, text: &str, expected: &str) {
+        for known in [&[json!({})][..], &[]] {
+            let annotations = [("stamp.kimup.cloudavenue.io/app", stamp)];
+            let labels = [("kimup.cloudavenue.io/rollout", "ab12")];
+            let found = ask(&snapshot(known), (&annotations, &labels, ""), text);
+            // With the Image known its name is in the entry; nothing else depends on it.
+            let found = found.replace("(Image web, rollout", "(rollout");
+            assert_eq!(found, expected, "{stamp:?} {text:?} {}", known.len());
+        }
+    }
+    let text = "ghcr.io/org/app:1.0.0";
+    let ran = "run ghcr.io/org/app:1.3.0 | app: 1.0.0 -> 1.3.0 (rollout ab12)";
+    check("ghcr.io/org/app:1.0.0 ghcr.io/org/app:1.3.0", text, ran);
+    // Older than the text: all Pods of a revision run one version.
+    check(
+        "ghcr.io/org/app:1.0.0 ghcr.io/org/app:0.9.0",
+        text,
+        "run ghcr.io/org/app:0.9.0 | app: 1.0.0 -> 0.9.0 (rollout ab12)",
+    );
+    check("ghcr.io/org/app:1.0.0 ghcr.io/org/app:1.0.0", text, "run ghcr.io/org/app:1.0.0 | app: 1.0.0 (rollout ab12)");
+    check(
+        "ghcr.io/org/app ghcr.io/org/app:1.3.0",
+        "ghcr.io/org/app",
+        "run ghcr.io/org/app:1.3.0 | app: (no tag) -> 1.3.0 (rollout ab12)",
+    );
+    let digest = format!("ghcr.io/org/app:1.3.0@sha256:{}", "a".repeat(64));
+    check(&format!("{text} {digest}"), text, &format!("run {digest} | app: 1.0.0 -> 1.3.0 (rollout ab12)"));
+    // For another text: a human changed the manifest since.
+    check("ghcr.io/org/app:0.9.0 ghcr.io/org/app:1.3.0", text, "keep");
+    check("ghcr.io/org/app:1.0 ghcr.io/org/app:1.3.0", text, "keep");
+    let no_image = |names: &str| {
+        format!(
+            "keep, container \"app\": annotation stamp.kimup.cloudavenue.io/app names {names:?}, which is no image of \
+             ghcr.io/org/app; the container keeps its image"
+        )
+    };
+    check("ghcr.io/org/app:1.0.0 evil.example/app:1.3.0", text, &no_image("evil.example/app:1.3.0"));
+    check("ghcr.io/org/app:1.0.0 ghcr.io/ORG", text, &no_image("ghcr.io/ORG"));
+}
+
+#[test]
+fn a_value_that_is_no_stamp_and_a_stamp_of_another_container_count_as_none() {
+    #[track_caller]
+    fn check(key: &str, value: &str) {
+        let known = snapshot(&[json!({})]);
+        let found = ask(&known, (&[(key, value)], &[], ""), "ghcr.io/org/app:1.0.0");
+        assert!(found.starts_with("run ghcr.io/org/app:1.4.2"), "{key} {value}: {found}");
+    }
+    check("stamp.kimup.cloudavenue.io/app", "ghcr.io/org/app:1.0.0");
+    check("stamp.kimup.cloudavenue.io/app", "");
+    check("stamp.kimup.cloudavenue.io/other", "ghcr.io/org/app:1.0.0 ghcr.io/org/app:1.3.0");
+}
+
+#[test]
+fn reinvocation_changes_nothing() {
+    #[track_caller]
+    fn check(applied: &str, text: &str, expected: &str) {
+        let annotations = [("kimup.cloudavenue.io/applied", applied)];
+        let found = ask(&snapshot(&[json!({})]), (&annotations, &[], ""), text);
+        assert!(found.starts_with(expected), "{applied:?} {text:?}: {found}");
+    }
+    let again = "app: 1.0.0 -> 1.3.0 (Image web)";
+    check(again, "ghcr.io/org/app:1.3.0", "keep");
+    check("b: 1 -> 2; app: 1.3.0 (Image web)", "ghcr.io/org/app:1.3.0", "keep");
+    // The text is another one now, or the entry is another container's.
+    check(again, "ghcr.io/org/app:1.0.0", "run ghcr.io/org/app:1.4.2");
+    check(again, "ghcr.io/org/app", "run ghcr.io/org/app:1.4.2");
+    check("b: 1.0.0 -> 1.3.0", "ghcr.io/org/app:1.3.0", "run ghcr.io/org/app:1.4.2");
+    check("nonsense", "ghcr.io/org/app:1.3.0", "run ghcr.io/org/app:1.4.2");
+}
+
+#[test]
+fn a_revision_keeps_what_its_first_pods_got() {
+    #[track_caller]
+    fn check(labels: &[(&str, &str)], uid: &str, text: &str, expected: &str) {
+        let record = |uid: &str, hash: &str, tag: &str| {
+            json!({"owner": "X/x", "uid": uid, "hash": hash, "containers": {
+                "app": format!("ghcr.io/org/app:1.0.0 ghcr.io/org/app:{tag}"),
+                "init": "ghcr.io/org/app:1.0.0 ghcr.io/org/app:7.7.7",
+            }})
+        };
+        let patch = json!({"status": {"revisions": [
+            record("rs-1", "5d8f", "1.1.0"), record("sts", "db-1", "1.2.0"), record("sts", "db-2", "1.3.0"),
+            record("job", "", "1.2.5"), record("evil", "", "1.2.5@x"),
+            {"owner": "X/y", "uid": "broken", "containers": {"app": "ghcr.io/org/app:1.0.0 evil.example/app:1"}},
+        ]}});
+        let found = ask(&snapshot(&[patch]), (&[], labels, uid), text);
+        assert_eq!(found, expected, "{labels:?} {uid} {text}");
+    }
+    let to = |tag: &str| format!("run ghcr.io/org/app:{tag} | app: 1.0.0 -> {tag} (Image web)");
+    let text = "ghcr.io/org/app:1.0.0";
+    // A Deployment's ReplicaSet, a StatefulSet or DaemonSet, a Job, a bare ReplicaSet.
+    check(&[("pod-template-hash", "5d8f")], "rs-1", text, &to("1.1.0"));
+    check(&[("controller-revision-hash", "db-1")], "sts", text, &to("1.2.0"));
+    check(&[("controller-revision-hash", "db-2")], "sts", text, &to("1.3.0"));
+    check(&[("job-name", "x")], "job", text, &to("1.2.5"));
+    check(&[], "job", text, &to("1.2.5"));
+    // Another revision, another owner, no owner, another text: no record.
+    check(&[("pod-template-hash", "6e9a")], "rs-1", text, &to("1.4.2"));
+    check(&[("controller-revision-hash", "db-3")], "sts", text, &to("1.4.2"));
+    check(&[("pod-template-hash", "5d8f")], "rs-2", text, &to("1.4.2"));
+    check(&[], "rs-1", text, &to("1.4.2"));
+    check(&[("pod-template-hash", "5d8f")], "", text, &to("1.4.2"));
+    check(
+        &[("pod-template-hash", "5d8f")],
+        "rs-1",
+        "ghcr.io/org/app:1.0.1",
+        "run ghcr.io/org/app:1.4.2 | app: 1.0.1 -> 1.4.2 (Image web)",
+    );
+    // A record that names another image is nobody's.
+    check(&[], "evil", text, &to("1.4.2"));
+    check(&[], "broken", text, &to("1.4.2"));
+}
+
+#[test]
+fn a_stamp_beats_a_record_and_a_record_beats_the_settled_tag() {
+    let record =
+        json!({"owner": "X/x", "uid": "rs", "hash": "h", "containers": {"app": "ghcr.io/org/app:1 ghcr.io/org/app:2"}});
+    let known = snapshot(&[json!({"status": {"tag": null, "revisions": [record]}})]);
+    let labels = [("pod-template-hash", "h")];
+    let text = "ghcr.io/org/app:1";
+    let by_record = ask(&known, (&[], &labels, "rs"), text);
+    assert!(by_record.starts_with("run ghcr.io/org/app:2 "), "{by_record}");
+    let stamp = [("stamp.kimup.cloudavenue.io/app", "ghcr.io/org/app:1 ghcr.io/org/app:3")];
+    let by_stamp = ask(&known, (&stamp, &labels, "rs"), text);
+    assert!(by_stamp.starts_with("run ghcr.io/org/app:3 "), "{by_stamp}");
+}
+
+#[test]
+fn of_two_images_for_a_repository_the_older_counts() {
+    #[track_caller]
+    fn check(first: &str, second: &str, expected: &str) {
+        let named = |name: &str, created: &str| {
+            image(&json!({"metadata": {"name": name, "creationTimestamp": created}, "status": {"tag": null}}))
+        };
+        let (a, b) = (named("a", first), named("b", second));
+        for order in [[&a, &b], [&b, &a]] {
+            let mut known = snapshot(&[]);
+            for image in order {
+                put(&mut known, image);
+            }
+            assert_eq!(known.images(), 2);
+            assert_eq!(ask(&known, BARE, "ghcr.io/org/app:1.0.0"), format!("ask shop/{expected}"));
+        }
+    }
+    check("2026-11-21T10:00:00Z", "2026-11-21T11:00:00Z", "a");
+    check("2026-11-21T11:00:00Z", "2026-11-21T10:00:00Z", "b");
+    check("2026-11-21T10:00:00Z", "2026-11-21T10:00:00Z", "a");
+}
+
+#[test]
+fn an_answer_of_syncs_counts_like_a_settled_tag() {
+    #[track_caller]
+    fn check(text: &str, tag: &str, expected: &str) {
+        let known = snapshot(&[json!({"status": null})]);
+        let pod = PodView::new("shop", Map::new(), &Map::new(), None);
+        let Answer::Ask(open) = answer(&known, &pod, "app", text) else {
+            panic!("{text} should be asked");
+        };
+        assert_eq!(words(&open.answered(tag)), expected);
+    }
+    check("ghcr.io/org/app:1.0.0", "1.5.0", "run ghcr.io/org/app:1.5.0 | app: 1.0.0 -> 1.5.0 (Image web)");
+    check("ghcr.io/org/app:1.6.0", "1.5.0", "run ghcr.io/org/app:1.6.0 | app: 1.6.0 (Image web)");
+    check("ghcr.io/org/app", "1.5.0", "run ghcr.io/org/app:1.5.0 | app: (no tag) -> 1.5.0 (Image web)");
+}
+
+#[test]
+fn an_image_of_another_namespace_covers_nothing() {
+    let known = snapshot(&[json!({"metadata": {"namespace": "other"}})]);
+    assert_eq!(ask(&known, BARE, "ghcr.io/org/app:1.0.0"), "keep");
+}

@@ -1,0 +1,38 @@
+//! What becomes of holds while the tag moves.
+
+use super::*;
+
+fn hold(workload: &str, left: &str) -> Held {
+    Held { workload: workload.to_owned(), container: "app".to_owned(), left: left.to_owned(), ..Held::default() }
+}
+
+#[test]
+fn a_hold_is_kept_until_its_workload_is_decided() {
+    #[track_caller]
+    fn check(known: &[Held], held: &[Held], undecided: &[&str], kept: &[&str], workloads: &str, fresh: usize) {
+        let subject = Subject {
+            uid: "u",
+            generation: Some(1),
+            repository: None,
+            unsupported: Vec::new(),
+            used: true,
+            now: Timestamp::UNIX_EPOCH,
+        };
+        let undecided = undecided.iter().map(|&name| name.to_owned()).collect();
+        let progress = Progress { total: 2, held: held.to_vec(), undecided, ..Progress::default() };
+        let mut status = ImageStatus { held: known.to_vec(), ..ImageStatus::default() };
+        assert_eq!(after_progress(&mut status, &subject, &progress).len(), fresh);
+        let left: Vec<_> = status.held.iter().map(|h| h.left.as_str()).collect();
+        assert_eq!((left, status.workloads.as_deref()), (kept.to_vec(), Some(workloads)));
+    }
+    let (a, b) = (&[hold("Deployment/a", "1.3.0")], &[hold("Deployment/b", "1.2.0")]);
+    // A newer tag was chosen, or the stamp waits for its turn: the plan still needs to know what was left.
+    check(a, &[], &["Deployment/a"], &["1.3.0"], "0/2, 1 held", 0);
+    // Of two, one is decided.
+    check(a, b, &["Deployment/a"], &["1.3.0", "1.2.0"], "0/2, 2 held", 1);
+    // Decided: it rolls, or is held as before.
+    check(a, &[], &[], &[], "0/2", 0);
+    check(a, &[], &["Deployment/b"], &[], "0/2", 0);
+    check(a, a, &[], &["1.3.0"], "0/2, 1 held", 0);
+    check(&[], a, &[], &["1.3.0"], "0/2, 1 held", 1);
+}
