@@ -15,6 +15,7 @@ mod killed;
 mod optin;
 mod own;
 mod private;
+mod processes;
 mod registries;
 mod replicas;
 mod results;
