@@ -245,8 +245,9 @@ fn poll(api: Api<Namespace>, name: String) -> BoxStream<'static, Change> {
     .boxed()
 }
 
-/// Waits between the attempts of a failing watch: at most 5 seconds, so that a restarted API server is followed again
-/// soon (kube's default waits up to 30).
+/// Waits between the attempts of a failing watch: at most 2 seconds, so that a restarted API server is followed again
+/// soon (kube's default waits up to 30). After an outage two waits follow one another: the first try may find that the
+/// version it knows is too old, and that is a failure too.
 pub struct Pause {
     next: Duration,
     last: Option<Instant>,
@@ -260,7 +261,7 @@ impl Default for Pause {
 
 impl Pause {
     const FIRST: Duration = Duration::from_millis(200);
-    const LONGEST: Duration = Duration::from_secs(5);
+    const LONGEST: Duration = Duration::from_secs(2);
     /// So long without an error and the waits begin short again.
     const CALM: Duration = Duration::from_secs(30);
 }

@@ -211,8 +211,10 @@ where
                     saw(&sync, object);
                 }
                 Ok(Some(Event::InitDone)) => {
-                    if sole {
-                        sync.world.retain(kind, &seen);
+                    // Deleted while nobody watched: the same is due as when the deletion is seen.
+                    let missing = if sole { sync.world.retain(kind, &seen) } else { Vec::new() };
+                    for (namespace, name) in missing {
+                        gone(&sync, &namespace, &name);
                     }
                     seen.clear();
                     listed.send_replace(true);

@@ -231,24 +231,28 @@ impl World {
         self.lock().get(namespace).map(|n| n.pods.values().cloned().collect()).unwrap_or_default()
     }
 
-    /// Forgets, after a complete list, every object of a kind that the list did not show.
-    pub fn retain(&self, kind: Kind, seen: &HashSet<(String, String)>) {
-        let has = |namespace: &str, name: &str| seen.contains(&(namespace.to_owned(), name.to_owned()));
+    /// Forgets, after a complete list, every object of a kind that the list did not show; returns them by namespace and
+    /// name.
+    pub fn retain(&self, kind: Kind, seen: &HashSet<(String, String)>) -> Vec<(String, String)> {
+        let mut gone = Vec::new();
         for (namespace, known) in self.lock().iter_mut() {
+            let mut keep = |namespace: &str, name: &str| {
+                let object = (namespace.to_owned(), name.to_owned());
+                let kept = seen.contains(&object);
+                gone.extend((!kept).then_some(object));
+                kept
+            };
             match kind {
-                Kind::Images => known.images.retain(|name, _| has(namespace, name)),
-                Kind::Pods => known.pods.retain(|name, _| has(namespace, name)),
+                Kind::Images => known.images.retain(|name, _| keep(namespace, name)),
+                Kind::Pods => known.pods.retain(|name, _| keep(namespace, name)),
                 Kind::Workloads(kind) => {
-                    known.workloads.retain(|key, _| key.kind != kind || has(namespace, &key.name));
+                    known.workloads.retain(|key, _| key.kind != kind || keep(namespace, &key.name));
                 }
-                Kind::Namespaces => {
-                    if !has("", namespace) {
-                        known.settings = None;
-                    }
-                }
+                Kind::Namespaces => known.settings = known.settings.take().filter(|_| keep("", namespace)),
             }
         }
         self.images_changed.send_modify(|version| *version += 1);
+        gone
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Namespace>> {

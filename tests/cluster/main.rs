@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // in helpers too: everything here is a test
 
 mod admission;
+mod apiserver;
 mod configuration;
 mod crd;
 mod examples;
@@ -14,6 +15,7 @@ mod killed;
 mod optin;
 mod own;
 mod private;
+mod processes;
 mod registries;
 mod replicas;
 mod results;
