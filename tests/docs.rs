@@ -217,6 +217,21 @@ fn generated_files_are_what_the_program_prints() {
     }
 }
 
+/// A process that is not told of the files would write a webhook configuration with a CA of its own over the static one.
+#[test]
+fn every_container_of_the_certs_variant_is_told_of_the_files() {
+    let read = |path: &str| -> Value { serde_saphyr::from_str(&fs::read_to_string(checkout(path)).unwrap()).unwrap() };
+    let (deployment, patch) = (read("deploy/deployment.yaml"), read("certs/deployment-patch.yaml"));
+    let containers = deployment["spec"]["template"]["spec"]["containers"].as_array().unwrap().len();
+    for flag in ["--tls-cert-file=", "--tls-key-file="] {
+        let adds =
+            patch.as_array().unwrap().iter().filter(|op| op["value"].as_str().is_some_and(|v| v.starts_with(flag)));
+        let paths: BTreeSet<_> = adds.map(|op| op["path"].as_str().unwrap().to_owned()).collect();
+        let wanted = (0..containers).map(|i| format!("/spec/template/spec/containers/{i}/args/-"));
+        assert_eq!(paths, wanted.collect(), "{flag}");
+    }
+}
+
 #[test]
 fn examples_are_images_that_can_be_used() {
     let now = "2026-01-01T00:00:00Z".parse().unwrap();

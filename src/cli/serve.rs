@@ -39,6 +39,8 @@ const UNREADY_DELAY: Duration = Duration::from_secs(5);
 const CA_PAUSE: Duration = Duration::from_secs(2);
 /// How long a replica's question may take beyond the webhook's own deadline, so that the webhook's message wins.
 const QUESTION_MARGIN: Duration = Duration::from_millis(200);
+/// The readiness condition of the caches that admission answers from.
+const IMAGES: &str = "images";
 
 /// What a process does.
 pub struct Roles {
@@ -98,6 +100,8 @@ pub async fn run(common: Common, roles: Roles) -> anyhow::Result<()> {
         cluster::refuse_second(&client, &roles.endpoint).await?;
     }
     let (metrics, readiness) = (Metrics::new(), Readiness::default());
+    // Before anybody can ask: without a condition it would be ready.
+    readiness.register(IMAGES).set(false, "Images and Namespaces are not listed yet");
     let probes_stop = CancellationToken::new();
     let probes = tokio::spawn(serve_probes(listener, readiness.clone(), metrics.clone(), probes_stop.clone()));
     let identity = common.identity.clone().unwrap_or_else(host_name);
@@ -143,8 +147,7 @@ impl Process {
 
     /// Until the signal.
     async fn serve(&self, index: &Index, stop: &CancellationToken) {
-        let filled = self.readiness.register("images");
-        filled.set(false, "Images and Namespaces are not listed yet");
+        let filled = self.readiness.register(IMAGES);
         let mut ready = index.ready();
         if stop.run_until_cancelled(ready.wait_for(|ready| *ready)).await.is_some() {
             filled.set(true, "");
@@ -262,13 +265,16 @@ impl Process {
         let (index, leads, stop) = (index.clone(), leadership.subscribe(), stages.sync.clone());
         let (published, _) = tokio::sync::watch::channel(false);
         tokio::spawn(async move {
-            let work = async {
+            let begin = async {
                 let _ = index.ready().wait_for(|ready| *ready).await;
-                let owner = Some(cluster::owner(&client, &namespace).await);
-                let options = configuration::Options { name, namespace, endpoint, owner, ca_bundle };
-                configuration::keep(client, options, index.annotated(), leads, published, stop.clone()).await;
+                cluster::owner(&client, &namespace).await
             };
-            stop.run_until_cancelled(work).await;
+            let Some(owner) = stop.run_until_cancelled(begin).await else {
+                return;
+            };
+            let options = configuration::Options { name, namespace, endpoint, owner: Some(owner), ca_bundle };
+            // Not cut short: a write on its way would come after the deletion at exit, and refuse Pods from then on.
+            configuration::keep(client, options, index.annotated(), leads, published, stop).await;
         })
     }
 

@@ -34,6 +34,8 @@ pub enum Reason {
     PolicyInvalid,
     /// A registry cannot be reached; said once per host until it answers again.
     RegistryUnreachable,
+    /// A pull secret or the list of tags cannot be used.
+    SyncFailed,
     /// A workload could not be rolled.
     RolloutFailed,
 }
@@ -49,6 +51,7 @@ impl Reason {
         Self::Duplicate,
         Self::PolicyInvalid,
         Self::RegistryUnreachable,
+        Self::SyncFailed,
         Self::RolloutFailed,
     ];
 
@@ -63,12 +66,16 @@ impl Reason {
             Self::Duplicate => "Duplicate",
             Self::PolicyInvalid => "PolicyInvalid",
             Self::RegistryUnreachable => "RegistryUnreachable",
+            Self::SyncFailed => "SyncFailed",
             Self::RolloutFailed => "RolloutFailed",
         }
     }
 
     const fn warns(self) -> bool {
-        matches!(self, Self::Duplicate | Self::PolicyInvalid | Self::RegistryUnreachable | Self::RolloutFailed)
+        matches!(
+            self,
+            Self::Duplicate | Self::PolicyInvalid | Self::RegistryUnreachable | Self::SyncFailed | Self::RolloutFailed
+        )
     }
 }
 

@@ -8,6 +8,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::index::Scope;
 use crate::leader::Leadership;
@@ -22,8 +23,12 @@ use super::watch;
 use super::workload::View;
 use super::world::{ImageKey, World};
 
-/// Keys handled at once. Most wait for a registry; the registry client has limits of its own.
-const WORKERS: usize = 64;
+/// Images handled at once. Most wait for a registry; the registry client has limits of its own.
+const IMAGE_WORKERS: usize = 64;
+/// Workloads handled at once, beside the Images: registries that hang must not hold up rollouts under way.
+const WORKLOAD_WORKERS: usize = 16;
+/// For what is being written when sync stops.
+const DRAIN: Duration = Duration::from_secs(10);
 
 /// How often everything is looked at again, in case a watch left something out. The first time is at once.
 const RESYNC: Duration = Duration::from_mins(10);
@@ -120,7 +125,7 @@ async fn run(sync: Arc<Sync>, warm: tokio::sync::watch::Sender<bool>, shutdown: 
         () = shutdown.cancelled() => return,
     }
     warm.send_replace(true);
-    let workers = Arc::new(Semaphore::new(WORKERS));
+    let workers = Workers::default();
     let mut led = sync.leadership.subscribe();
     let mut resync = tokio::time::interval(RESYNC);
     loop {
@@ -134,23 +139,55 @@ async fn run(sync: Arc<Sync>, warm: tokio::sync::watch::Sender<bool>, shutdown: 
                 if changed.is_err() { break }
             }
             key = sync.queue.next() => {
-                let Ok(permit) = workers.clone().acquire_owned().await else { break };
-                let sync = sync.clone();
-                tokio::spawn(async move {
-                    // A panic in one key's work must not leave the key marked as running for ever.
-                    let _done = Done { sync: &sync, key: key.clone() };
-                    match &key {
-                        Key::Image(image) => sync.reconcile_image(image).await,
-                        Key::Workload(workload) => sync.reconcile_workload(workload).await,
-                    }
-                    drop(permit);
-                });
+                workers.handle(sync.clone(), key);
             }
         }
     }
-    // What is being written may end; nothing new begins.
-    let all = u32::try_from(WORKERS).unwrap_or(u32::MAX);
-    let _ = tokio::time::timeout(Duration::from_secs(10), workers.acquire_many(all)).await;
+    workers.stop().await;
+}
+
+/// Handles keys, as many at once as there are places. The queue gives a key to one task at a time, so there are never
+/// more tasks than Images and workloads.
+struct Workers {
+    images: Arc<Semaphore>,
+    workloads: Arc<Semaphore>,
+    tasks: TaskTracker,
+}
+
+impl Default for Workers {
+    fn default() -> Self {
+        let places = |count| Arc::new(Semaphore::new(count));
+        Self { images: places(IMAGE_WORKERS), workloads: places(WORKLOAD_WORKERS), tasks: TaskTracker::new() }
+    }
+}
+
+impl Workers {
+    fn handle(&self, sync: Arc<Sync>, key: Key) {
+        let places = match &key {
+            Key::Image(_) => self.images.clone(),
+            Key::Workload(_) => self.workloads.clone(),
+        };
+        self.tasks.spawn(async move {
+            // A panic in one key's work must not leave the key marked as running for ever.
+            let _done = Done { sync: &sync, key: key.clone() };
+            // Waited for here and not where the queue is read: that would keep the process from stopping.
+            let Ok(_place) = places.acquire().await else {
+                return;
+            };
+            match &key {
+                Key::Image(image) => sync.reconcile_image(image).await,
+                Key::Workload(workload) => sync.reconcile_workload(workload).await,
+            }
+        });
+    }
+
+    /// What is being written may end; nothing new begins.
+    async fn stop(&self) {
+        self.images.close();
+        self.workloads.close();
+        self.tasks.close();
+        let _ = tokio::time::timeout(DRAIN, self.tasks.wait()).await;
+    }
 }
 
 struct Done<'a> {

@@ -70,5 +70,28 @@ fn registry_failure(error: &RegistryError) -> Failure {
     } else {
         (SyncResult::RegistryError, "RegistryUnavailable")
     };
-    Failure { result, reason, message: error.to_string(), stalled: false }
+    let message = match error {
+        // Not when to try again: a condition whose message counts down would be written at each sync.
+        RegistryError::RateLimited { host, .. } => {
+            RegistryError::RateLimited { host: host.clone(), retry_after: None }.to_string()
+        }
+        other => other.to_string(),
+    };
+    Failure { result, reason, message, stalled: false }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_fails_again_says_the_same_again() {
+        let limited = |seconds| RegistryError::RateLimited {
+            host: "ghcr.io".to_owned(),
+            retry_after: Some(Duration::from_secs(seconds)),
+        };
+        let failure = registry_failure(&limited(7));
+        assert_eq!(failure, registry_failure(&limited(30)));
+        assert_eq!(failure.message, "registry ghcr.io limits the rate");
+    }
 }

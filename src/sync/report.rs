@@ -96,6 +96,8 @@ impl Sync {
                 }
                 Reason::RegistryUnreachable
             }
+            Some(SyncResult::TagsError | SyncResult::PullSecretsError) => Reason::SyncFailed,
+            // `ActionError` is said on the workload that could not be rolled.
             _ => return tracing::warn!(image = %key, reason = now.reason, "{}", now.message),
         };
         self.events.say(on, reason, &now.message).await;

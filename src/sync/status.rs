@@ -237,7 +237,7 @@ pub fn settle(status: &mut ImageStatus, subject: &Subject<'_>) -> Option<Rollout
         remember(status, &rollout, subject.now, rollout.total);
     } else if let Some(first) = status.history.first_mut().filter(|first| first.tag == rollout.tag) {
         // The first tag: recorded when it was chosen, before any workload ran it.
-        (first.finished, first.workloads) = (subject.now.to_string(), rollout.total);
+        (first.finished, first.workloads) = (rfc3339(subject.now), rollout.total);
     }
     Conditions { list: &mut status.conditions, subject }.clear(condition::RECONCILING);
     Some(rollout)

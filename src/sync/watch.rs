@@ -117,20 +117,20 @@ impl Each<'_> {
             + 'static,
     {
         let client = self.sync.client.clone();
-        let apis: Vec<Api<K>> = match &self.sync.options.scope {
-            Scope::All => vec![Api::all(client)],
-            Scope::Namespaces(names) => names.iter().map(|n| Api::namespaced(client.clone(), n)).collect(),
+        let apis: Vec<(Option<String>, Api<K>)> = match &self.sync.options.scope {
+            Scope::All => vec![(None, Api::all(client))],
+            Scope::Namespaces(names) => {
+                names.iter().map(|n| (Some(n.clone()), Api::namespaced(client.clone(), n))).collect()
+            }
         };
-        // With several lists of one kind, none alone knows what is gone.
-        let sole = apis.len() == 1;
-        for api in apis {
+        for (within, api) in apis {
             let stream = watcher::watcher(api, watcher::Config::default()).boxed();
             self.first.push(follow(
                 stream,
                 self.sync.clone(),
                 self.shutdown.clone(),
                 kind,
-                sole,
+                within,
                 saw.clone(),
                 gone.clone(),
             ));
@@ -151,7 +151,7 @@ fn watch_namespaces(sync: &Arc<Sync>, shutdown: &CancellationToken, first: &mut 
         sync.saw_namespace(&namespace.name_any(), namespace.labels(), namespace.annotations());
     };
     let gone = |sync: &Sync, _: &str, name: &str| sync.world.remove_namespace(name);
-    first.push(follow(stream, sync.clone(), shutdown.clone(), Kind::Namespaces, true, saw, gone));
+    first.push(follow(stream, sync.clone(), shutdown.clone(), Kind::Namespaces, None, saw, gone));
 }
 
 fn poll_namespace(sync: Arc<Sync>, shutdown: CancellationToken, name: String) -> Receiver<bool> {
@@ -160,9 +160,12 @@ fn poll_namespace(sync: Arc<Sync>, shutdown: CancellationToken, name: String) ->
     tokio::spawn(async move {
         let mut pause = Pause::default();
         loop {
-            let wait = match tokio::time::timeout(Duration::from_secs(10), api.get(&name)).await {
-                Ok(Ok(namespace)) => {
-                    sync.saw_namespace(&name, namespace.labels(), namespace.annotations());
+            let wait = match tokio::time::timeout(Duration::from_secs(10), api.get_opt(&name)).await {
+                Ok(Ok(found)) => {
+                    match found {
+                        Some(namespace) => sync.saw_namespace(&name, namespace.labels(), namespace.annotations()),
+                        None => sync.world.remove_namespace(&name), // one that is not there holds up no other
+                    }
                     listed.send_replace(true);
                     pause = Pause::default();
                     NAMESPACE_POLL
@@ -181,13 +184,14 @@ fn poll_namespace(sync: Arc<Sync>, shutdown: CancellationToken, name: String) ->
     receiver
 }
 
-/// Follows one watch. A failed one keeps what is known; a new list replaces it when it is complete.
+/// Follows one watch, of the namespace `within` or of all. A failed one keeps what is known; a new list replaces it when
+/// it is complete: what went meanwhile is `gone` like what is deleted before our eyes.
 fn follow<K>(
     stream: futures::stream::BoxStream<'static, Result<Event<K>, watcher::Error>>,
     sync: Arc<Sync>,
     shutdown: CancellationToken,
     kind: Kind,
-    sole: bool,
+    within: Option<String>,
     saw: impl Fn(&Sync, K) + Send + 'static,
     gone: impl Fn(&Sync, &str, &str) + Send + 'static,
 ) -> Receiver<bool>
@@ -211,9 +215,7 @@ where
                     saw(&sync, object);
                 }
                 Ok(Some(Event::InitDone)) => {
-                    // Deleted while nobody watched: the same is due as when the deletion is seen.
-                    let missing = if sole { sync.world.retain(kind, &seen) } else { Vec::new() };
-                    for (namespace, name) in missing {
+                    for (namespace, name) in sync.world.unseen(kind, within.as_deref(), &seen) {
                         gone(&sync, &namespace, &name);
                     }
                     seen.clear();

@@ -58,6 +58,12 @@ struct Namespace {
     pods: BTreeMap<String, Arc<PodRecord>>,
 }
 
+impl Namespace {
+    fn is_empty(&self) -> bool {
+        self.settings.is_none() && self.images.is_empty() && self.workloads.is_empty() && self.pods.is_empty()
+    }
+}
+
 /// The known world.
 pub struct World {
     namespaces: Mutex<HashMap<String, Namespace>>,
@@ -92,9 +98,7 @@ impl World {
 
     /// Forgets an Image.
     pub fn remove_image(&self, key: &ImageKey) {
-        if let Some(namespace) = self.lock().get_mut(&key.namespace) {
-            namespace.images.remove(&key.name);
-        }
+        self.edit(&key.namespace, |namespace| _ = namespace.images.remove(&key.name));
         self.images_changed.send_modify(|version| *version += 1);
     }
 
@@ -160,9 +164,7 @@ impl World {
 
     /// Forgets a Namespace's settings.
     pub fn remove_namespace(&self, name: &str) {
-        if let Some(namespace) = self.lock().get_mut(name) {
-            namespace.settings = None;
-        }
+        self.edit(name, |namespace| namespace.settings = None);
     }
 
     /// Takes in a workload, unless a newer one is known already; returns whether it changed.
@@ -179,9 +181,7 @@ impl World {
 
     /// Forgets a workload.
     pub fn remove_workload(&self, key: &WorkloadKey) {
-        if let Some(namespace) = self.lock().get_mut(&key.namespace) {
-            namespace.workloads.remove(key);
-        }
+        self.edit(&key.namespace, |namespace| _ = namespace.workloads.remove(key));
     }
 
     /// A workload.
@@ -221,9 +221,7 @@ impl World {
 
     /// Forgets a Pod.
     pub fn remove_pod(&self, namespace: &str, name: &str) {
-        if let Some(namespace) = self.lock().get_mut(namespace) {
-            namespace.pods.remove(name);
-        }
+        self.edit(namespace, |namespace| _ = namespace.pods.remove(name));
     }
 
     /// What the Pods of a namespace tell.
@@ -231,28 +229,33 @@ impl World {
         self.lock().get(namespace).map(|n| n.pods.values().cloned().collect()).unwrap_or_default()
     }
 
-    /// Forgets, after a complete list, every object of a kind that the list did not show; returns them by namespace and
-    /// name.
-    pub fn retain(&self, kind: Kind, seen: &HashSet<(String, String)>) -> Vec<(String, String)> {
-        let mut gone = Vec::new();
-        for (namespace, known) in self.lock().iter_mut() {
-            let mut keep = |namespace: &str, name: &str| {
-                let object = (namespace.to_owned(), name.to_owned());
-                let kept = seen.contains(&object);
-                gone.extend((!kept).then_some(object));
-                kept
+    /// Namespace and name of every known object of a kind, of the namespace `within` or of all, that a complete list did
+    /// not show.
+    pub fn unseen(&self, kind: Kind, within: Option<&str>, seen: &HashSet<(String, String)>) -> Vec<(String, String)> {
+        let namespaces = self.lock();
+        let listed = namespaces.iter().filter(|(name, _)| within.is_none_or(|within| within == name.as_str()));
+        let known = listed.flat_map(|(namespace, known)| {
+            let names: Vec<&String> = match kind {
+                Kind::Images => known.images.keys().collect(),
+                Kind::Pods => known.pods.keys().collect(),
+                Kind::Workloads(kind) => known.workloads.keys().filter(|k| k.kind == kind).map(|k| &k.name).collect(),
+                // A Namespace is in none.
+                Kind::Namespaces => return vec![(String::new(), namespace.clone())],
             };
-            match kind {
-                Kind::Images => known.images.retain(|name, _| keep(namespace, name)),
-                Kind::Pods => known.pods.retain(|name, _| keep(namespace, name)),
-                Kind::Workloads(kind) => {
-                    known.workloads.retain(|key, _| key.kind != kind || keep(namespace, &key.name));
-                }
-                Kind::Namespaces => known.settings = known.settings.take().filter(|_| keep("", namespace)),
+            names.into_iter().map(|name| (namespace.clone(), name.clone())).collect()
+        });
+        known.filter(|object| !seen.contains(object)).collect()
+    }
+
+    /// Takes something out of a namespace. One of which nothing is left goes: namespaces come and go without end.
+    fn edit(&self, name: &str, change: impl FnOnce(&mut Namespace)) {
+        let mut namespaces = self.lock();
+        if let Some(namespace) = namespaces.get_mut(name) {
+            change(namespace);
+            if namespace.is_empty() {
+                namespaces.remove(name);
             }
         }
-        self.images_changed.send_modify(|version| *version += 1);
-        gone
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Namespace>> {

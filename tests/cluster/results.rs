@@ -132,6 +132,15 @@ async fn each_failure_has_its_result_and_says_what_to_do() {
         assert_eq!(condition(&status, "Stalled").is_empty(), !waits, "{name}");
         assert_eq!((status.tag, status.rollout), (None, None), "{name}");
     }
+    // `kubectl describe` shows it, once.
+    for (name, reason) in [("a-empty", "SyncFailed: "), ("a-secret", "SyncFailed: "), ("a-range", "PolicyInvalid: ")] {
+        let said = async || {
+            let events = shop.events("Image", name).await;
+            let count = events.iter().filter(|event| event.starts_with(reason)).count();
+            if count == 1 { Ok(()) } else { Err(format!("{events:?}")) }
+        };
+        eventually(DEADLINE, &format!("one Event {reason}on {name}"), said).await;
+    }
     // None of them disturbs another.
     assert_eq!(shop.settles("a-fine", "1.1.0").await.result, Some(SyncResult::Success));
     // What a person repairs is synced at once.

@@ -130,32 +130,48 @@ fn users_of_a_repository() {
 }
 
 #[test]
-fn what_a_complete_list_does_not_show_is_forgotten() {
+fn what_a_complete_list_does_not_show_is_unseen() {
     let world = World::default();
-    let seen =
-        |names: &[&str]| names.iter().map(|name| ("shop".to_owned(), (*name).to_owned())).collect::<HashSet<_>>();
     for name in ["a", "b"] {
         put(&world, image(name, &json!({})));
         world.put_workload(workload(name, &json!({})));
         world.put_pod("shop", name, record());
     }
+    world.put_pod("other", "c", record());
     assert!(!world.put_pod("shop", "a", record()), "nothing new");
+    let check = |kind: Kind, within: Option<&str>, seen: &[(&str, &str)], expected: &[(&str, &str)]| {
+        let owned = |(namespace, name): &(&str, &str)| ((*namespace).to_owned(), (*name).to_owned());
+        let mut found = world.unseen(kind, within, &seen.iter().map(owned).collect());
+        found.sort();
+        assert_eq!(found, expected.iter().map(owned).collect::<Vec<_>>(), "{kind:?} {within:?} {seen:?}");
+    };
+    let deployments = Kind::Workloads(rollout::Kind::Deployment);
+    check(Kind::Images, None, &[("shop", "a")], &[("shop", "b")]);
+    check(Kind::Workloads(rollout::Kind::StatefulSet), None, &[], &[]);
+    check(deployments, None, &[("shop", "b")], &[("shop", "a")]);
+    check(Kind::Pods, None, &[("other", "a")], &[("other", "c"), ("shop", "a"), ("shop", "b")]);
+    // The list of one namespace says nothing of another.
+    check(Kind::Pods, Some("shop"), &[("shop", "a")], &[("shop", "b")]);
+    check(Kind::Pods, Some("empty"), &[], &[]);
+    check(Kind::Namespaces, None, &[("", "shop")], &[("", "other")]);
+}
+
+#[test]
+fn a_namespace_of_which_nothing_is_left_is_forgotten() {
+    let world = World::default();
+    let namespaces = || world.lock().len();
+    put(&world, image("a", &json!({})));
+    let web = workload("a", &json!({}));
+    world.put_workload(web.clone());
+    world.put_pod("shop", "a", record());
     world.put_namespace("shop", NamespaceSettings { enabled: true, ..NamespaceSettings::default() });
-    let count = || (world.image_keys().len(), world.workloads(None).len(), world.pods("shop").len());
-    world.retain(Kind::Images, &seen(&["a"]));
-    assert_eq!(count(), (1, 2, 2));
-    world.retain(Kind::Workloads(rollout::Kind::StatefulSet), &seen(&[]));
-    assert_eq!(count(), (1, 2, 2));
-    world.retain(Kind::Workloads(rollout::Kind::Deployment), &seen(&["b"]));
-    assert_eq!(count(), (1, 1, 2));
-    world.retain(Kind::Pods, &seen(&[]));
-    assert_eq!(count(), (1, 1, 0));
-    assert!(world.settings("shop").enabled);
-    world.retain(Kind::Namespaces, &HashSet::from([(String::new(), "shop".to_owned())]));
-    assert!(world.settings("shop").enabled);
-    world.retain(Kind::Namespaces, &HashSet::from([(String::new(), "other".to_owned())]));
+    world.remove_namespace("shop");
     assert!(!world.settings("shop").enabled);
-    assert_eq!(count(), (1, 1, 0));
+    world.remove_pod("shop", "a");
+    world.remove_workload(&web.key);
+    assert_eq!((namespaces(), world.image_keys().len()), (1, 1));
+    world.remove_image(&key("a"));
+    assert_eq!(namespaces(), 0);
 }
 
 fn record() -> PodRecord {
