@@ -211,10 +211,12 @@ impl Sync {
     async fn roll(&self, workload: &Workload, targets: &BTreeMap<String, Target>, plan: &Plan) -> Option<String> {
         let key = &workload.key;
         let rolling = self.rolling.lock().await;
+        // Before the limits are looked at: a place that comes free meanwhile must find who waits for it.
+        self.waiting().insert(key.clone());
         if !self.limits_allow(workload, targets, plan) {
-            self.waiting().insert(key.clone());
             return None;
         }
+        self.waiting().remove(key);
         if !self.leadership.is_leader() {
             return None;
         }
