@@ -95,6 +95,11 @@ impl Sync {
                 tracing::warn!(image = %key, cause, "cannot write the Image's status; trying again");
                 self.queue.add(Key::Image(key.clone()), Instant::now() + Duration::from_secs(2));
             }
+            // Each try may ask the registry again.
+            Err(WriteError::Refused(cause)) => {
+                tracing::error!(image = %key, cause, "the Image's status is refused; compare the installed CRD with deploy/crds.yaml");
+                self.queue.add(Key::Image(key.clone()), Instant::now() + RETRY_MAX);
+            }
         }
     }
 

@@ -168,12 +168,15 @@ pub struct Progress {
     pub undecided: Vec<String>,
     /// A workload that could not be rolled, and why.
     pub failed: Option<(String, String)>,
+    /// No workload follows this Image as it stands: its repository cannot be read, or an older Image follows it. A
+    /// rollout in flight rests until that changes.
+    pub excluded: bool,
 }
 
 impl Progress {
     /// Nothing is left to do.
     pub fn is_complete(&self) -> bool {
-        self.failed.is_none() && self.at_rest >= self.total
+        !self.excluded && self.failed.is_none() && self.at_rest >= self.total
     }
 }
 

@@ -16,7 +16,7 @@ use crate::telemetry::RolloutOutcome;
 
 use super::engine::{Key, Sync};
 use super::status::Progress;
-use super::world::{ImageKey, status_of};
+use super::world::{Cached, ImageKey, status_of};
 
 /// After one Image of a workload chose a tag, how long tags of its other Images may still arrive to share the rollout.
 const GATHER: Duration = Duration::from_secs(1);
@@ -55,6 +55,21 @@ pub(super) struct View {
     unstamped: Option<(i64, BTreeMap<String, String>)>,
     /// The newest generation whose rollout was seen to end: Pods that fail later are no rollout in flight.
     ended: i64,
+}
+
+impl View {
+    /// The newest generation whose rollout has ended, now that `workload` is seen. `at_rest`: nothing is to be changed and
+    /// its Images have settled. One that this process sees for the first time like that came to its end before: if its
+    /// Pods fail since, it takes no place in the limits.
+    fn ended(&self, workload: &Workload, at_rest: bool) -> i64 {
+        let known = self.uid == workload.uid && !self.uses.is_empty();
+        match (workload.complete, known) {
+            (true, _) => workload.generation,
+            (false, true) => self.ended,
+            (false, false) if at_rest => workload.generation,
+            (false, false) => 0,
+        }
+    }
 }
 
 /// What one Image has of a workload.
@@ -196,10 +211,12 @@ impl Sync {
     async fn roll(&self, workload: &Workload, targets: &BTreeMap<String, Target>, plan: &Plan) -> Option<String> {
         let key = &workload.key;
         let rolling = self.rolling.lock().await;
+        // Before the limits are looked at: a place that comes free meanwhile must find who waits for it.
+        self.waiting().insert(key.clone());
         if !self.limits_allow(workload, targets, plan) {
-            self.waiting().insert(key.clone());
             return None;
         }
+        self.waiting().remove(key);
         if !self.leadership.is_leader() {
             return None;
         }
@@ -253,7 +270,7 @@ impl Sync {
             let name = format!("Image {image}");
             let (from, to, rule, rollout) = (&change.from, &change.to, &change.rule, &change.rollout);
             Audit { image: &name, workload: &key.to_string(), what: "roll", from, to, rule, rollout }.log();
-            if let Some(super::world::Cached::Read(image)) = self.world.image(&image) {
+            if let Some(Cached::Read(image)) = self.world.image(&image) {
                 let note = format!("{key}: container {}: {from} -> {to} (rollout {rollout})", change.container);
                 self.events.say(&super::report::reference(&image), Reason::RolloutStarted, &note).await;
             }
@@ -312,10 +329,11 @@ impl Sync {
             Use { tag: target.tag.clone(), state, held }
         };
         let uses: BTreeMap<_, _> = targets.values().map(|t| (t.image.clone(), use_of(t))).collect();
+        let at_rest = plan.changes.is_empty() && plan.blocked.is_none() && self.all_settled(key, targets);
         let mut views = self.views();
         let view = views.entry(key.clone()).or_default();
         let changed = view.uses != uses || view.uid != workload.uid;
-        let ended = if workload.complete { workload.generation } else { view.ended };
+        let ended = view.ended(&workload, at_rest);
         let freed = ended != view.ended;
         let unstamped = view.unstamped.take();
         *view =
@@ -329,6 +347,14 @@ impl Sync {
         if freed {
             self.free_waiting();
         }
+    }
+
+    /// Whether no Image of a workload has a rollout in flight.
+    fn all_settled(&self, key: &WorkloadKey, targets: &BTreeMap<String, Target>) -> bool {
+        targets.values().all(|target| {
+            let image = ImageKey { namespace: key.namespace.clone(), name: target.image.clone() };
+            matches!(self.world.image(&image), Some(Cached::Read(image)) if status_of(&image).rollout.is_none())
+        })
     }
 
     fn forget(&self, key: &WorkloadKey) {
@@ -350,12 +376,15 @@ impl Sync {
     /// How far the workloads of an Image are.
     pub(super) fn progress(&self, key: &ImageKey, image: &Image, status: &ImageStatus) -> Progress {
         let mut progress = Progress::default();
-        let (Ok(repository), Some(wanted)) = (Repository::parse(&image.spec.image), wanted_tag(status)) else {
+        let Some(wanted) = wanted_tag(status) else {
             return progress;
+        };
+        let Ok(repository) = Repository::parse(&image.spec.image) else {
+            return Progress { excluded: true, ..progress };
         };
         let counts = self.world.images_by_repository(&key.namespace).get(&repository).cloned();
         if counts.is_some_and(|counts| counts.uid() != image.uid()) {
-            return progress;
+            return Progress { excluded: true, ..progress };
         }
         let views = self.views();
         for workload in self.world.users(&key.namespace, &repository) {
@@ -428,5 +457,44 @@ pub(super) fn reference(workload: &Workload) -> ObjectReference {
         uid: Some(workload.uid.clone()),
         resource_version: Some(workload.resource_version.clone()),
         field_path: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use k8s_openapi::api::apps::v1::Deployment;
+    use serde_json::json;
+
+    fn workload(available: i32) -> Workload {
+        let object: Deployment = serde_json::from_value(json!({
+            "metadata": {"name": "web", "namespace": "shop", "uid": "u", "resourceVersion": "7", "generation": 4},
+            "spec": {"replicas": 1, "selector": {}, "template": {"spec": {"containers": [{"name": "app", "image": "app:1"}]}}},
+            "status": {"observedGeneration": 4, "replicas": 1, "updatedReplicas": 1, "availableReplicas": available},
+        }))
+        .unwrap();
+        Workload::from_deployment(&object).unwrap()
+    }
+
+    #[test]
+    fn a_rollout_ends_once() {
+        #[track_caller]
+        fn check(uid: &str, before: Option<i64>, available: i32, at_rest: bool, expected: i64) {
+            let seen = Use { tag: "1".to_owned(), state: State::Moving, held: Vec::new() };
+            let uses = before.map(|_| ("web".to_owned(), seen)).into_iter().collect();
+            let view = View { uid: uid.to_owned(), uses, ended: before.unwrap_or_default(), ..View::default() };
+            assert_eq!(view.ended(&workload(available), at_rest), expected);
+        }
+        // Complete: whatever was known.
+        check("", None, 1, false, 4);
+        check("u", Some(3), 1, false, 4);
+        // Pods fail: under way, or after the end, as was seen.
+        check("u", Some(3), 0, true, 3);
+        check("u", Some(4), 0, true, 4);
+        // Seen for the first time since the start: settled before, or under way.
+        check("", None, 0, true, 4);
+        check("", None, 0, false, 0);
+        // Another workload of that name.
+        check("other", Some(4), 0, false, 0);
     }
 }

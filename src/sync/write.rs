@@ -29,7 +29,10 @@ pub(super) enum WriteError {
     /// Another process leads now.
     #[error("another process leads")]
     NotLeader,
-    /// Anything else.
+    /// The API server finds it invalid (HTTP 400 or 422): trying again soon will not help.
+    #[error("{0}")]
+    Refused(String),
+    /// Anything else: no answer, or one of a server in trouble.
     #[error("{0}")]
     Failed(String),
 }
@@ -139,7 +142,11 @@ fn body(metadata: &ObjectMeta, status: &Value) -> Value {
 async fn call<T>(request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, WriteError> {
     match tokio::time::timeout(TIMEOUT, request).await {
         Ok(Ok(value)) => Ok(value),
-        Ok(Err(kube::Error::Api(status))) if matches!(status.code, 404 | 409) => Err(WriteError::Conflict),
+        Ok(Err(kube::Error::Api(status))) => Err(match status.code {
+            404 | 409 => WriteError::Conflict,
+            400 | 422 => WriteError::Refused(status.message.clone()),
+            _ => WriteError::Failed(status.message.clone()), // 403 too: an API server that starts has no RBAC yet
+        }),
         Ok(Err(error)) => Err(WriteError::Failed(error.to_string())),
         Err(_) => Err(WriteError::Failed(format!("no answer within {} s", TIMEOUT.as_secs()))),
     }
@@ -148,6 +155,22 @@ async fn call<T>(request: impl Future<Output = Result<T, kube::Error>>) -> Resul
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn answers_tell_whether_to_try_again() {
+        async fn check(code: u16, expected: &str) {
+            let status = kube::core::Status { code, message: "no".to_owned(), ..kube::core::Status::default() };
+            let error = call::<()>(std::future::ready(Err(kube::Error::Api(status.into())))).await.unwrap_err();
+            assert_eq!(format!("{error:?}"), expected, "{code}");
+        }
+        check(404, "Conflict").await;
+        check(409, "Conflict").await;
+        check(403, "Failed(\"no\")").await;
+        check(400, "Refused(\"no\")").await;
+        check(422, "Refused(\"no\")").await;
+        check(429, "Failed(\"no\")").await;
+        check(503, "Failed(\"no\")").await;
+    }
 
     #[test]
     fn the_field_that_cannot_be_read_is_named() {

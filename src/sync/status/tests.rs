@@ -210,6 +210,8 @@ fn progress_counts() {
     check(&progress(0, 0), None, true);
     check(&progress(4, 3), Some("3/4"), false);
     check(&progress(4, 4), Some("4/4"), true);
+    // A typo in spec.image, or an older Image: none is left, but that is no end.
+    check(&Progress { excluded: true, ..progress(0, 0) }, None, false);
     let holds = vec![held("Deployment/a", "1.0.0"), Held { container: "log".to_owned(), ..held("Deployment/a", "2") }];
     check(
         &Progress { total: 4, done: 3, at_rest: 4, held: holds.clone(), ..progress(0, 0) },
