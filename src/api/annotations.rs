@@ -12,6 +12,12 @@ pub type Map = BTreeMap<String, String>;
 pub const ENABLED: &str = "kimup.cloudavenue.io/enabled";
 /// `fail` or `ignore`: what happens to a Pod that cannot be answered.
 pub const FAILURE_POLICY: &str = "kimup.cloudavenue.io/failure-policy";
+/// On a Namespace, `"true"`: no rollouts start there; on kimup's own: in the whole cluster. Admission goes on.
+pub const FREEZE: &str = "kimup.cloudavenue.io/freeze";
+/// On a workload: a tag to stay at; not acted on by this version.
+pub const HOLD: &str = "kimup.cloudavenue.io/hold";
+/// On a workload: first of its group; not acted on by this version.
+pub const CANARY: &str = "kimup.cloudavenue.io/canary";
 /// On an Image: `refresh`. Removed when done.
 pub const ACTION: &str = "kimup.cloudavenue.io/action";
 /// On an Image: any value; another one than last time syncs now.
@@ -34,8 +40,21 @@ pub const POLICY: &str = "kimup.cloudavenue.io/policy";
 pub const MIRROR_POD: &str = "kubernetes.io/config.mirror";
 
 /// Every annotation and label of kimup's own that this version reads or writes.
-pub const ALL: &[&str] =
-    &[ENABLED, FAILURE_POLICY, ACTION, REQUESTED_AT, APPROVE, REJECT, ROLLOUT, APPLIED, STAMP_PREFIX, POLICY];
+pub const ALL: &[&str] = &[
+    ENABLED,
+    FAILURE_POLICY,
+    FREEZE,
+    HOLD,
+    CANARY,
+    ACTION,
+    REQUESTED_AT,
+    APPROVE,
+    REJECT,
+    ROLLOUT,
+    APPLIED,
+    STAMP_PREFIX,
+    POLICY,
+];
 
 /// The key of a container's stamp.
 pub fn stamp_key(container: &str) -> String {
@@ -133,6 +152,8 @@ pub struct NamespaceSettings {
     pub enabled_by_annotation: bool,
     /// What happens to its Pods that cannot be answered.
     pub failure_policy: FailurePolicy,
+    /// No rollouts start in it.
+    pub frozen: bool,
 }
 
 impl NamespaceSettings {
@@ -153,9 +174,17 @@ impl NamespaceSettings {
             enabled: by_label.or(by_annotation).unwrap_or(false),
             enabled_by_annotation: by_label.is_none() && by_annotation == Some(true),
             failure_policy: failure_policy.unwrap_or_default(),
+            // A brake: whatever is written there holds, unless it is plainly off.
+            frozen: [labels, annotations].iter().any(|map| map.get(FREEZE).is_some_and(|value| value != "false")),
         };
         (settings, errors)
     }
+}
+
+/// Annotations of a workload that a later version acts on, one sentence each: who set one waits for something.
+pub fn unsupported_on_workload(annotations: &Map) -> Vec<String> {
+    let held = annotations.keys().filter(|key| [HOLD, CANARY, POLICY].contains(&key.as_str()));
+    held.map(|key| format!("the annotation {key} is not acted on by this version and has no effect")).collect()
 }
 
 /// Whether a Pod is opted in: its own word first, then a stamp, then its Namespace.
@@ -227,5 +256,29 @@ mod tests {
         check(&[(FAILURE_POLICY, "ignore")], &[], (false, false, Ignore), 0);
         check(&[(FAILURE_POLICY, "fail")], &[(FAILURE_POLICY, "ignore")], (false, false, Fail), 0);
         check(&[(FAILURE_POLICY, "Ignore")], &[(ENABLED, "1")], (false, false, Fail), 2);
+    }
+
+    #[test]
+    fn a_namespace_is_frozen() {
+        fn check(labels: &[(&str, &str)], annotations: &[(&str, &str)], expected: bool) {
+            let (settings, _) = NamespaceSettings::read(&map(labels), &map(annotations));
+            assert_eq!(settings.frozen, expected, "{labels:?} {annotations:?}");
+        }
+        check(&[], &[], false);
+        check(&[(FREEZE, "true")], &[], true);
+        check(&[], &[(FREEZE, "true")], true);
+        check(&[(FREEZE, "false")], &[(FREEZE, "true")], true);
+        check(&[(FREEZE, "false")], &[], false);
+        check(&[(FREEZE, "yes")], &[], true);
+    }
+
+    #[test]
+    fn what_has_no_effect_on_a_workload_is_named() {
+        fn check(annotations: &[(&str, &str)], expected: usize) {
+            assert_eq!(unsupported_on_workload(&map(annotations)).len(), expected, "{annotations:?}");
+        }
+        check(&[(ENABLED, "true")], 0);
+        check(&[(HOLD, "1.2.3"), (CANARY, "true")], 2);
+        check(&[(POLICY, "patch")], 1);
     }
 }

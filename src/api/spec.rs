@@ -22,8 +22,6 @@ pub struct CompiledSpec {
     pub rules: Vec<CompiledRule>,
     /// Which tags the rules see.
     pub filter: Filter,
-    /// How many workloads of the Image may roll at a time (`spec.rollout.maxConcurrent`, default 1).
-    pub max_concurrent: u32,
     /// Fields and values that this version does not act on, one sentence each.
     pub unsupported: Vec<String>,
     /// A field that is meant to delay a newer tag and that this version cannot honour: nothing newer is chosen while
@@ -112,7 +110,6 @@ pub fn compile(spec: &ImageSpec, now: Timestamp) -> Result<CompiledSpec, SpecErr
         schedules,
         rules,
         filter,
-        max_concurrent: spec.rollout.as_ref().and_then(|r| r.max_concurrent).unwrap_or(1).max(1),
         unsupported: unsupported(spec),
         gate: gate(spec),
     })

@@ -222,6 +222,7 @@ impl Process {
         let question_timeout = roles.server.as_ref().map_or(Duration::from_secs(2), |s| s.question_timeout);
         let options = sync::Options {
             scope: scope(&self.common.watch_namespace),
+            own_namespace: self.namespace.clone(),
             max_rollouts: args.max_rollouts,
             max_rollouts_per_namespace: args.max_rollouts_per_namespace,
             status_heartbeat: args.status_heartbeat,

@@ -38,6 +38,8 @@ const RESYNC: Duration = Duration::from_mins(10);
 pub struct Options {
     /// Which namespaces.
     pub scope: Scope,
+    /// kimup's own: frozen, it freezes the whole cluster.
+    pub own_namespace: String,
     /// Most workloads of one namespace that roll at a time.
     pub max_rollouts_per_namespace: usize,
     /// Most workloads of the cluster that roll at a time.
@@ -225,7 +227,7 @@ impl Sync {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn queue_everything(&self) {
+    pub(super) fn queue_everything(&self) {
         for key in self.world.image_keys() {
             self.queue.add_now(Key::Image(key));
         }

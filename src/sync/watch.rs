@@ -299,7 +299,11 @@ impl Sync {
             tracing::warn!(namespace = name, "Namespace {name}: {error}");
         }
         if self.world.put_namespace(name, settings) {
-            self.queue_namespace(name);
+            if name == self.options.own_namespace {
+                self.queue_everything();
+            } else {
+                self.queue_namespace(name);
+            }
         }
     }
 

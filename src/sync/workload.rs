@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use kube::ResourceExt;
 use tokio::time::Instant;
 
-use crate::api::{self, Held, Image, ImageStatus, Order};
+use crate::api::{self, Held, Image, ImageStatus, Order, annotations};
 use crate::notify::{Audit, Reason};
 use crate::policy::{Reference, Repository};
 use crate::rollout::{self, ApplyError, Blocked, FIELD_MANAGER, Hold, Plan, Target, Workload, WorkloadKey};
@@ -55,6 +55,8 @@ pub(super) struct View {
     unstamped: Option<(i64, BTreeMap<String, String>)>,
     /// The newest generation whose rollout was seen to end: Pods that fail later are no rollout in flight.
     ended: i64,
+    /// What was said of annotations without effect.
+    unsupported: Vec<String>,
 }
 
 impl View {
@@ -99,6 +101,7 @@ impl Sync {
             self.forget(key);
             return;
         };
+        self.name_unsupported(&workload).await;
         let plan = match self.plan(&workload, &targets).await {
             Ok(plan) => plan,
             Err(error) => {
@@ -121,6 +124,18 @@ impl Sync {
             }
         }
         self.note(key, &targets, &plan, failure.as_deref());
+    }
+
+    /// Says, once, which annotations have no effect: a person who set one relies on it.
+    async fn name_unsupported(&self, workload: &Workload) {
+        let unsupported = annotations::unsupported_on_workload(&workload.annotations);
+        let told = std::mem::replace(
+            &mut self.views().entry(workload.key.clone()).or_default().unsupported,
+            unsupported.clone(),
+        );
+        if !unsupported.is_empty() && told != unsupported {
+            self.events.say(&reference(workload), Reason::PolicyInvalid, &unsupported.join("; ")).await;
+        }
     }
 
     /// What the Images of the namespace want of each container; empty if the workload is not opted in.
@@ -277,9 +292,13 @@ impl Sync {
         }
     }
 
-    /// The limits of design section 5. The caller holds `rolling`, so that two workloads cannot take one place.
+    /// The limits of design section 5, and `freeze`. The caller holds `rolling`, so that two workloads cannot take one place.
     fn limits_allow(&self, workload: &Workload, targets: &BTreeMap<String, Target>, plan: &Plan) -> bool {
         let namespace = &workload.key.namespace;
+        let frozen = |namespace: &str| self.world.settings(namespace).frozen;
+        if frozen(namespace) || frozen(&self.options.own_namespace) {
+            return false;
+        }
         let moving: Vec<Arc<Workload>> = {
             let views = self.views();
             let in_flight = |w: &Arc<Workload>| {
@@ -335,9 +354,10 @@ impl Sync {
         let changed = view.uses != uses || view.uid != workload.uid;
         let ended = view.ended(&workload, at_rest);
         let freed = ended != view.ended;
-        let unstamped = view.unstamped.take();
-        *view =
-            View { uid: workload.uid.clone(), generation: workload.generation, uses: uses.clone(), unstamped, ended };
+        view.uid.clone_from(&workload.uid);
+        view.generation = workload.generation;
+        view.uses.clone_from(&uses);
+        view.ended = ended;
         drop(views);
         if changed {
             for name in uses.into_keys() {

@@ -10,6 +10,7 @@ mod configuration;
 mod crd;
 mod examples;
 mod failing;
+mod frozen;
 mod hostile;
 mod killed;
 mod optin;
