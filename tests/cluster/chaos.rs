@@ -317,13 +317,12 @@ impl Storm {
     }
 
     async fn act(&mut self) {
-        let shop = self.rng.usize(..self.shops.len());
-        let part = self.rng.usize(..PARTS.len());
+        let (shop, part) = (self.rng.usize(..self.shops.len()), self.rng.usize(..PARTS.len()));
         match self.rng.u8(..20) {
             0..=3 => self.push(shop, &[part]).await,
             4 | 5 => self.push(shop, &[0, 1]).await,
             6 => self.trouble(shop, part).await,
-            7 | 8 => self.delete_pods(shop).await,
+            7 | 8 => self.delete_pods(shop, 4).await,
             9 | 10 => self.scale(shop).await,
             11 | 12 => self.undo(shop).await,
             13 | 14 => self.set_image(shop, part).await,
@@ -359,8 +358,7 @@ impl Storm {
     }
 
     async fn trouble(&mut self, shop: usize, part: usize) {
-        let path = self.path(shop, part);
-        let kind = self.rng.u8(..4);
+        let (path, kind) = (self.path(shop, part), self.rng.u8(..4));
         self.say(&format!("registry trouble {kind} for {path}"));
         let body = json!({"name": path, "tags": ["1.0.0"]}).to_string();
         match kind {
@@ -372,10 +370,10 @@ impl Storm {
         self.refresh(shop, part).await;
     }
 
-    async fn delete_pods(&mut self, shop: usize) {
+    async fn delete_pods(&mut self, shop: usize, most: usize) {
         let mut pods = self.shops[shop].pods().await;
         self.rng.shuffle(&mut pods);
-        for pod in pods.iter().take(self.rng.usize(1..5)) {
+        for pod in pods.iter().take(most) {
             self.say(&format!("delete Pod {}/{}", self.shops[shop].namespace, pod.name_any()));
             let _ = self.shops[shop].api::<Pod>().delete(&pod.name_any(), &DeleteParams::default()).await;
         }
@@ -498,6 +496,11 @@ impl Storm {
                 let result = runs(&what, template, &images, &own).and(there);
                 result.map_err(|e| format!("{what} of {}: {e}", shop.namespace))
             };
+            let bare = shop.api::<ReplicaSet>().get("bare").await.unwrap().spec.replicas;
+            let there = pods.iter().filter(|p| p.labels()["app"] == "bare").count();
+            if Some(there) != bare.map(|n| usize::try_from(n).unwrap()) {
+                return Err(format!("{there} Pods of {}/bare", shop.namespace));
+            }
             for w in shop.api::<Deployment>().list(&ListParams::default()).await.unwrap() {
                 let observed = w.status.as_ref().and_then(|s| s.observed_generation) == w.metadata.generation;
                 check("Deployment", &w.name_any(), &w.spec.template, w.spec.replicas, observed)?;
@@ -566,6 +569,10 @@ async fn what_must_hold_holds_in_a_storm() {
         storm.push(shop, &[0, 1]).await;
     }
     eventually(CONVERGES_WITHIN, "a newer tag reaches everything", async || storm.converged(&storm.shops).await).await;
+    for shop in 0..storm.shops.len() {
+        storm.delete_pods(shop, usize::MAX).await; // unstamped revisions too run what they ran
+    }
+    eventually(CONVERGES_WITHIN, "all Pods are there again", async || storm.converged(&storm.shops).await).await;
     drop(watches);
     let faults = end.0.with(|checker| {
         for (uid, floor) in &storm.floors {
