@@ -6,6 +6,7 @@
 
 mod admission;
 mod apiserver;
+mod chaos;
 mod configuration;
 mod crd;
 mod examples;
