@@ -164,6 +164,9 @@ impl<'a> Login<'a> {
             let pair = credentials.and_then(Credentials::user_and_password);
             authorization = pair.and_then(|(username, password)| auth::basic(username, password));
         }
+        if let Some(token) = identity_token {
+            session.learn(token);
+        }
         self.sent |= credentials.is_some();
         let asked_at = Instant::now();
         let request = Outgoing { url: &url, authorization: authorization.as_ref(), form, max_body: MAX_TOKEN_BODY };

@@ -8,19 +8,26 @@
 //! | `auth` | challenges, tokens and their cache |
 //! | `login` | which credentials to try next in one listing |
 //! | `http` | sending: rate, retries, redirects, caps |
-//! | `transport` | connections, TLS, resolver, what a broken connection means |
-//! | `link`, `page` | the next page's address; a page's tags (pure) |
+//! | `transport`, `resolver` | connections, TLS, proxies, names; what a broken connection means |
+//! | `notice` | `Retry-After` and `Warning` |
+//! | `scrub` | keeps what was sent out of what is shown (pure) |
+//! | `link` | the next page's address (pure) |
+//! | `page`, `json` | the tags of all pages; one page as it arrives (pure) |
 //! | `limiter` | the budget of each host |
 
 mod auth;
 mod error;
 mod http;
+mod json;
 mod keyring;
 mod limiter;
 mod link;
 mod login;
+mod notice;
 mod origin;
 mod page;
+mod resolver;
+mod scrub;
 #[cfg(test)]
 mod tests;
 mod transport;
@@ -34,13 +41,14 @@ use self::{
     auth::{TokenCache, TokenKey},
     http::{Answer, Session},
     login::Login,
-    origin::{Origin, PlainHttp, host_text},
-    page::{Collector, PageError},
+    origin::{PlainHttp, host_text},
+    page::Collector,
     transport::{Transport, Tuning},
 };
 pub use self::{
     error::{Cap, PullSecretError, Refusal, RegistryError, Step},
     keyring::{Credentials, Keyring, PullSecret},
+    page::Tags,
 };
 use crate::policy;
 use crate::telemetry::Metrics;
@@ -102,12 +110,18 @@ pub struct ListRequest {
 /// All tags of a repository.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listing {
-    /// Legal tags without duplicates, in the registry's order.
-    pub tags: Vec<String>,
+    tags: Tags,
     /// How many tags were left out because a container runtime could not pull them.
     pub dropped: usize,
     /// HTTP requests that it took: pages, tokens, redirects and retries.
     pub requests: usize,
+}
+
+impl Listing {
+    /// Legal tags without duplicates, in the registry's order.
+    pub fn tags(&self) -> impl ExactSizeIterator<Item = &str> + Clone {
+        self.tags.iter()
+    }
 }
 
 /// A registry client. Clones share connections, rates and tokens; one per process is meant.
@@ -164,11 +178,22 @@ impl Client {
 
 impl Inner {
     async fn list(&self, request: &ListRequest, first: &Url, deadline: Instant) -> Result<Listing, RegistryError> {
-        let host = host_text(first);
         let unusable = || RegistryError::Config { cause: format!("{} has no usable host", request.repository) };
-        let registry = Origin::of(first).ok_or_else(unusable)?;
         let skip_verify = request.insecure_skip_tls_verify;
-        let mut session = Session::new(&self.transport, registry.clone(), skip_verify, deadline);
+        let mut session = Session::new(&self.transport, first, skip_verify, deadline).ok_or_else(unusable)?;
+        let listing = self.list_in(&mut session, request, first).await;
+        listing.map_err(|error| session.scrub(error))
+    }
+
+    async fn list_in(
+        &self,
+        session: &mut Session<'_>,
+        request: &ListRequest,
+        first: &Url,
+    ) -> Result<Listing, RegistryError> {
+        let host = host_text(first);
+        let registry = session.registry().clone();
+        let skip_verify = request.insecure_skip_tls_verify;
         let repository = request.repository.path().to_owned();
         let key = TokenKey { registry: registry.clone(), skip_verify, repository, credentials: None };
         let mut login = Login::new(&self.tokens, key, first, request.keyring.credentials_for(&request.repository));
@@ -185,11 +210,16 @@ impl Inner {
                 return Err(round());
             }
             session.begin_page();
-            let answer = fetch_page(&mut session, &mut login, &url, &request.repository).await?;
-            collector.read(&answer.body).map_err(|error| page_error(error, &answer.url))?;
+            let answer = fetch_page(session, &mut login, &url, &request.repository, &mut collector).await?;
+            let page = collector.end_page().map_err(|error| error.of(host_text(&answer.url)))?;
             next = link::next_page(&answer.headers, &answer.url, &registry, first)?;
             if next.is_some() && collector.is_going_round() {
                 return Err(round());
+            }
+            // A Link is optional (OCI distribution specification): a page as full as it was allowed to be, and without
+            // one, is only the last if nothing follows it.
+            if next.is_none() && page.received == origin::PAGE_SIZE && page.new > 0 {
+                next = collector.last().map(|last| origin::page_after(first, last));
             }
         }
         let (tags, dropped) = collector.finish();
@@ -203,10 +233,11 @@ async fn fetch_page(
     login: &mut Login<'_>,
     url: &Url,
     repository: &policy::Repository,
+    collector: &mut Collector,
 ) -> Result<Answer, RegistryError> {
     loop {
         let authorization = login.header(session).await?;
-        let answer = session.get(url, authorization.as_ref()).await?;
+        let answer = session.get_into(url, authorization.as_ref(), collector).await?;
         let host = host_text(&answer.url);
         match answer.status.as_u16() {
             200 => {
@@ -224,13 +255,5 @@ async fn fetch_page(
             }
             status => return Err(RegistryError::Server { host, status }),
         }
-    }
-}
-
-fn page_error(error: PageError, url: &Url) -> RegistryError {
-    let host = host_text(url);
-    match error {
-        PageError::TooMuch(cap) => RegistryError::TooMuch { host, cap },
-        PageError::Malformed(cause) => RegistryError::Malformed { host, cause },
     }
 }

@@ -170,7 +170,7 @@ struct Log {
 impl FaultServer {
     /// A host that speaks plain HTTP/1.1.
     pub async fn http(script: impl Fn(&FaultRequest) -> FaultReply + Send + Sync + 'static) -> Result<Self> {
-        Self::start(None, Arc::new(script)).await
+        Self::start("127.0.0.1:0", None, Arc::new(script)).await
     }
 
     /// A host that speaks HTTP/1.1 over TLS with this certificate.
@@ -178,16 +178,25 @@ impl FaultServer {
         certificate: &ServerCertificate,
         script: impl Fn(&FaultRequest) -> FaultReply + Send + Sync + 'static,
     ) -> Result<Self> {
+        Self::https_on("127.0.0.1:0", certificate, script).await
+    }
+
+    /// The same at another address of this machine, `IP:PORT`.
+    pub async fn https_on(
+        listen: &'static str,
+        certificate: &ServerCertificate,
+        script: impl Fn(&FaultRequest) -> FaultReply + Send + Sync + 'static,
+    ) -> Result<Self> {
         crate::install_crypto_provider();
         let chain = certificate.chain.iter().map(|der| CertificateDer::from(der.clone())).collect();
         let key = PrivatePkcs8KeyDer::from(certificate.key.clone()).into();
         let config = rustls::ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key)?;
-        Self::start(Some(TlsAcceptor::from(Arc::new(config))), Arc::new(script)).await
+        Self::start(listen, Some(TlsAcceptor::from(Arc::new(config))), Arc::new(script)).await
     }
 
-    async fn start(tls: Option<TlsAcceptor>, script: Arc<Script>) -> Result<Self> {
+    async fn start(listen: &'static str, tls: Option<TlsAcceptor>, script: Arc<Script>) -> Result<Self> {
         // Bound on the runtime that serves it.
-        let listener = runtime()?.spawn(TcpListener::bind("127.0.0.1:0")).await?.context("binding a scripted host")?;
+        let listener = runtime()?.spawn(TcpListener::bind(listen)).await?.context("binding a scripted host")?;
         let address = listener.local_addr()?;
         let log = Arc::new(Log::default());
         let host = Host { address, log: Arc::clone(&log), script };
@@ -260,7 +269,15 @@ async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, host: Host) {
 impl Host {
     async fn serve(&self, mut stream: impl AsyncRead + AsyncWrite + Unpin) -> std::io::Result<()> {
         let mut buffer = Vec::new();
-        while let Some(request) = self.read(&mut stream, &mut buffer).await? {
+        loop {
+            let request = match self.read(&mut stream, &mut buffer).await {
+                Ok(Some(request)) => request,
+                Ok(None) => break,
+                Err(_) => {
+                    stream.write_all(b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\n\r\n").await?;
+                    break;
+                }
+            };
             let reply = (self.script)(&request);
             tokio::time::sleep(reply.delay).await;
             if !write(&mut stream, &reply).await? {
@@ -284,6 +301,9 @@ impl Host {
                 let request = FaultRequest { nth: requests.len(), address: self.address, ..request };
                 requests.push(request.clone());
                 return Ok(Some(request));
+            }
+            if buffer.first().is_some_and(|first| !first.is_ascii_uppercase()) {
+                return Err(std::io::ErrorKind::InvalidData.into()); // TLS, for example
             }
             let read = stream.read(&mut chunk).await?;
             if read == 0 || buffer.len() > MAX_REQUEST {

@@ -1,6 +1,11 @@
 //! The client against a registry in this process that does what a test tells it to.
 
 mod access;
+mod canary;
 mod fake;
 mod listing;
+mod rows_access;
+mod rows_hosts;
+mod rows_listing;
 mod tls;
+mod world;
