@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use http::{
-    HeaderMap, HeaderValue, StatusCode,
-    header::{AUTHORIZATION, CONTENT_TYPE, LOCATION},
+    HeaderMap, HeaderValue, Method, StatusCode,
+    header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, LOCATION},
 };
 use tokio::time::Instant;
 use url::Url;
@@ -26,7 +26,7 @@ const MAX_REDIRECTS: usize = 5;
 /// Longest pause of a host that is honoured, and the longest that an error reports.
 const MAX_PAUSE: Duration = Duration::from_secs(5 * 60);
 const MAX_REPORTED_PAUSE: Duration = Duration::from_secs(60 * 60);
-/// An error's body is read only so that the connection can be used again: in bytes, and for how long.
+/// An error's body is read so that the connection can be used again, and for its codes: in bytes, and for how long.
 const MAX_ERROR_BODY: usize = 64 * 1024;
 const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -53,18 +53,35 @@ impl BodySink for Vec<u8> {
 /// One request; a form makes it a POST.
 pub(super) struct Outgoing<'a> {
     pub(super) url: &'a Url,
+    /// HEAD instead of GET.
+    pub(super) head: bool,
+    pub(super) accept: Option<&'static str>,
     pub(super) authorization: Option<&'a HeaderValue>,
     pub(super) form: Option<String>,
     /// Bytes of the answer's body, after decompression.
     pub(super) max_body: usize,
 }
 
-/// A complete answer; the body is kept for status 200 only, and only if no sink took it.
+impl<'a> Outgoing<'a> {
+    /// A GET of anything.
+    pub(super) fn get(url: &'a Url, authorization: Option<&'a HeaderValue>, max_body: usize) -> Self {
+        Self { url, head: false, accept: None, authorization, form: None, max_body }
+    }
+}
+
+/// A complete answer; the body of another status than 200 is what could be read of it within bounds, that of a 200 may
+/// have gone to a [`BodySink`].
 pub(super) struct Answer {
     pub(super) status: StatusCode,
     pub(super) headers: HeaderMap,
     pub(super) url: Url,
     pub(super) body: Vec<u8>,
+}
+
+impl Answer {
+    fn with_body(self, body: Vec<u8>) -> Self {
+        if self.status == StatusCode::OK { Self { body, ..self } } else { self }
+    }
 }
 
 /// The requests of one listing: counted, and all before one deadline.
@@ -83,19 +100,25 @@ pub(super) struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    /// `first` is an address on the registry; `skip_verify` holds for requests to its origin only.
-    pub(super) fn new(transport: &'a Transport, first: &Url, skip_verify: bool, deadline: Instant) -> Option<Self> {
-        Some(Self {
+    /// `home` is an address on `registry`; `skip_verify` holds for requests to that origin only.
+    pub(super) fn new(
+        transport: &'a Transport,
+        registry: Origin,
+        home: Url,
+        skip_verify: bool,
+        deadline: Instant,
+    ) -> Self {
+        Self {
             transport,
-            registry: Origin::of(first)?,
-            home: first.clone(),
+            registry,
+            home,
             home_is_private: None,
             skip_verify,
             deadline,
             requests: 0,
             left_for_page: MAX_REQUESTS_PER_PAGE,
             scrubber: Scrubber::default(),
-        })
+        }
     }
 
     /// Remembers a secret that goes out in a body; those in headers are seen by themselves.
@@ -106,11 +129,6 @@ impl<'a> Session<'a> {
     /// Takes credentials out of what a registry may have put into an error, by repeating what it was sent.
     pub(super) fn scrub(&self, error: RegistryError) -> RegistryError {
         error.map_texts(|text| self.scrubber.text(text))
-    }
-
-    /// The registry's origin.
-    pub(super) fn registry(&self) -> &Origin {
-        &self.registry
     }
 
     /// HTTP requests sent so far.
@@ -127,13 +145,25 @@ impl<'a> Session<'a> {
     pub(super) async fn get_into(
         &mut self,
         url: &Url,
-        mut authorization: Option<&HeaderValue>,
+        authorization: Option<&HeaderValue>,
         sink: &mut dyn BodySink,
     ) -> Result<Answer, RegistryError> {
         let max_body = self.transport.limits.max_page_bytes;
+        self.follow_into(&Outgoing::get(url, authorization, max_body), sink).await
+    }
+
+    /// [`Session::get_into`] for any request but a form, with the body in the answer.
+    pub(super) async fn follow(&mut self, request: &Outgoing<'_>) -> Result<Answer, RegistryError> {
+        let mut body = Vec::new();
+        let answer = self.follow_into(request, &mut body).await?;
+        Ok(answer.with_body(body))
+    }
+
+    async fn follow_into(&mut self, request: &Outgoing<'_>, sink: &mut dyn BodySink) -> Result<Answer, RegistryError> {
+        let &Outgoing { url, head, accept, mut authorization, max_body, .. } = request;
         let mut at = url.clone();
         for _ in 0..=MAX_REDIRECTS {
-            let request = Outgoing { url: &at, authorization, form: None, max_body };
+            let request = Outgoing { url: &at, head, accept, authorization, form: None, max_body };
             let answer = self.send_into(&request, sink).await?;
             if !is_redirect(answer.status) {
                 return Ok(answer);
@@ -152,7 +182,7 @@ impl<'a> Session<'a> {
     pub(super) async fn send(&mut self, request: &Outgoing<'_>) -> Result<Answer, RegistryError> {
         let mut body = Vec::new();
         let answer = self.send_into(request, &mut body).await?;
-        Ok(Answer { body, ..answer })
+        Ok(answer.with_body(body))
     }
 
     async fn send_into(&mut self, request: &Outgoing<'_>, sink: &mut dyn BodySink) -> Result<Answer, RegistryError> {
@@ -280,40 +310,38 @@ impl<'a> Session<'a> {
     ) -> Result<Answer, RegistryError> {
         let client = self.transport.client(route)?;
         let mut builder = match &request.form {
+            None if request.head => client.request(Method::HEAD, request.url.clone()),
             None => client.get(request.url.clone()),
             Some(form) => client
                 .post(request.url.clone())
                 .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
                 .body(form.clone()),
         };
+        if let Some(accept) = request.accept {
+            builder = builder.header(ACCEPT, accept);
+        }
         if let Some(authorization) = request.authorization {
             builder = builder.header(AUTHORIZATION, authorization.clone());
         }
         let response = builder.send().await.map_err(|error| transport_error(&error, host))?;
         let (status, headers, url) = (response.status(), response.headers().clone(), response.url().clone());
-        if status == StatusCode::OK {
+        let mut body = Vec::new();
+        if request.head {
+            // Nothing follows.
+        } else if status == StatusCode::OK {
             read_body(response, request.max_body, host, sink).await?;
         } else {
-            let mut nowhere = Nowhere;
-            let unread = read_body(response, MAX_ERROR_BODY, host, &mut nowhere);
-            let _ = tokio::time::timeout(ERROR_BODY_TIMEOUT, unread).await;
+            let reading = read_body(response, MAX_ERROR_BODY, host, &mut body);
+            if !matches!(tokio::time::timeout(ERROR_BODY_TIMEOUT, reading).await, Ok(Ok(()))) {
+                body.clear();
+            }
         }
-        Ok(Answer { status, headers, url, body: Vec::new() })
+        Ok(Answer { status, headers, url, body })
     }
 
     /// Doubles with each try, with jitter so that Images of one registry do not come back together.
     fn backoff(&self, tries: u32) -> Duration {
         self.transport.tuning.first_backoff.mul_f64(f64::from(1 << tries.min(6)) * (0.5 + fastrand::f64() / 2.0) / 2.0)
-    }
-}
-
-struct Nowhere;
-
-impl BodySink for Nowhere {
-    fn begin(&mut self) {}
-
-    fn chunk(&mut self, _: &[u8]) -> Result<(), PageError> {
-        Ok(())
     }
 }
 

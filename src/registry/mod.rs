@@ -1,5 +1,5 @@
 //! Lists the tags of a repository on an OCI registry: complete or an error, with the credentials of one Image, and bounded
-//! in size, count and time whatever the registry does.
+//! in size, count and time whatever the registry does. Tells which digest and platforms a tag has.
 //!
 //! | file | job |
 //! |---|---|
@@ -13,9 +13,11 @@
 //! | `scrub` | keeps what was sent out of what is shown (pure) |
 //! | `link` | the next page's address (pure) |
 //! | `page`, `json` | the tags of all pages; one page as it arrives (pure) |
+//! | `manifest`, `document` | asking for a tag's manifest; reading it (pure) |
 //! | `limiter` | the budget of each host |
 
 mod auth;
+mod document;
 mod error;
 mod http;
 mod json;
@@ -23,6 +25,7 @@ mod keyring;
 mod limiter;
 mod link;
 mod login;
+mod manifest;
 mod notice;
 mod origin;
 mod page;
@@ -41,16 +44,19 @@ use self::{
     auth::{TokenCache, TokenKey},
     http::{Answer, Session},
     login::Login,
-    origin::{PlainHttp, host_text},
+    origin::{Origin, PlainHttp, host_text},
     page::Collector,
     transport::{Transport, Tuning},
 };
 pub use self::{
     error::{Cap, PullSecretError, Refusal, RegistryError, Step},
     keyring::{Credentials, Keyring, PullSecret},
+    manifest::{Manifest, ManifestRequest},
     page::Tags,
 };
 use crate::policy;
+/// What a [`Manifest`] is made of.
+pub use crate::policy::{Digest, Platform, covers};
 use crate::telemetry::Metrics;
 
 /// How the client behaves for every registry.
@@ -177,26 +183,40 @@ impl Client {
 }
 
 impl Inner {
+    /// What the requests of one listing or manifest share; `first` is the address of the first of them.
+    fn begin(
+        &self,
+        repository: &policy::Repository,
+        keyring: &Keyring,
+        skip_verify: bool,
+        first: &Url,
+        deadline: Instant,
+    ) -> Result<(Origin, Session<'_>, Login<'_>), RegistryError> {
+        let unusable = || RegistryError::Config { cause: format!("{repository} has no usable host") };
+        let registry = Origin::of(first).ok_or_else(unusable)?;
+        let session = Session::new(&self.transport, registry.clone(), first.clone(), skip_verify, deadline);
+        let path = repository.path().to_owned();
+        let key = TokenKey { registry: registry.clone(), skip_verify, repository: path, credentials: None };
+        let login = Login::new(&self.tokens, key, first, keyring.credentials_for(repository));
+        Ok((registry, session, login))
+    }
+
     async fn list(&self, request: &ListRequest, first: &Url, deadline: Instant) -> Result<Listing, RegistryError> {
-        let unusable = || RegistryError::Config { cause: format!("{} has no usable host", request.repository) };
-        let skip_verify = request.insecure_skip_tls_verify;
-        let mut session = Session::new(&self.transport, first, skip_verify, deadline).ok_or_else(unusable)?;
-        let listing = self.list_in(&mut session, request, first).await;
+        let (registry, mut session, mut login) =
+            self.begin(&request.repository, &request.keyring, request.insecure_skip_tls_verify, first, deadline)?;
+        let listing = self.list_in(&mut session, &mut login, &registry, request, first).await;
         listing.map_err(|error| session.scrub(error))
     }
 
     async fn list_in(
         &self,
         session: &mut Session<'_>,
+        login: &mut Login<'_>,
+        registry: &Origin,
         request: &ListRequest,
         first: &Url,
     ) -> Result<Listing, RegistryError> {
         let host = host_text(first);
-        let registry = session.registry().clone();
-        let skip_verify = request.insecure_skip_tls_verify;
-        let repository = request.repository.path().to_owned();
-        let key = TokenKey { registry: registry.clone(), skip_verify, repository, credentials: None };
-        let mut login = Login::new(&self.tokens, key, first, request.keyring.credentials_for(&request.repository));
         let mut collector = Collector::new(self.limits.max_tags);
         let mut seen = HashSet::new();
         let mut next = Some(first.clone());
@@ -210,9 +230,9 @@ impl Inner {
                 return Err(round());
             }
             session.begin_page();
-            let answer = fetch_page(session, &mut login, &url, &request.repository, &mut collector).await?;
+            let answer = fetch_page(session, login, &url, &request.repository, &mut collector).await?;
             let page = collector.end_page().map_err(|error| error.of(host_text(&answer.url)))?;
-            next = link::next_page(&answer.headers, &answer.url, &registry, first)?;
+            next = link::next_page(&answer.headers, &answer.url, registry, first)?;
             if next.is_some() && collector.is_going_round() {
                 return Err(round());
             }

@@ -4,6 +4,7 @@ mod access;
 mod canary;
 mod fake;
 mod listing;
+mod manifest;
 mod rows_access;
 mod rows_hosts;
 mod rows_listing;

@@ -316,7 +316,7 @@ async fn row_20_refused_again_after_a_refresh() {
     check_within(limits(), &["alice:a"], ever_new, refused, 3).await;
     let many: Vec<String> = (0..50).map(|n| format!("user{n}:x")).collect();
     let many: Vec<&str> = many.iter().map(String::as_str).collect();
-    check_within(limits(), &many, |_| challenge("Basic"), "! one page needs more than 12 requests", 12).await;
+    check_within(limits(), &many, |_| challenge("Basic"), "! one answer needs more than 12 requests", 12).await;
 }
 
 #[tokio::test]

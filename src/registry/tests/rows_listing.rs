@@ -227,7 +227,8 @@ async fn row_23_too_many_requests() {
         let client = plain_client(&registry, Limits { deadline: Duration::from_mins(4), ..limits() });
         for name in ["app", "other"] {
             let repository = crate::policy::Repository::parse(&format!("{}/team/{name}", registry.host())).unwrap();
-            let listed = client.list_tags(&super::super::ListRequest { repository, ..request(&registry.host(), &[]) });
+            let request = super::super::ListRequest { repository, ..request(&registry.host(), &[]) };
+            let listed = client.list_tags(&request);
             let error = tokio::time::timeout(Duration::from_secs(5), listed).await.unwrap().unwrap_err();
             assert!(error.to_string().contains("limits the rate"), "{long}: {error}");
         }

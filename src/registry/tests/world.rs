@@ -40,6 +40,7 @@ fn kind(error: &RegistryError) -> String {
         RegistryError::Unreachable { step, .. } => format!("! unreachable {step}"),
         RegistryError::Unauthorized { sent, .. } => format!("! unauthorized {sent}"),
         RegistryError::NotFound { .. } => "! not found".to_owned(),
+        RegistryError::NoManifest { .. } => "! no manifest".to_owned(),
         RegistryError::Malformed { .. } => "! malformed".to_owned(),
         RegistryError::TooMuch { cap, .. } => format!("! {cap}"),
         RegistryError::Server { status, .. } => format!("! status {status}"),
