@@ -8,8 +8,8 @@ use kimup_testbed::{FaultReply, FaultRequest, FaultServer};
 
 use super::fake::limits;
 use super::world::{
-    ALICE, BOB, PUBLIC, World, bearer, challenge, check_within, page, plain_client, redirect, request, status, tags,
-    token,
+    ALICE, BOB, Outcome, PUBLIC, World, bearer, challenge, check_within, page, plain_client, redirect, request, status,
+    tags, token,
 };
 
 /// A registry that is its own token service over plain http: `asks` are its challenges, `gives` answers for a token.
@@ -99,9 +99,10 @@ async fn check_realm(registry: (&str, &str), realm: (&str, &str), url: &str, all
         })
         .await;
     let elsewhere = world.host(realm.0, realm.1, |_| token("good")).await;
+    let client = world.client();
     for users in [&["alice:a"][..], &[]] {
         let before = (home.requests().len(), elsewhere.requests().len());
-        let outcome = world.list(registry.0, users).await;
+        let outcome = Outcome { result: client.list_tags(&request(registry.0, users)).await };
         let asked = (home.requests().len() - before.0, elsewhere.requests().len() - before.1);
         let context = format!("{registry:?} {realm:?}: {:?}", outcome.result);
         if allowed {

@@ -13,7 +13,7 @@ use super::{
     super::{Client, Config, Limits, ListRequest, Listing, RegistryError, Tuning, resolver::Found},
     fake::{keyring, limits},
 };
-use crate::policy::Repository;
+use crate::{policy::Repository, telemetry::Metrics};
 
 /// An address of the Internet (RFC 5737), as far as the client can see.
 pub(super) const PUBLIC: &str = "203.0.113.1";
@@ -93,14 +93,13 @@ pub(super) fn request(host: &str, users: &[&str]) -> ListRequest {
 pub(super) struct World {
     pub(super) ca: TestCa,
     names: HashMap<String, Vec<Found>>,
-    pub(super) limits: Limits,
-    pub(super) plain_http: Vec<String>,
+    pub(super) metrics: Metrics,
 }
 
 impl World {
     pub(super) fn new() -> Self {
         let ca = TestCa::new().unwrap();
-        Self { ca, names: HashMap::new(), limits: limits(), plain_http: Vec::new() }
+        Self { ca, names: HashMap::new(), metrics: Metrics::new() }
     }
 
     /// A host that speaks https on port 443 of `address`.
@@ -140,9 +139,9 @@ impl World {
             names: Some(Arc::new(move |name| Some(names.get(name).cloned().unwrap_or_default()))),
         };
         let config = Config {
-            plain_http: self.plain_http.clone(),
-            limits: self.limits.clone(),
+            limits: limits(),
             extra_ca_pem: Some(self.ca.pem().as_bytes().to_vec()),
+            metrics: self.metrics.clone(),
             ..Config::default()
         };
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
