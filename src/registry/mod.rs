@@ -220,6 +220,7 @@ impl Inner {
         let mut collector = Collector::new(self.limits.max_tags);
         let mut seen = HashSet::new();
         let mut next = Some(first.clone());
+        let (mut links, mut probing) = (false, false);
         let round = || RegistryError::Refused { host: host.clone(), why: Refusal::Loop };
         while let Some(url) = next {
             if seen.len() >= self.limits.max_pages {
@@ -232,13 +233,16 @@ impl Inner {
             session.begin_page();
             let answer = fetch_page(session, login, &url, &request.repository, &mut collector).await?;
             let page = collector.end_page().map_err(|error| error.of(host_text(&answer.url)))?;
-            next = link::next_page(&answer.headers, &answer.url, registry, first)?;
+            let link = link::next_page(&answer.headers, &answer.url, registry, first)?;
+            links |= link.is_some();
+            next = if probing && page.new == 0 { None } else { link };
             if next.is_some() && collector.is_going_round() {
                 return Err(round());
             }
-            // A Link is optional (OCI distribution specification): a page as full as it was allowed to be, and without
-            // one, is only the last if nothing follows it.
-            if next.is_none() && page.received == origin::PAGE_SIZE && page.new > 0 {
+            // A Link is optional (OCI distribution specification): where there are none, a page as full as it was allowed
+            // to be is only the last if nothing new follows it.
+            probing = !links && page.received == origin::PAGE_SIZE && page.new > 0;
+            if probing {
                 next = collector.last().map(|last| origin::page_after(first, last));
             }
         }

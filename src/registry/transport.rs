@@ -42,13 +42,15 @@ pub(super) struct Tuning {
     pub(super) first_backoff: Duration,
     /// Whether the environment's proxies are used.
     pub(super) proxies: bool,
+    /// Whether the system's trust roots count beside the extra ones; reading them takes a while.
+    pub(super) system_roots: bool,
     /// Names that are not asked of the system.
     pub(super) names: Option<Names>,
 }
 
 impl Default for Tuning {
     fn default() -> Self {
-        Self { first_backoff: Duration::from_millis(500), proxies: true, names: None }
+        Self { first_backoff: Duration::from_millis(500), proxies: true, system_roots: true, names: None }
     }
 }
 
@@ -128,6 +130,9 @@ fn build_client(
     let builder = reqwest::Client::builder();
     // Otherwise proxies come from the environment: reqwest's default.
     let builder = if tuning.proxies { builder } else { builder.no_proxy() };
+    let extra_ca = extra_ca.iter().cloned();
+    let builder =
+        if tuning.system_roots { builder.tls_certs_merge(extra_ca) } else { builder.tls_certs_only(extra_ca) };
     builder
         .user_agent(concat!("kimup/", env!("CARGO_PKG_VERSION")))
         .redirect(reqwest::redirect::Policy::none())
@@ -137,7 +142,6 @@ fn build_client(
         .pool_idle_timeout(Duration::from_secs(60))
         .pool_max_idle_per_host(4)
         .dns_resolver(Resolver::new(tuning.names.clone(), route == Route::PublicOnly))
-        .tls_certs_merge(extra_ca.iter().cloned())
         .tls_danger_accept_invalid_certs(route == Route::Unverified)
         .build()
         .map_err(|error| RegistryError::Config { cause: innermost(&error) })

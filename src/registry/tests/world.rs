@@ -136,6 +136,7 @@ impl World {
         let tuning = Tuning {
             first_backoff: Duration::from_millis(1),
             proxies: false,
+            system_roots: false,
             names: Some(Arc::new(move |name| Some(names.get(name).cloned().unwrap_or_default()))),
         };
         let config = Config {
