@@ -251,6 +251,7 @@ async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, host: Host) {
     loop {
         let Ok((stream, _)) = listener.accept().await else { continue };
         while connections.try_join_next().is_some() {}
+        let _ = stream.set_nodelay(true); // else each answer waits for an acknowledgement in its middle
         host.log.connections.fetch_add(1, Ordering::SeqCst);
         let (tls, host) = (tls.clone(), host.clone());
         connections.spawn(async move {
@@ -343,6 +344,7 @@ async fn write(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), reply: &Fault
         return std::future::pending().await;
     }
     stream.write_all(reply.head().as_bytes()).await?;
+    stream.flush().await?;
     match &reply.body {
         Body::Whole(body) => stream.write_all(body).await?,
         Body::Cut(body) => stream.write_all(body).await?,
