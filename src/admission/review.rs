@@ -362,7 +362,7 @@ fn tag_of(answer: Option<&Result<Answered, String>>) -> Result<&str, String> {
     match answer {
         Some(Ok(Answered { tag: Some(tag), .. })) if is_legal_tag(tag) => Ok(tag),
         Some(Ok(Answered { tag: Some(tag), .. })) => Err(format!("{tag:?} is no legal tag")),
-        Some(Ok(Answered { tag: None, reason }) | Err(reason)) => Err(reason.clone()),
+        Some(Ok(Answered { tag: None, reason, .. }) | Err(reason)) => Err(reason.clone()),
         None => Err("nobody was asked".to_owned()),
     }
 }

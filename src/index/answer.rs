@@ -136,7 +136,7 @@ pub fn answer(snapshot: &Snapshot, pod: &PodView<'_>, container: &str, text: &st
             )),
         },
         (None, None, None) => Answer::Ask(Open {
-            question: Question { namespace: pod.namespace.to_owned(), image: entry.name.clone() },
+            question: Question { namespace: pod.namespace.to_owned(), image: entry.name.clone(), pod: None },
             entry: Arc::clone(entry),
             container: container.to_owned(),
             reference,

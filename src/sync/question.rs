@@ -59,10 +59,8 @@ impl Sync {
         // Even with the time used up a cached token and a near registry can still answer.
         let deadline = deadline.max(Instant::now() + Duration::from_millis(50));
         match tokio::time::timeout_at(deadline, self.choose(key, image, &status, &spec)).await {
-            Ok(Ok(Outcome::Tag { tag, why, adopted, .. })) => {
-                Ok(Answered { tag: Some(adopted.unwrap_or(tag)), reason: why })
-            }
-            Ok(Ok(Outcome::Failed(failure)) | Err(failure)) => Ok(Answered { tag: None, reason: failure.message }),
+            Ok(Ok(Outcome::Tag { tag, why, adopted, .. })) => Ok(Answered::new(Some(adopted.unwrap_or(tag)), why)),
+            Ok(Ok(Outcome::Failed(failure)) | Err(failure)) => Ok(Answered::new(None, failure.message)),
             Err(_) => Err(format!("Image {key}: the registry did not answer in time")),
         }
     }
@@ -72,12 +70,12 @@ impl Sync {
 fn on_record(image: &Image) -> Option<Answered> {
     let status = status_of(image);
     if let Some(tag) = status.tag {
-        return Some(Answered { tag: Some(tag), reason: "settled".to_owned() });
+        return Some(Answered::new(Some(tag), "settled"));
     }
     if matches!(status.result, None | Some(SyncResult::Scheduled)) {
         return None;
     }
     let current = status.observed_generation == image.metadata.generation;
     let ready = status.conditions.into_iter().find(|c| c.type_ == condition::READY && c.status == "False")?;
-    current.then_some(Answered { tag: None, reason: ready.message })
+    current.then(|| Answered::new(None, ready.message))
 }

@@ -158,8 +158,8 @@ fn a_pod_without_an_answer_goes_by_the_failure_policy() {
         annotations.insert(annotations::ENABLED.to_owned(), "true".to_owned());
         let containers = json!([{"name": "app", "image": TEXT}, {"name": "b", "image": "ghcr.io/org/app"}]);
         let pod = pod(&json!(annotations), &containers);
-        let no_tag = Answered { tag: None, reason: "the registry refuses.".to_owned() };
-        let illegal = Answered { tag: Some("a b".to_owned()), reason: String::new() };
+        let no_tag = Answered::new(None, "the registry refuses.");
+        let illegal = Answered::new(Some("a b".to_owned()), "");
         for answer in [Ok(no_tag), Ok(illegal), Err("sync did not answer".to_owned())] {
             let verdict = decide_with(&review(&pod), &known, &answer).unwrap();
             assert_eq!(verdict.refusal().is_some(), denied, "{own:?} {label:?} {annotation:?}");
@@ -188,7 +188,7 @@ fn a_denial_says_what_to_do() {
         let containers = json!([{"name": "app", "image": TEXT}]);
         let pod = pod(&json!({}), &containers);
         let known = snapshot(std::slice::from_ref(image));
-        let answered = Ok(Answered { tag: None, reason: answer.to_owned() });
+        let answered = Ok(Answered::new(None, answer));
         let verdict = decide_with(&review(&pod), &known, &answered).unwrap();
         assert_eq!(verdict.refusal(), Some(expected));
     }
@@ -222,7 +222,7 @@ fn answers_are_put_in_and_each_question_is_asked_once() {
     let Step::Ask(plan) = parsed.decide(&known).unwrap() else { panic!("should ask") };
     let images: Vec<String> = plan.questions().into_iter().map(|q| q.image).collect();
     assert_eq!(images, ["web", "db"]);
-    let tag = |tag: &str| Ok(Answered { tag: Some(tag.to_owned()), reason: String::new() });
+    let tag = |tag: &str| Ok(Answered::new(Some(tag.to_owned()), ""));
     let answers = plan.questions().into_iter().zip([tag("1.5.0"), tag("16.2.0")]).collect();
     let result = patched(&pod, &plan.finish(&answers));
     let image = |i: usize| result["spec"]["containers"][i]["image"].as_str().unwrap();
