@@ -159,7 +159,7 @@ pub struct RuleSpec {
     /// How tags are parsed, ordered and bounded.
     #[serde(rename = "type")]
     pub kind: RuleType,
-    /// What the type needs: the range of `semver`, the pattern of `regex`.
+    /// What the type needs: the range of `semver`, the pattern of `regex`, `desc` of `alphabetical`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1000))]
     pub value: Option<String>,
@@ -177,6 +177,9 @@ pub enum RuleType {
     SemverMajor,
     SemverMinor,
     SemverPatch,
+    Patch,
+    Minor,
+    Major,
     CalverMajor,
     CalverMinor,
     CalverPatch,
@@ -197,6 +200,9 @@ impl RuleType {
             Self::SemverMajor => "semver-major",
             Self::SemverMinor => "semver-minor",
             Self::SemverPatch => "semver-patch",
+            Self::Patch => "patch",
+            Self::Minor => "minor",
+            Self::Major => "major",
             Self::CalverMajor => "calver-major",
             Self::CalverMinor => "calver-minor",
             Self::CalverPatch => "calver-patch",

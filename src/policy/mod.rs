@@ -4,9 +4,11 @@
 //! Everything here is total: no input panics, and the same input in any order gives the same answer.
 
 mod digits;
+mod judge;
 mod order;
 mod pattern;
 mod range;
+mod reason;
 pub mod reference;
 pub mod rule;
 pub mod select;
@@ -14,6 +16,7 @@ mod version;
 
 pub use pattern::{Filter, Pattern};
 pub use range::Range;
+pub use reason::Reason;
 pub use reference::{Reference, ReferenceError, Repository, is_legal_tag};
-pub use rule::{Rule, RuleError};
-pub use select::{Decision, Rejection, compare, select};
+pub use rule::{Direction, Rule, RuleError};
+pub use select::{Decision, Explanation, Rejection, choose, compare, select};
