@@ -34,8 +34,28 @@ pub const APPLIED: &str = "kimup.cloudavenue.io/applied";
 pub const STAMP_PREFIX: &str = "stamp.kimup.cloudavenue.io/";
 /// Written with each rollout, shown by `kubectl rollout history`.
 pub const CHANGE_CAUSE: &str = "kubernetes.io/change-cause";
-/// On a Pod, Pod template or workload: the annotation mode's policy, not acted on by this version.
+/// On a Pod, Pod template or workload: how to choose the tag of the containers that are meant; implies `enabled`.
 pub const POLICY: &str = "kimup.cloudavenue.io/policy";
+/// Beside [`POLICY`]: a regular expression on the tag.
+pub const PATTERN: &str = "kimup.cloudavenue.io/pattern";
+/// Beside [`POLICY`]: how often the registry is asked; default `5m`.
+pub const INTERVAL: &str = "kimup.cloudavenue.io/interval";
+/// Beside [`POLICY`]: names of pull secrets, separated by commas; default: the Pod's own and its ServiceAccount's.
+pub const IMAGE_PULL_SECRETS: &str = "kimup.cloudavenue.io/image-pull-secrets";
+/// Beside [`POLICY`]: names of the containers that the Pod-wide keys mean, separated by commas.
+pub const CONTAINERS: &str = "kimup.cloudavenue.io/containers";
+/// Prefix of one container's own [`POLICY`].
+pub const POLICY_PREFIX: &str = "policy.kimup.cloudavenue.io/";
+/// Prefix of one container's own [`ENABLED`].
+pub const ENABLED_PREFIX: &str = "enabled.kimup.cloudavenue.io/";
+/// Prefix of one container's own [`PATTERN`].
+pub const PATTERN_PREFIX: &str = "pattern.kimup.cloudavenue.io/";
+/// Prefix of one container's own [`INTERVAL`].
+pub const INTERVAL_PREFIX: &str = "interval.kimup.cloudavenue.io/";
+/// Label of the Images that sync writes for annotations, with the value [`MANAGED_BY_KIMUP`].
+pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+/// See [`MANAGED_BY`].
+pub const MANAGED_BY_KIMUP: &str = "kimup";
 /// Marks a Pod that the kubelet mirrors from a file; admission cannot change it.
 pub const MIRROR_POD: &str = "kubernetes.io/config.mirror";
 
@@ -54,6 +74,14 @@ pub const ALL: &[&str] = &[
     APPLIED,
     STAMP_PREFIX,
     POLICY,
+    PATTERN,
+    INTERVAL,
+    IMAGE_PULL_SECRETS,
+    CONTAINERS,
+    POLICY_PREFIX,
+    ENABLED_PREFIX,
+    PATTERN_PREFIX,
+    INTERVAL_PREFIX,
 ];
 
 /// The key of a container's stamp.
@@ -107,7 +135,7 @@ pub enum FailurePolicy {
 #[error("annotation {key}: unknown value {value:?}; use {allowed}")]
 pub struct AnnotationError {
     /// The key.
-    pub key: &'static str,
+    pub key: String,
     /// What stands there.
     pub value: String,
     /// What may stand there.
@@ -121,20 +149,29 @@ impl FailurePolicy {
             None => Ok(None),
             Some("fail") => Ok(Some(Self::Fail)),
             Some("ignore") => Ok(Some(Self::Ignore)),
-            Some(other) => {
-                Err(AnnotationError { key: FAILURE_POLICY, value: other.to_owned(), allowed: "\"fail\" or \"ignore\"" })
-            }
+            Some(other) => Err(AnnotationError {
+                key: FAILURE_POLICY.to_owned(),
+                value: other.to_owned(),
+                allowed: "\"fail\" or \"ignore\"",
+            }),
         }
     }
 }
 
 /// Reads `enabled` from annotations or labels. `Ok(None)` if it is absent.
 pub fn enabled(map: &Map) -> Result<Option<bool>, AnnotationError> {
-    match map.get(ENABLED).map(String::as_str) {
+    read_bool(map, ENABLED)
+}
+
+/// Reads a key that says `"true"` or `"false"`. `Ok(None)` if it is absent.
+pub(super) fn read_bool(map: &Map, key: &str) -> Result<Option<bool>, AnnotationError> {
+    match map.get(key).map(String::as_str) {
         None => Ok(None),
         Some("true") => Ok(Some(true)),
         Some("false") => Ok(Some(false)),
-        Some(other) => Err(AnnotationError { key: ENABLED, value: other.to_owned(), allowed: "\"true\" or \"false\"" }),
+        Some(other) => {
+            Err(AnnotationError { key: key.to_owned(), value: other.to_owned(), allowed: "\"true\" or \"false\"" })
+        }
     }
 }
 

@@ -173,13 +173,13 @@ pub struct RuleSpec {
 #[serde(rename_all = "kebab-case")]
 #[allow(missing_docs)] // each name is the annotation value of design.md section 3
 pub enum RuleType {
+    Patch,
+    Minor,
+    Major,
     Semver,
     SemverMajor,
     SemverMinor,
     SemverPatch,
-    Patch,
-    Minor,
-    Major,
     CalverMajor,
     CalverMinor,
     CalverPatch,
@@ -196,13 +196,13 @@ impl RuleType {
     /// The name as it stands in YAML.
     pub const fn as_str(self) -> &'static str {
         match self {
+            Self::Patch => "patch",
+            Self::Minor => "minor",
+            Self::Major => "major",
             Self::Semver => "semver",
             Self::SemverMajor => "semver-major",
             Self::SemverMinor => "semver-minor",
             Self::SemverPatch => "semver-patch",
-            Self::Patch => "patch",
-            Self::Minor => "minor",
-            Self::Major => "major",
             Self::CalverMajor => "calver-major",
             Self::CalverMinor => "calver-minor",
             Self::CalverPatch => "calver-patch",

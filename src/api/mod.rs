@@ -2,6 +2,7 @@
 //!
 //! Everything here is pure: text and objects in, values that cannot be wrong out.
 
+pub mod annotated;
 pub mod annotations;
 mod applied;
 mod image;
@@ -34,4 +35,14 @@ pub const GROUP: &str = "kimup.cloudavenue.io";
 pub fn crds_yaml() -> Result<String, serde_saphyr::ser::Error> {
     // Through JSON: a map keeps the key order of a Kubernetes manifest readable and drops absent fields.
     serde_saphyr::to_string(&Image::crd())
+}
+
+/// Eight hexadecimal digits that tell lists of words apart: enough for names within one namespace.
+fn short_hash(words: &[&str]) -> String {
+    use std::fmt::Write;
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, words.join("\0").as_bytes());
+    digest.as_ref().iter().take(4).fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }

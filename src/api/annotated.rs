@@ -1,0 +1,341 @@
+//! Annotation mode: what the annotations of a workload and its Pod template say of each container, and the Image that
+//! follows from it (design section 2, "Annotation mode"). Pure: admission and sync read the same annotations the same way.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+
+use crate::policy::{Filter, Reference, Rule};
+
+use super::annotations::{
+    AnnotationError, CONTAINERS, ENABLED, ENABLED_PREFIX, IMAGE_PULL_SECRETS, INTERVAL, INTERVAL_PREFIX, Map,
+    NamespaceSettings, PATTERN, PATTERN_PREFIX, POLICY, POLICY_PREFIX, enabled, read_bool,
+};
+use super::image::{Action, ActionType, FilterSpec, ImageSpec, NameRef, RuleSpec, RuleType, TriggerSpec, TriggerType};
+use super::schedule::Schedule;
+
+/// The interval if nothing is said.
+const DEFAULT_INTERVAL: &str = "5m";
+/// Name of the rule in an Image that kimup writes.
+pub const RULE_NAME: &str = "annotation";
+/// Longest annotation value that is read, in bytes.
+const MAX_VALUE: usize = 1000;
+/// What a policy annotation may say (design section 2).
+const POLICIES: &str = "patch, minor, major, semver, semver:<range>, timestamp, numerical, alphabetical, \
+                        alphabetical:asc, alphabetical:desc, asc, desc, digest";
+
+/// The annotations that count for a container, the nearest first: those of the Pod or Pod template, then those of the
+/// workload. A key of a nearer one hides the same key further away, and a container's own key hides the Pod-wide one.
+#[derive(Clone, Copy, Debug)]
+pub struct Levels<'a>(pub &'a [&'a Map]);
+
+/// The containers of a Pod or Pod template, by name.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Containers<'a> {
+    /// `spec.containers`
+    pub regular: &'a [&'a str],
+    /// `spec.initContainers`
+    pub init: &'a [&'a str],
+}
+
+/// What the annotations say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Annotated {
+    /// The containers that have a policy.
+    pub containers: BTreeMap<String, Wanted>,
+    /// What is wrong, one sentence each: nothing happens for what is wrong, and somebody must hear of it.
+    pub problems: Vec<String>,
+    /// A Pod-wide policy means nobody knows which container: there are several and no `containers` annotation.
+    pub ambiguous: bool,
+}
+
+/// What the annotations say of one container with a policy. Everything in it is valid.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// The policy as written.
+    pub policy: String,
+    kind: RuleType,
+    value: Option<String>,
+    pattern: Option<String>,
+    interval: String,
+    /// The pull secrets as written; empty: the Pod's own and its ServiceAccount's.
+    pub pull_secrets: Vec<String>,
+}
+
+impl<'a> Levels<'a> {
+    fn get(&self, key: &str) -> Option<&'a str> {
+        self.0.iter().find_map(|map| map.get(key)).map(String::as_str)
+    }
+
+    fn own(&self, prefix: &str, container: &str) -> Option<&'a str> {
+        self.get(&format!("{prefix}{container}"))
+    }
+
+    /// Whether any of them carries a policy: such an object is read with [`read`].
+    pub fn has_policy(&self) -> bool {
+        self.0.iter().any(|map| map.contains_key(POLICY) || has_prefix(map, POLICY_PREFIX))
+    }
+
+    /// Whether a container follows what covers it: an Image or a policy. `stamped`: the container carries a stamp, which
+    /// opts it in unless somebody opts it out.
+    ///
+    /// # Errors
+    /// `enabled`, or the container's own `enabled.`, is neither `"true"` nor `"false"`.
+    pub fn enabled(
+        &self,
+        container: &str,
+        stamped: bool,
+        namespace: NamespaceSettings,
+    ) -> Result<bool, AnnotationError> {
+        let wide = self.0.iter().find_map(|map| enabled(map).transpose()).transpose()?;
+        if wide == Some(false) {
+            return Ok(false);
+        }
+        let key = format!("{ENABLED_PREFIX}{container}");
+        if let Some(own) = self.0.iter().find_map(|map| read_bool(map, &key).transpose()).transpose()? {
+            return Ok(own);
+        }
+        let implied = || self.get(POLICY).is_some() || self.own(POLICY_PREFIX, container).is_some();
+        Ok(wide == Some(true) || implied() || stamped || namespace.enabled)
+    }
+
+    /// Whether any container may follow something: where this is false nothing else needs to be read.
+    ///
+    /// # Errors
+    /// `enabled` is neither `"true"` nor `"false"`.
+    pub fn any_enabled(&self, stamped: bool, namespace: NamespaceSettings) -> Result<bool, AnnotationError> {
+        let wide = self.0.iter().find_map(|map| enabled(map).transpose()).transpose()?;
+        let own = || self.0.iter().any(|map| has_prefix(map, ENABLED_PREFIX));
+        Ok(wide.unwrap_or_else(|| self.has_policy() || own() || stamped || namespace.enabled))
+    }
+}
+
+fn has_prefix(map: &Map, prefix: &str) -> bool {
+    map.range(prefix.to_owned()..).next().is_some_and(|(key, _)| key.starts_with(prefix))
+}
+
+/// Reads the annotations of a Pod, or of a workload with its Pod template. What is wrong for one container does not
+/// touch the others.
+pub fn read(levels: Levels<'_>, containers: Containers<'_>) -> Annotated {
+    let mut found = Annotated::default();
+    let all: Vec<&str> = containers.regular.iter().chain(containers.init).copied().collect();
+    let meant = meant(levels, containers, &all, &mut found);
+    for (prefix, _) in PREFIXES {
+        for key in levels.0.iter().flat_map(|map| map.keys()).filter(|key| key.starts_with(prefix)) {
+            let name = &key[prefix.len()..];
+            if !all.contains(&name) {
+                found.problem(format!("annotation {key}: there is no container {name:?}"));
+            }
+        }
+    }
+    for name in &all {
+        let wide = meant.contains(name);
+        let get = |prefix: &str, key: &str| levels.own(prefix, name).or_else(|| levels.get(key).filter(|_| wide));
+        let Some(policy) = get(POLICY_PREFIX, POLICY) else {
+            continue;
+        };
+        match levels.enabled(name, false, NamespaceSettings::default()) {
+            Ok(true) => {}
+            Ok(false) => continue,
+            Err(error) => {
+                found.problem(error.to_string());
+                continue;
+            }
+        }
+        let key = if levels.own(POLICY_PREFIX, name).is_some() {
+            format!("{POLICY_PREFIX}{name}")
+        } else {
+            POLICY.to_owned()
+        };
+        let wanted = Wanted::read(
+            (&key, policy),
+            get(PATTERN_PREFIX, PATTERN),
+            get(INTERVAL_PREFIX, INTERVAL),
+            levels.get(IMAGE_PULL_SECRETS),
+        );
+        match wanted {
+            Ok(wanted) => _ = found.containers.insert((*name).to_owned(), wanted),
+            Err(problem) => found.problem(problem),
+        }
+    }
+    if !levels.has_policy()
+        && let Some(key) = [PATTERN, INTERVAL, CONTAINERS].into_iter().find(|key| levels.get(key).is_some())
+    {
+        found.problem(format!("annotation {key} has no effect without {POLICY}; there is no default policy"));
+    }
+    if let Err(error) = levels.any_enabled(false, NamespaceSettings::default()) {
+        found.problem(error.to_string());
+    }
+    found
+}
+
+/// Keys that end in a container's name, and the Pod-wide key of each.
+const PREFIXES: [(&str, &str); 4] =
+    [(POLICY_PREFIX, POLICY), (ENABLED_PREFIX, ENABLED), (PATTERN_PREFIX, PATTERN), (INTERVAL_PREFIX, INTERVAL)];
+
+/// The containers that the Pod-wide keys mean.
+fn meant<'a>(levels: Levels<'a>, containers: Containers<'a>, all: &[&'a str], found: &mut Annotated) -> Vec<&'a str> {
+    if let Some(names) = levels.get(CONTAINERS) {
+        let names: Vec<&str> = words(names).collect();
+        if names.is_empty() && levels.get(POLICY).is_some() {
+            found.problem(format!("annotation {CONTAINERS} names no container"));
+        }
+        for name in names.iter().filter(|name| !all.contains(name)) {
+            found.problem(format!("annotation {CONTAINERS}: there is no container {name:?}"));
+        }
+        return names.into_iter().filter(|name| all.contains(name)).collect();
+    }
+    let without_own = |name: &&&str| levels.own(POLICY_PREFIX, name).is_none();
+    match containers.regular {
+        [only] => vec![only],
+        // Every container has a policy of its own, so the Pod-wide one means nobody's.
+        several if levels.get(POLICY).is_some() && several.iter().any(|name| without_own(&name)) => {
+            found.ambiguous = true;
+            found.problem(format!(
+                "annotation {POLICY} does not say which of the containers {} it means; name them in {CONTAINERS}, or \
+                 use {POLICY_PREFIX}<container>",
+                several.join(", ")
+            ));
+            Vec::new()
+        }
+        _ => Vec::new(),
+    }
+}
+
+fn words(value: &str) -> impl Iterator<Item = &str> {
+    value.split(|c: char| c == ',' || c.is_whitespace()).filter(|word| !word.is_empty())
+}
+
+impl Annotated {
+    fn problem(&mut self, problem: String) {
+        if !self.problems.contains(&problem) {
+            self.problems.push(problem);
+        }
+    }
+}
+
+impl Wanted {
+    /// The error names the key, what is wrong and what to do.
+    fn read(
+        (key, policy): (&str, &str),
+        pattern: Option<&str>,
+        interval: Option<&str>,
+        pull_secrets: Option<&str>,
+    ) -> Result<Self, String> {
+        for value in [Some(policy), pattern, interval].into_iter().flatten() {
+            if value.len() > MAX_VALUE {
+                return Err(format!("annotation {key} or those beside it are longer than {MAX_VALUE} bytes"));
+            }
+        }
+        let policy = policy.trim();
+        let (kind, value) =
+            rule_of(policy).ok_or_else(|| format!("annotation {key}: unknown policy {policy:?}; use {POLICIES}"))?;
+        Rule::parse(kind.as_str(), value.as_deref()).map_err(|error| format!("annotation {key}: {error}"))?;
+        let pattern = pattern.filter(|pattern| !pattern.is_empty());
+        Filter::new(pattern, None, &[]).map_err(|error| format!("annotation {PATTERN}: {error}"))?;
+        let interval = interval.map_or(DEFAULT_INTERVAL, str::trim);
+        let trigger = TriggerSpec { kind: TriggerType::Interval, value: interval.to_owned() };
+        Schedule::parse(&trigger, Timestamp::UNIX_EPOCH).map_err(|error| format!("annotation {INTERVAL}: {error}"))?;
+        Ok(Self {
+            policy: policy.to_owned(),
+            kind,
+            value,
+            pattern: pattern.map(str::to_owned),
+            interval: interval.to_owned(),
+            pull_secrets: pull_secrets.into_iter().flat_map(words).map(str::to_owned).collect(),
+        })
+    }
+
+    /// The spec of the Image that follows from it, for a container whose text is `text`. The own tag is where the choice
+    /// starts.
+    pub fn spec(&self, text: &Reference) -> ImageSpec {
+        ImageSpec {
+            image: text.name().to_owned(),
+            base_tag: text.tag().unwrap_or("latest").to_owned(),
+            image_pull_secrets: self.pull_secrets.iter().map(|name| NameRef { name: name.clone() }).collect(),
+            insecure_skip_tls_verify: false,
+            triggers: vec![TriggerSpec { kind: TriggerType::Interval, value: self.interval.clone() }],
+            rules: vec![RuleSpec {
+                name: RULE_NAME.to_owned(),
+                kind: self.kind,
+                value: self.value.clone(),
+                actions: vec![Action { kind: ActionType::Apply, data: None }],
+            }],
+            filter: self
+                .pattern
+                .as_ref()
+                .map(|pattern| FilterSpec { pattern: Some(pattern.clone()), ..FilterSpec::default() }),
+            suspend: None,
+            min_age: None,
+            windows: Vec::new(),
+            rollout: None,
+            pin_digest: None,
+            platforms: Vec::new(),
+        }
+    }
+}
+
+/// The rule of the resource that a policy annotation stands for; none if it is no policy.
+fn rule_of(policy: &str) -> Option<(RuleType, Option<String>)> {
+    Some(match policy {
+        "patch" => (RuleType::Patch, None),
+        "minor" => (RuleType::Minor, None),
+        "major" => (RuleType::Major, None),
+        "semver" => (RuleType::Semver, None),
+        "timestamp" => (RuleType::Timestamp, None),
+        "numerical" => (RuleType::Numerical, None),
+        "alphabetical" | "alphabetical:asc" | "asc" => (RuleType::Alphabetical, None),
+        "alphabetical:desc" | "desc" => (RuleType::Alphabetical, Some("desc".to_owned())),
+        "digest" => (RuleType::Digest, None),
+        other => {
+            let range = other.strip_prefix("semver:")?.trim();
+            // An empty range would be every version: never a silent default.
+            (!range.is_empty()).then(|| (RuleType::Semver, Some(range.to_owned())))?
+        }
+    })
+}
+
+/// The name of the Image that sync writes for a container of a workload: readable, and the same whoever computes it.
+/// `kind` and `owner` are those of the object that the user annotated (a `CronJob`, not its Jobs).
+pub fn image_name(kind: &str, owner: &str, container: &str) -> String {
+    let hash = super::short_hash(&[kind, owner, container]);
+    format!("{}-{hash}", readable(&format!("{owner}-{container}")))
+}
+
+/// The name of the Image for Pods without a controller that kimup knows: those with the same settings share it.
+pub fn bare_image_name(container: &str, spec: &ImageSpec) -> String {
+    let spec = serde_json::to_string(spec).unwrap_or_default();
+    format!("{}-{}", readable(&format!("pod-{container}")), super::short_hash(&["Pod", container, &spec]))
+}
+
+/// The part of a name that a person reads, with a hash behind it well below the 253 bytes of a name (RFC 1123). What
+/// admission sees is not validated yet, so a name may be anything.
+fn readable(name: &str) -> &str {
+    let end = name.char_indices().map(|(at, c)| at + c.len_utf8()).take_while(|end| *end <= 200).last();
+    name[..end.unwrap_or(0)].trim_end_matches(['-', '.'])
+}
+
+/// Names the object whose annotations count for a Pod, from its controller, without asking anybody: a Deployment names
+/// its `ReplicaSets` after itself and the template's hash, a `CronJob` its Jobs after itself and a number.
+///
+/// The candidates come in the order in which they are to be tried.
+pub fn owners_of(kind: &str, name: &str, template_hash: &str) -> Vec<(&'static str, String)> {
+    match kind {
+        "ReplicaSet" => {
+            let deployment = name.strip_suffix(template_hash).and_then(|rest| rest.strip_suffix('-'));
+            deployment.filter(|_| !template_hash.is_empty()).map(|d| ("Deployment", d.to_owned())).into_iter().collect()
+        }
+        "StatefulSet" => vec![("StatefulSet", name.to_owned())],
+        "DaemonSet" => vec![("DaemonSet", name.to_owned())],
+        "Job" => {
+            let mut owners = vec![("Job", name.to_owned())];
+            let cron = name.rsplit_once('-').filter(|(_, n)| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()));
+            owners.extend(cron.map(|(cron, _)| ("CronJob", cron.to_owned())));
+            owners
+        }
+        _ => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests;
