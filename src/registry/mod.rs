@@ -11,9 +11,12 @@
 //! | `transport` | connections, TLS, resolver, what a broken connection means |
 //! | `link`, `page` | the next page's address; a page's tags (pure) |
 //! | `limiter` | the budget of each host |
+//! | `hosts` | places and pauses of each host |
+//! | `shared` | one listing for all who ask for the same |
 
 mod auth;
 mod error;
+mod hosts;
 mod http;
 mod keyring;
 mod limiter;
@@ -21,6 +24,7 @@ mod link;
 mod login;
 mod origin;
 mod page;
+mod shared;
 #[cfg(test)]
 mod tests;
 mod transport;
@@ -32,14 +36,17 @@ use url::Url;
 
 use self::{
     auth::{TokenCache, TokenKey},
+    hosts::Hosts,
     http::{Answer, Session},
     login::Login,
     origin::{Origin, PlainHttp, host_text},
     page::{Collector, PageError},
+    shared::Shared,
     transport::{Transport, Tuning},
 };
 pub use self::{
     error::{Cap, PullSecretError, Refusal, RegistryError, Step},
+    hosts::Asker,
     keyring::{Credentials, Keyring, PullSecret},
 };
 use crate::policy;
@@ -119,6 +126,8 @@ struct Inner {
     tokens: TokenCache,
     plain_http: PlainHttp,
     limits: Limits,
+    hosts: Hosts,
+    shared: Arc<Shared>,
 }
 
 impl Client {
@@ -137,6 +146,8 @@ impl Client {
             plain_http: PlainHttp::parse(&config.plain_http)?,
             tokens: TokenCache::default(),
             limits: config.limits.clone(),
+            hosts: Hosts::default(),
+            shared: Arc::new(Shared::new()?),
             transport: Transport::new(config, tuning)?,
         })))
     }

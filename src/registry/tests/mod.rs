@@ -3,4 +3,5 @@
 mod access;
 mod fake;
 mod listing;
+mod sharing;
 mod tls;
