@@ -50,7 +50,7 @@ pub(super) type HostKey = (Origin, bool);
 pub(super) struct Hosts {
     places: Arc<Semaphore>,
     reserve: Arc<Semaphore>,
-    hosts: Mutex<HashMap<HostKey, Arc<Host>>>,
+    known: Mutex<HashMap<HostKey, Arc<Host>>>,
 }
 
 struct Host {
@@ -107,19 +107,19 @@ impl Hosts {
     }
 
     fn host(&self, key: &HostKey) -> Arc<Host> {
-        let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
-        if hosts.len() >= MAX_HOSTS && !hosts.contains_key(key) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= MAX_HOSTS && !known.contains_key(key) {
             let now = Instant::now();
-            hosts.retain(|_, host| Arc::strong_count(host) > 1 || host.health().is_pausing(now));
+            known.retain(|_, host| Arc::strong_count(host) > 1 || host.health().is_pausing(now));
         }
-        hosts.entry(key.clone()).or_default().clone()
+        known.entry(key.clone()).or_default().clone()
     }
 }
 
 impl Default for Hosts {
     fn default() -> Self {
         let places = |count| Arc::new(Semaphore::new(count));
-        Self { places: places(IN_ALL), reserve: places(RESERVE_IN_ALL), hosts: Mutex::default() }
+        Self { places: places(IN_ALL), reserve: places(RESERVE_IN_ALL), known: Mutex::default() }
     }
 }
 

@@ -207,7 +207,7 @@ async fn idle_hosts_are_forgotten() {
     for n in 0..MAX_HOSTS * 2 {
         assert!(hosts.opens(&format!("r{n}.io"), Asker::Schedule));
     }
-    assert!(hosts.hosts.lock().unwrap().len() <= MAX_HOSTS);
+    assert!(hosts.known.lock().unwrap().len() <= MAX_HOSTS);
     assert!(!hosts.opens("r.io", Asker::Schedule), "one that pauses is not");
     assert_eq!(hosts.host(&key("slow.io")).places.available_permits(), PER_HOST - 1, "nor is one in use");
     drop(inside);
