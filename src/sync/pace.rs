@@ -73,7 +73,7 @@ pub fn resume(spec: &CompiledSpec, last: Timestamp, now: Timestamp, heartbeat: D
 pub fn retry_pause(spec: Option<&CompiledSpec>, failures: u32) -> Duration {
     let pause = RETRY_FIRST.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(RETRY_MAX);
     let jitter = spec.map(|spec| Phase::of(&spec.repository).share_of(pause / 4));
-    pause - jitter.unwrap_or_default()
+    pause.saturating_sub(jitter.unwrap_or_default())
 }
 
 /// Places for work that asks the API server. Nobody keeps one while a registry is waited for: one that hangs would hold

@@ -3,5 +3,6 @@
 mod access;
 mod fake;
 mod listing;
+mod manifest;
 mod sharing;
 mod tls;
