@@ -6,7 +6,7 @@
 //! | `origin` | where requests and tokens may go (pure) |
 //! | `keyring` | pull secrets, matched as the kubelet does (pure) |
 //! | `auth` | challenges, tokens and their cache |
-//! | `login` | which credentials to try next in one listing |
+//! | `login`, `memory` | which credentials to try next in one listing; what the next listing need not ask again |
 //! | `http` | sending: rate, retries, redirects, caps |
 //! | `transport` | connections, TLS, resolver, what a broken connection means |
 //! | `link`, `page` | the next page's address; a page's tags (pure) |
@@ -25,6 +25,7 @@ mod limiter;
 mod link;
 mod login;
 mod manifest;
+mod memory;
 mod origin;
 mod page;
 mod shared;
