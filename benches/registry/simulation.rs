@@ -17,7 +17,9 @@ use tokio::time::Instant;
 /// How far the time moves when nobody has anything to do but wait.
 const STEP: Duration = Duration::from_millis(10);
 /// Turns without a request after which everybody waits for the time.
-const QUIET_TURNS: usize = 60;
+const QUIET_TURNS: usize = 30;
+/// Longest that a request may have waited for its host's rate: four listings at once, five requests a second.
+const RATE_WAIT: Duration = Duration::from_secs(2);
 
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
@@ -187,10 +189,10 @@ fn answer(count: &mut Count, request: &Request, realm: &str, life: Duration, set
     if request.uri().path() == "/token" {
         count.tokens += 1;
         let scope = format!("{realm} {:?} {authorization:?}", request.uri().query());
-        // The client renews a token after nine tenths of its life.
+        // The client renews a token after nine tenths of its life, counted from before it waits for its rate.
         if count.held.get(&scope).is_none_or(|until| *until <= now) {
             count.lifetimes += 1;
-            count.held.insert(scope, now + life.mul_f64(0.9));
+            count.held.insert(scope, now + life.mul_f64(0.9) - RATE_WAIT);
         }
         let token = serde_json::json!({ "token": "t", "expires_in": life.as_secs() });
         return respond(200, token.to_string());
