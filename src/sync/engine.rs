@@ -19,6 +19,7 @@ use crate::telemetry::Metrics;
 
 use super::image::Memo;
 use super::queue::Queue;
+use super::source::SourceKey;
 use super::watch;
 use super::workload::View;
 use super::world::{ImageKey, World};
@@ -67,6 +68,7 @@ pub struct Sync {
     pub(super) rolling: tokio::sync::Mutex<()>,
     waiting: Mutex<HashSet<WorkloadKey>>,
     pending: Mutex<HashMap<WorkloadKey, Instant>>,
+    told: Mutex<HashMap<SourceKey, (String, Vec<String>)>>,
 }
 
 /// What the queue holds.
@@ -76,6 +78,8 @@ pub(super) enum Key {
     Image(ImageKey),
     /// One workload, for all its Images.
     Workload(WorkloadKey),
+    /// One annotated object, for all its Images.
+    Source(SourceKey),
 }
 
 /// Sync, running.
@@ -113,6 +117,7 @@ pub fn start(
         rolling: tokio::sync::Mutex::default(),
         waiting: Mutex::default(),
         pending: Mutex::default(),
+        told: Mutex::default(),
     });
     let (warm_sender, warm) = tokio::sync::watch::channel(false);
     let task = tokio::spawn(run(sync.clone(), warm_sender, shutdown));
@@ -167,7 +172,7 @@ impl Workers {
     fn handle(&self, sync: Arc<Sync>, key: Key) {
         let places = match &key {
             Key::Image(_) => self.images.clone(),
-            Key::Workload(_) => self.workloads.clone(),
+            Key::Workload(_) | Key::Source(_) => self.workloads.clone(),
         };
         self.tasks.spawn(async move {
             // A panic in one key's work must not leave the key marked as running for ever.
@@ -179,6 +184,7 @@ impl Workers {
             match &key {
                 Key::Image(image) => sync.reconcile_image(image).await,
                 Key::Workload(workload) => sync.reconcile_workload(workload).await,
+                Key::Source(source) => sync.reconcile_source(source).await,
             }
         });
     }
@@ -227,7 +233,15 @@ impl Sync {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What was said of each annotated object: its UID, and what is wrong.
+    pub(super) fn told(&self) -> MutexGuard<'_, HashMap<SourceKey, (String, Vec<String>)>> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(super) fn queue_everything(&self) {
+        for key in self.world.source_keys() {
+            self.queue.add_now(Key::Source(key));
+        }
         for key in self.world.image_keys() {
             self.queue.add_now(Key::Image(key));
         }

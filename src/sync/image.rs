@@ -10,9 +10,11 @@ use tokio::time::Instant;
 use crate::api::annotations::{ACTION, REQUESTED_AT};
 use crate::api::{self, CompiledSpec, Image, ImageStatus, SyncResult};
 use crate::policy::Repository;
+use crate::rollout::PullAccess;
 
 use super::decide::{self, Known, Verdict};
 use super::engine::{Key, Sync};
+use super::managed;
 use super::observe;
 use super::records;
 use super::status::{self, Failure, Outcome, Subject};
@@ -175,8 +177,7 @@ impl Sync {
             let message = format!("Image {key}: {message}");
             return Outcome::Failed(Failure { result, reason, message, stalled: true });
         };
-        let counts = self.world.images_by_repository(&key.namespace).get(&spec.repository).cloned();
-        if let Some(other) = counts.filter(|other| other.uid() != image.uid()) {
+        if let Some(other) = self.duplicate_of(image, &spec.repository) {
             let message = format!(
                 "Image {key}: {} is followed by the older Image {} already; remove one of them",
                 spec.repository,
@@ -189,7 +190,18 @@ impl Sync {
                 stalled: true,
             });
         }
-        self.choose(key, image, status, spec).await.unwrap_or_else(Outcome::Failed)
+        let access = self.pull_access(image);
+        self.choose(key, image, status, spec, access.as_ref()).await.unwrap_or_else(Outcome::Failed)
+    }
+
+    /// The older Image of a person that counts for the repository. An Image that kimup made counts beside it.
+    pub(super) fn duplicate_of(&self, image: &Image, repository: &Repository) -> Option<Arc<Image>> {
+        if managed::is_managed(&image.metadata) {
+            return None;
+        }
+        let namespace = image.metadata.namespace.as_deref().unwrap_or_default();
+        let counts = self.world.images_by_repository(namespace).get(repository).cloned();
+        counts.filter(|other| other.uid() != image.uid())
     }
 
     /// Asks the registry and decides; also answers the webhook's question, so it writes nothing.
@@ -199,8 +211,9 @@ impl Sync {
         image: &Image,
         status: &ImageStatus,
         spec: &CompiledSpec,
+        access: Option<&PullAccess>,
     ) -> Result<Outcome, Failure> {
-        let listing = observe::list_tags(&self.client, &self.registry, image, spec).await;
+        let listing = observe::list_tags(&self.client, &self.registry, image, spec, access).await;
         let host = spec.repository.host();
         let listing = match listing {
             Ok(listing) => {
@@ -209,7 +222,7 @@ impl Sync {
             }
             Err(failure) => return Err(failure),
         };
-        let stamped = self.newest_stamp(key, spec);
+        let stamped = self.newest_stamp(image, spec);
         let known = Known {
             settled: status.tag.as_deref(),
             in_flight: status.rollout.as_ref().map(|r| r.tag.as_str()),
@@ -231,11 +244,11 @@ impl Sync {
         }
     }
 
-    /// The newest tag that stamps of the namespace name for this repository (an Image that lost its status adopts it).
-    fn newest_stamp(&self, key: &ImageKey, spec: &CompiledSpec) -> Option<String> {
+    /// The newest tag that stamps of its users name for this repository (an Image that lost its status adopts it).
+    fn newest_stamp(&self, image: &Image, spec: &CompiledSpec) -> Option<String> {
         let order = api::Order::from(spec);
-        let users = self.world.users(&key.namespace, &spec.repository);
-        let stamps = users.iter().flat_map(|w| w.containers.iter().filter_map(|c| w.stamp(&c.name)));
+        let users = self.world.users_of(image);
+        let stamps = users.iter().flat_map(|user| user.containers.iter().filter_map(|c| user.workload.stamp(c)));
         let tags = stamps.filter_map(|stamp| {
             let reference = crate::policy::Reference::parse(&stamp.reference).ok()?;
             (reference.repository() == &spec.repository).then(|| reference.tag().map(str::to_owned))?
@@ -244,9 +257,8 @@ impl Sync {
     }
 
     pub(super) fn subject<'a>(&self, image: &'a Image, compiled: Option<&CompiledSpec>) -> Subject<'a> {
-        let namespace = image.metadata.namespace.as_deref().unwrap_or_default();
         let repository = Repository::parse(&image.spec.image).ok();
-        let used = repository.as_ref().is_some_and(|r| !self.world.users(namespace, r).is_empty());
+        let used = !self.world.users_of(image).is_empty();
         Subject {
             uid: image.metadata.uid.as_deref().unwrap_or_default(),
             generation: image.metadata.generation,

@@ -8,12 +8,14 @@ use kube::api::Api;
 
 use crate::api::{CompiledSpec, Image, SyncResult};
 use crate::registry::{self, Keyring, ListRequest, Listing, PullSecret, RegistryError};
+use crate::rollout::PullAccess;
 
+use super::access;
 use super::status::Failure;
 
-const SECRET_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const SECRET_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Lists the tags of an Image's repository with its pull secrets.
+/// Lists the tags of an Image's repository with its pull secrets; with those of `access` if it names none.
 ///
 /// Secrets are read by `get` at each call, so a changed one takes effect at the next sync and a removed one stops use at
 /// once. Nothing of them outlives the call but in the registry client's token cache.
@@ -22,13 +24,20 @@ pub async fn list_tags(
     registry: &registry::Client,
     image: &Image,
     spec: &CompiledSpec,
+    access: Option<&PullAccess>,
 ) -> Result<Listing, Failure> {
+    let (keyring, skipped) = match access.filter(|_| image.spec.image_pull_secrets.is_empty()) {
+        Some(access) => {
+            access::keyring(client, image.metadata.namespace.as_deref().unwrap_or_default(), access).await?
+        }
+        None => (keyring(client, image).await?, Vec::new()),
+    };
     let request = ListRequest {
         repository: spec.repository.clone(),
-        keyring: keyring(client, image).await?,
+        keyring,
         insecure_skip_tls_verify: image.spec.insecure_skip_tls_verify,
     };
-    registry.list_tags(&request).await.map_err(|error| registry_failure(&error))
+    registry.list_tags(&request).await.map_err(|error| access::explain(registry_failure(&error), &error, &skipped))
 }
 
 async fn keyring(client: &kube::Client, image: &Image) -> Result<Keyring, Failure> {
@@ -44,9 +53,7 @@ async fn keyring(client: &kube::Client, image: &Image) -> Result<Keyring, Failur
                 return Err(failure(format!("not found; create it or fix spec.imagePullSecrets[{index}].name")));
             }
             Ok(Err(kube::Error::Api(status))) if status.code == 403 => {
-                return Err(failure(format!(
-                    "kimup may not read it; bind the ClusterRole kimup-pull-secrets to its ServiceAccount by a RoleBinding in namespace {namespace}"
-                )));
+                return Err(failure(forbidden(namespace)));
             }
             Ok(Err(error)) => return Err(failure(format!("cannot be read: {error}"))),
             Err(_) => {
@@ -60,7 +67,15 @@ async fn keyring(client: &kube::Client, image: &Image) -> Result<Keyring, Failur
     Keyring::from_secrets(secrets).map_err(|error| secret_failure(error.to_string()))
 }
 
-fn secret_failure(message: String) -> Failure {
+/// What is missing if the API server refuses a Secret.
+pub(super) fn forbidden(namespace: &str) -> String {
+    format!(
+        "kimup may not read it; bind the ClusterRole kimup-pull-secrets to its ServiceAccount by a RoleBinding in \
+         namespace {namespace}"
+    )
+}
+
+pub(super) fn secret_failure(message: String) -> Failure {
     Failure { result: SyncResult::PullSecretsError, reason: "PullSecretInvalid", message, stalled: false }
 }
 
