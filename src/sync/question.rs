@@ -51,13 +51,10 @@ impl Sync {
                 return Ok(answer);
             }
             let until = if self.leadership.is_leader() { deadline } else { patience };
-            match tokio::time::timeout_at(until, changed.changed()).await {
-                Ok(Ok(())) => {}
-                _ => {
-                    let image = image.ok_or_else(|| format!("Image {key} is not known here yet"))?;
-                    let access = self.pull_access(&image);
-                    return self.decide_alone(&key, &image, access.as_ref(), deadline).await;
-                }
+            if !matches!(tokio::time::timeout_at(until, changed.changed()).await, Ok(Ok(()))) {
+                let image = image.ok_or_else(|| format!("Image {key} is not known here yet"))?;
+                let access = self.pull_access(&image);
+                return self.decide_alone(&key, &image, access.as_ref(), deadline).await;
             }
         }
     }

@@ -23,9 +23,9 @@ const OUR_DOMAIN: &str = "kimup.cloudavenue.io";
 pub enum SourceKind {
     /// One that kimup rolls.
     Workload(rollout::Kind),
-    /// `batch/v1` CronJob.
+    /// `batch/v1` `CronJob`.
     CronJob,
-    /// `batch/v1` Job that no CronJob made.
+    /// `batch/v1` Job that no `CronJob` made.
     Job,
     /// A Pod without a controller that kimup knows.
     Pod,
@@ -137,11 +137,11 @@ pub struct Wish {
 pub enum JobSeen {
     /// Its own annotations count.
     Own(Source),
-    /// Those of the CronJob with this name count.
+    /// Those of the `CronJob` with this name count.
     Of {
         /// Its UID.
         uid: String,
-        /// Name of the CronJob.
+        /// Name of the `CronJob`.
         cron_job: String,
     },
 }
@@ -175,7 +175,7 @@ impl Source {
         [&workload.template_annotations, &workload.annotations].iter().any(|map| map.keys().any(|key| is_ours(key)))
     }
 
-    /// Reads a CronJob. None if it lacks what every stored object has.
+    /// Reads a `CronJob`. None if it lacks what every stored object has.
     pub fn of_cron_job(object: &CronJob) -> Option<Self> {
         let job = &object.spec.job_template;
         let template = &job.spec.as_ref()?.template;

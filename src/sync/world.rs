@@ -65,7 +65,7 @@ struct Namespace {
     pods: BTreeMap<String, Arc<PodRecord>>,
     /// Of workloads only those with annotations of ours.
     sources: BTreeMap<SourceKey, Arc<Source>>,
-    /// Jobs that a CronJob made: UID of the Job and name of the CronJob.
+    /// Jobs that a `CronJob` made: UID of the Job and name of the `CronJob`.
     jobs: BTreeMap<String, (String, String)>,
 }
 

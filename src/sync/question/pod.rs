@@ -71,7 +71,7 @@ impl Sync {
         let (image, access) = match found {
             Found::Made(image) => (image.as_ref().clone(), self.pull_access(&image)),
             Found::Unmade { image, access, .. } => (*image, Some(access)),
-            Found::Behind { alone: true } => match self.by_itself(&question.namespace, pod) {
+            Found::Behind { alone: true } => match by_itself(&question.namespace, pod) {
                 Some(image) => (image, Some(access(pod))),
                 None => return Ok(Answered::not_covered()),
             },
@@ -120,7 +120,7 @@ impl Sync {
     }
 
     fn find_bare(&self, namespace: &str, pod: &PodQuestion) -> Found {
-        let Some(image) = self.by_itself(namespace, pod) else {
+        let Some(image) = by_itself(namespace, pod) else {
             return Found::NotCovered;
         };
         match self.world.image(&key_of(&image)) {
@@ -131,13 +131,6 @@ impl Sync {
             }
             _ => Found::Unmade { image: Box::new(image), access: access(pod), by: None },
         }
-    }
-
-    /// The Image that the Pod's own annotations ask for.
-    fn by_itself(&self, namespace: &str, pod: &PodQuestion) -> Option<Image> {
-        let spec = pod.spec.as_ref()?;
-        let name = bare_image_name(&pod.container, spec);
-        Some(managed::unwritten(namespace, None, &name, spec))
     }
 
     fn owner(&self, namespace: &str, pod: &PodQuestion) -> Owner {
@@ -161,6 +154,13 @@ impl Sync {
         };
         source.map_or(Owner::Unknown, Owner::Known)
     }
+}
+
+/// The Image that the Pod's own annotations ask for.
+fn by_itself(namespace: &str, pod: &PodQuestion) -> Option<Image> {
+    let spec = pod.spec.as_ref()?;
+    let name = bare_image_name(&pod.container, spec);
+    Some(managed::unwritten(namespace, None, &name, spec))
 }
 
 fn access(pod: &PodQuestion) -> PullAccess {

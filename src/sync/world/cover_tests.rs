@@ -48,7 +48,9 @@ fn the_own_image_counts_before_one_by_repository() {
     #[track_caller]
     fn check(annotations: &[(&str, &str)], images: &[Arc<Image>], expected: [Option<&str>; 2]) {
         let world = World::default();
-        images.iter().for_each(|image| put(&world, image));
+        for image in images {
+            put(&world, image);
+        }
         let web = workload("web", annotations);
         world.put_workload(web.clone());
         let found = world.images_of(&web);
@@ -77,7 +79,7 @@ fn the_own_image_counts_before_one_by_repository() {
     check(policy, &[user(), made("app", "u", "old")], [None, None]);
     check(policy, &[user(), made("app", "earlier", "app")], [None, None]);
     // It is never found by its repository, nor without a policy.
-    check(on, &[app.clone()], [None, None]);
+    check(on, std::slice::from_ref(&app), [None, None]);
     check(on, &[app.clone(), user()], [Some("user"), None]);
     // A typo is no opting out.
     check(&[("policy.~/app", "semvre")], &[user(), app.clone()], [Some(own), None]);
@@ -90,7 +92,9 @@ fn groups_share_their_limit() {
     fn check(patches: &[Value], same: bool, most: usize) {
         let world = World::default();
         let images: Vec<_> = patches.iter().enumerate().map(|(i, patch)| image(&format!("i{i}"), patch)).collect();
-        images.iter().for_each(|image| put(&world, image));
+        for image in &images {
+            put(&world, image);
+        }
         assert_eq!(same_group(&images[0], &images[1]), same, "{patches:?}");
         assert_eq!(world.max_concurrent(&images[0]), most, "{patches:?}");
     }
@@ -123,14 +127,14 @@ fn an_annotated_workload_is_a_source() {
     world.put_workload(web.clone());
     assert!(world.is_annotated(&key));
     assert_eq!(world.source(&key).unwrap().wish.images.len(), 1);
-    assert_eq!(world.source_keys(), [key.clone()]);
+    assert_eq!(world.source_keys(), std::slice::from_ref(&key));
     // Opted out: it is known, and asks for nothing.
     world.put_workload(Workload { resource_version: "8".to_owned(), ..workload("web", &[]) });
     assert!(!world.is_annotated(&key) && world.source_keys().is_empty());
     assert!(world.source(&key).unwrap().wish.images.is_empty());
     // What was made for it must be looked at.
     put(&world, &made("app", "u", "app"));
-    assert_eq!(world.source_keys(), [key.clone()]);
+    assert_eq!(world.source_keys(), std::slice::from_ref(&key));
     assert_eq!(world.made_for(&key).len(), 1);
     let other = WorkloadKey { kind: rollout::Kind::StatefulSet, ..web.key.clone() };
     assert!(world.made_for(&SourceKey::from(&other)).is_empty());

@@ -27,7 +27,7 @@ impl Namespace {
 }
 
 impl World {
-    /// Takes in a CronJob or a Pod; `None` if it asks for nothing or is gone. Returns whether that is new.
+    /// Takes in a `CronJob` or a Pod; `None` if it asks for nothing or is gone. Returns whether that is new.
     pub fn put_source(&self, key: &SourceKey, source: Option<Source>) -> bool {
         let mut changed = false;
         if source.is_some() {
@@ -104,7 +104,7 @@ impl World {
         sources.filter(|(key, _)| key.kind == SourceKind::Pod).map(|(_, source)| source.clone()).collect()
     }
 
-    /// The CronJob that made a Job, by the Job's UID.
+    /// The `CronJob` that made a Job, by the Job's UID.
     pub fn cron_job_of(&self, namespace: &str, job: &str, uid: &str) -> Option<String> {
         let namespaces = self.lock();
         let (of, cron_job) = namespaces.get(namespace)?.jobs.get(job)?;
