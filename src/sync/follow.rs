@@ -160,6 +160,14 @@ impl Sync {
         });
     }
 
+    /// Looks again at the objects of a namespace on which something was said: an Image in the way may have gone.
+    pub(super) fn queue_told(&self, namespace: &str) {
+        for key in self.told().keys().filter(|key| key.namespace == namespace) {
+            let key = if key.kind == SourceKind::Pod { SourceKey::pods(namespace) } else { key.clone() };
+            self.queue.add_now(Key::Source(key));
+        }
+    }
+
     /// Asks for what a change of an Image that kimup made concerns; false if a person made it.
     pub(super) fn queue_owner(&self, namespace: &str, image: &Cached) -> bool {
         let Some(source) = managed::source_of(namespace, image.metadata()) else {

@@ -59,6 +59,7 @@ pub(super) fn start(sync: &Arc<Sync>, shutdown: &CancellationToken) -> Watches {
             sync.queue.add_now(Key::Image(key));
             if !removed.is_some_and(|image| sync.queue_owner(namespace, &image)) {
                 sync.queue_namespace(namespace);
+                sync.queue_told(namespace);
                 sync.revisit_duplicates(namespace);
             }
         },

@@ -2,6 +2,7 @@
 
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::batch::v1::CronJob;
+use k8s_openapi::api::core::v1::{Pod, Secret, ServiceAccount};
 use kimup::api::Image;
 use kimup::api::annotated::image_name;
 use kimup_testbed::eventually;
@@ -9,7 +10,7 @@ use kube::ResourceExt;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 
-use crate::support::{Bed, DEADLINE, Shop, image_of, pod, with_annotations};
+use crate::support::{Bed, DEADLINE, Shop, USER, image_of, pod, with_annotations};
 
 const POLICY: &str = "kimup.cloudavenue.io/policy";
 const INTERVAL: &str = "kimup.cloudavenue.io/interval";
@@ -157,9 +158,9 @@ async fn a_bare_pod_has_its_image_as_long_as_it_lives() {
     let applied = &created.annotations()["kimup.cloudavenue.io/applied"];
     assert_eq!(*applied, format!("app: 1.0.0 -> 1.1.0 (Image {})", made[0]));
     let params = DeleteParams::default().grace_period(0);
-    shop.api::<k8s_openapi::api::core::v1::Pod>().delete("one", &params).await.unwrap();
+    shop.api::<Pod>().delete("one", &params).await.unwrap();
     shop.sync(&made[0]).await;
-    shop.api::<k8s_openapi::api::core::v1::Pod>().delete("two", &params).await.unwrap();
+    shop.api::<Pod>().delete("two", &params).await.unwrap();
     eventually(DEADLINE, "the Image goes", async || {
         let left = images(&shop).await;
         if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
@@ -195,4 +196,75 @@ async fn jobs_of_a_cron_job_get_its_tag() {
     })
     .await;
     assert_eq!(images(&shop).await, [image_name("CronJob", "backup", "app")]);
+}
+
+#[tokio::test]
+async fn the_service_accounts_pull_secret_counts() {
+    let bed = Bed::shared().await;
+    let registry = &bed.registries.private;
+    registry.push_all("a-account", &["1.0.0", "1.1.0"]).await.unwrap();
+    let shop = bed.shop("a-account", &[]).await;
+    let image = registry.image("a-account");
+    let account = json!({"metadata": {"name": "robot"}, "imagePullSecrets": [{"name": "missing"}, {"name": "pull"}]});
+    let account: ServiceAccount = serde_json::from_value(account).unwrap();
+    shop.api::<ServiceAccount>().create(&PostParams::default(), &account).await.unwrap();
+    let mut patch = on_template(&json!({INTERVAL: "1h"}));
+    patch["metadata"] = json!({"annotations": {POLICY: "semver"}});
+    patch["spec"]["template"]["spec"] = json!({"serviceAccountName": "robot"});
+    let text = format!("{image}:1.0.0");
+    shop.create_deployment("web", &text, &patch).await;
+    let name = image_name("Deployment", "web", "app");
+    // Skipped, as the kubelet does; but said, now that the registry denies access.
+    eventually(DEADLINE, "what is missing is named", async || {
+        let status = shop.api::<Image>().get_opt(&name).await.unwrap().and_then(|made| made.status);
+        let said = serde_json::to_string(&status).unwrap();
+        let (missing, pull) = (format!("{}/missing", shop.namespace), format!("{}/pull", shop.namespace));
+        if said.contains(&missing) && said.contains(&pull) { Ok(()) } else { Err(said) }
+    })
+    .await;
+    let secret = json!({
+        "metadata": {"name": "pull"}, "type": "kubernetes.io/dockerconfigjson",
+        "stringData": {".dockerconfigjson": registry.docker_config(USER.0, USER.1)},
+    });
+    let secret: Secret = serde_json::from_value(secret).unwrap();
+    shop.api::<Secret>().create(&PostParams::default(), &secret).await.unwrap();
+    shop.sync(&name).await;
+    shop.pods_run("web", 2, &format!("{image}:1.1.0")).await;
+    shop.settles(&name, "1.1.0").await;
+}
+
+#[tokio::test]
+async fn workloads_of_a_group_roll_one_at_a_time() {
+    let bed = Bed::shared().await;
+    let registry = &bed.registries.open;
+    registry.push_all("a-group", &["1.0.0", "1.1.0"]).await.unwrap();
+    let shop = bed.shop("a-group", &[]).await;
+    let text = format!("{}:1.0.0", registry.image("a-group"));
+    let names = ["one", "two", "three"];
+    for name in names {
+        // Long enough that two at a time would be seen.
+        let mut patch = on_template(&json!({"testbed.kimup/ready-after": "1s"}));
+        patch["metadata"] = json!({"annotations": {POLICY: "semver", INTERVAL: "1h"}});
+        patch["spec"]["replicas"] = json!(1);
+        shop.create_deployment(name, &text, &patch).await;
+    }
+    let mut most = 0;
+    eventually(DEADLINE, "all have rolled", async || {
+        let all = shop.api::<Deployment>().list(&ListParams::default()).await.unwrap().items;
+        let stamped = |d: &&Deployment| {
+            let metadata = d.spec.template.metadata.as_ref().and_then(|m| m.annotations.as_ref());
+            metadata.is_some_and(|map| map.contains_key("stamp.kimup.cloudavenue.io/app"))
+        };
+        let status = |d: &Deployment| d.status.clone().unwrap_or_default();
+        let ready = |d: &&Deployment| {
+            let status = status(d);
+            status.observed_generation >= d.metadata.generation
+                && (status.updated_replicas, status.replicas, status.available_replicas) == (Some(1), Some(1), Some(1))
+        };
+        most = most.max(all.iter().filter(stamped).filter(|d| !ready(d)).count());
+        let done = all.iter().filter(stamped).filter(ready).count();
+        if done == names.len() { Ok(()) } else { Err(format!("{done}")) }
+    })
+    .await;
+    assert_eq!(most, 1);
 }

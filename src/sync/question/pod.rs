@@ -12,7 +12,7 @@ use crate::rollout::PullAccess;
 use crate::sync::engine::{Key, Sync};
 use crate::sync::managed;
 use crate::sync::source::{Source, SourceKey, SourceKind};
-use crate::sync::world::{Cached, ImageKey};
+use crate::sync::world::{Cached, ImageKey, World};
 
 use super::on_record;
 
@@ -46,7 +46,7 @@ impl Sync {
         let mut asked: Option<Key> = None;
         let found = loop {
             changed.mark_unchanged();
-            let found = self.find(&question.namespace, pod, &text);
+            let found = find(&self.world, &question.namespace, pod, &text);
             // The leader makes the Image and records its tag any moment.
             let (key, until) = match &found {
                 Found::NotCovered | Found::Unmade { by: None, .. } => break found,
@@ -80,80 +80,79 @@ impl Sync {
         let answered = self.decide_alone(&key_of(&image), &image, access.as_ref(), deadline).await?;
         Ok(spoken(answered, question, &image, &text))
     }
+}
 
-    fn find(&self, namespace: &str, pod: &PodQuestion, text: &Reference) -> Found {
-        let source = match self.owner(namespace, pod) {
-            Owner::Known(source) => source,
-            Owner::Unknown => return Found::Behind { alone: true },
-            Owner::Nobody => return self.find_bare(namespace, pod),
+fn find(world: &World, namespace: &str, pod: &PodQuestion, text: &Reference) -> Found {
+    let source = match owner(world, namespace, pod) {
+        Owner::Known(source) => source,
+        Owner::Unknown => return Found::Behind { alone: true },
+        Owner::Nobody => return find_bare(world, namespace, pod),
+    };
+    let about = |image: &str| Repository::parse(image).is_ok_and(|repository| repository == *text.repository());
+    let made = |name: &str| {
+        let key = ImageKey { namespace: namespace.to_owned(), name: name.to_owned() };
+        match world.image(&key) {
+            Some(Cached::Read(image)) if managed::is_made_for(&image, &source) => Some(image),
+            _ => None,
+        }
+    };
+    if let Some((name, spec)) = source.wish.images.get(&pod.container) {
+        if !about(&spec.image) {
+            return Found::Behind { alone: false }; // or somebody else rewrites images
+        }
+        return match made(name).filter(|image| about(&image.spec.image)) {
+            Some(image) => Found::Made(image),
+            None => Found::Unmade {
+                image: Box::new(managed::unwritten(namespace, Some(&source), name, spec)),
+                access: source.access.clone(),
+                by: Some(source.key.clone()),
+            },
         };
-        let about = |image: &str| Repository::parse(image).is_ok_and(|repository| repository == *text.repository());
-        let made = |name: &str| {
-            let key = ImageKey { namespace: namespace.to_owned(), name: name.to_owned() };
-            match self.world.image(&key) {
-                Some(Cached::Read(image)) if managed::is_made_for(&image, &source) => Some(image),
-                _ => None,
-            }
-        };
-        if let Some((name, spec)) = source.wish.images.get(&pod.container) {
-            if !about(&spec.image) {
-                return Found::Behind { alone: false }; // or somebody else rewrites images
-            }
-            return match made(name).filter(|image| about(&image.spec.image)) {
-                Some(image) => Found::Made(image),
-                None => Found::Unmade {
-                    image: Box::new(managed::unwritten(namespace, Some(&source), name, spec)),
-                    access: source.access.clone(),
-                    by: Some(source.key.clone()),
-                },
-            };
-        }
-        if source.wish.unclear.contains(&pod.container) {
-            let image = made(&source.image_name(&pod.container)).filter(|image| about(&image.spec.image));
-            return image.map_or(Found::NotCovered, Found::Made);
-        }
-        // The Pod was made from a template that has a policy: this one may be the one before.
-        if pod.spec.is_some() || !source.wish.any_policy {
-            return Found::Behind { alone: true };
-        }
-        Found::NotCovered
     }
-
-    fn find_bare(&self, namespace: &str, pod: &PodQuestion) -> Found {
-        let Some(image) = by_itself(namespace, pod) else {
-            return Found::NotCovered;
-        };
-        match self.world.image(&key_of(&image)) {
-            Some(Cached::Read(made))
-                if managed::source_of(namespace, &made.metadata).is_some_and(|of| of.kind == SourceKind::Pod) =>
-            {
-                Found::Made(made)
-            }
-            _ => Found::Unmade { image: Box::new(image), access: access(pod), by: None },
-        }
+    if source.wish.unclear.contains(&pod.container) {
+        let image = made(&source.image_name(&pod.container)).filter(|image| about(&image.spec.image));
+        return image.map_or(Found::NotCovered, Found::Made);
     }
+    // The Pod was made from a template that has a policy: this one may be the one before.
+    if pod.spec.is_some() || !source.wish.any_policy {
+        return Found::Behind { alone: true };
+    }
+    Found::NotCovered
+}
 
-    fn owner(&self, namespace: &str, pod: &PodQuestion) -> Owner {
-        let Some(controller) = &pod.controller else {
+fn find_bare(world: &World, namespace: &str, pod: &PodQuestion) -> Found {
+    let Some(image) = by_itself(namespace, pod) else {
+        return Found::NotCovered;
+    };
+    match world.image(&key_of(&image)) {
+        Some(Cached::Read(made))
+            if managed::source_of(namespace, &made.metadata).is_some_and(|of| of.kind == SourceKind::Pod) =>
+        {
+            Found::Made(made)
+        }
+        _ => Found::Unmade { image: Box::new(image), access: access(pod), by: None },
+    }
+}
+
+fn owner(world: &World, namespace: &str, pod: &PodQuestion) -> Owner {
+    let Some(controller) = &pod.controller else {
+        return Owner::Nobody;
+    };
+    let known =
+        |kind, name: &str| world.source(&SourceKey { kind, namespace: namespace.to_owned(), name: name.to_owned() });
+    let source = if controller.kind == SourceKind::Job.as_str() {
+        match world.cron_job_of(namespace, &controller.name, &controller.uid) {
+            Some(cron_job) => known(SourceKind::CronJob, &cron_job),
+            None => known(SourceKind::Job, &controller.name).filter(|job| job.uid == controller.uid),
+        }
+    } else {
+        let owners = owners_of(&controller.kind, &controller.name, &pod.hash);
+        let Some((kind, name)) = owners.first() else {
             return Owner::Nobody;
         };
-        let known = |kind, name: &str| {
-            self.world.source(&SourceKey { kind, namespace: namespace.to_owned(), name: name.to_owned() })
-        };
-        let source = if controller.kind == SourceKind::Job.as_str() {
-            match self.world.cron_job_of(namespace, &controller.name, &controller.uid) {
-                Some(cron_job) => known(SourceKind::CronJob, &cron_job),
-                None => known(SourceKind::Job, &controller.name).filter(|job| job.uid == controller.uid),
-            }
-        } else {
-            let owners = owners_of(&controller.kind, &controller.name, &pod.hash);
-            let Some((kind, name)) = owners.first() else {
-                return Owner::Nobody;
-            };
-            SourceKind::owner(kind).and_then(|kind| known(kind, name))
-        };
-        source.map_or(Owner::Unknown, Owner::Known)
-    }
+        SourceKind::owner(kind).and_then(|kind| known(kind, name))
+    };
+    source.map_or(Owner::Unknown, Owner::Known)
 }
 
 /// The Image that the Pod's own annotations ask for.
@@ -180,3 +179,6 @@ fn spoken(answered: Answered, question: &Question, image: &Image, text: &Referen
     let tag = answered.tag.map(|tag| order.newer_of(text.tag(), &tag).to_owned());
     Answered { tag, image: name, ..answered }
 }
+
+#[cfg(test)]
+mod tests;
