@@ -96,7 +96,7 @@ pub fn run(args: &TagsArgs) -> Result<Vec<u8>, Failure> {
     // A DNS look-up that still blocks must not hold up the end.
     runtime.shutdown_background();
     let listing = listing.map_err(|error| failed(args, error))?;
-    tracing::info!(tags = listing.tags.len(), dropped = listing.dropped, requests = listing.requests, "listed tags");
+    tracing::info!(tags = listing.tags().len(), dropped = listing.dropped, requests = listing.requests, "listed tags");
     match args.output {
         Output::Json => json(&args.image, &listing),
         Output::Text => {
@@ -213,7 +213,7 @@ fn next_step(args: &TagsArgs, error: &RegistryError) -> Option<&'static str> {
 
 fn summary(image: &Repository, endpoint: &str, listing: &Listing) -> String {
     let count = |number: usize, what: &str| format!("{number} {what}{}", if number == 1 { "" } else { "s" });
-    let (tags, requests) = (count(listing.tags.len(), "tag"), count(listing.requests, "request"));
+    let (tags, requests) = (count(listing.tags().len(), "tag"), count(listing.requests, "request"));
     let dropped = match listing.dropped {
         0 => String::new(),
         number => format!(", {} left out as illegal", count(number, "tag")),
@@ -222,8 +222,8 @@ fn summary(image: &Repository, endpoint: &str, listing: &Listing) -> String {
 }
 
 fn text(listing: &Listing) -> Vec<u8> {
-    let mut out = Vec::with_capacity(listing.tags.iter().map(|tag| tag.len() + 1).sum());
-    for tag in &listing.tags {
+    let mut out = Vec::with_capacity(listing.tags().map(|tag| tag.len() + 1).sum());
+    for tag in listing.tags() {
         out.extend_from_slice(tag.as_bytes());
         out.push(b'\n');
     }
@@ -234,12 +234,16 @@ fn json(image: &Repository, listing: &Listing) -> Result<Vec<u8>, Failure> {
     #[derive(Serialize)]
     struct Report<'a> {
         image: String,
-        tags: &'a [String],
+        tags: Vec<&'a str>,
         dropped: usize,
         requests: usize,
     }
-    let report =
-        Report { image: image.to_string(), tags: &listing.tags, dropped: listing.dropped, requests: listing.requests };
+    let report = Report {
+        image: image.to_string(),
+        tags: listing.tags().collect(),
+        dropped: listing.dropped,
+        requests: listing.requests,
+    };
     let mut out = serde_json::to_vec(&report)?;
     out.push(b'\n');
     Ok(out)
@@ -289,7 +293,7 @@ mod tests {
     fn the_summary_counts() {
         let image = Repository::parse("alpine").unwrap();
         let check = |tags: &[&str], dropped: usize, requests: usize, expected: &str| {
-            let tags = tags.iter().map(|&tag| tag.to_owned()).collect();
+            let tags = tags.iter().copied().collect();
             let text = summary(&image, "https://r", &Listing { tags, dropped, requests });
             assert_eq!(text, format!("docker.io/library/alpine: {expected}"));
         };

@@ -257,7 +257,8 @@ impl Sync {
             message: format!("Image {key}: {message}"),
             stalled: false,
         };
-        match decide::decide(spec, known, &listing.tags) {
+        let tags: Vec<&str> = listing.tags().collect();
+        match decide::decide(spec, known, &tags) {
             Verdict::Tag { tag, rule, why, missing, adopted } => Ok(Outcome::Tag { tag, rule, why, missing, adopted }),
             Verdict::Empty => Err(failure("NoTags", format!("{} lists no tags", spec.repository))),
             Verdict::None { why } => {
