@@ -6,7 +6,7 @@
 //! | `origin` | where requests and tokens may go (pure) |
 //! | `keyring` | pull secrets, matched as the kubelet does (pure) |
 //! | `auth` | challenges, tokens and their cache |
-//! | `login` | which credentials to try next in one listing |
+//! | `login`, `memory` | which credentials to try next in one listing; what the next listing need not ask again |
 //! | `http` | sending: rate, retries, redirects, caps |
 //! | `transport`, `resolver` | connections, TLS, proxies, names; what a broken connection means |
 //! | `notice` | `Retry-After` and `Warning` |
@@ -15,10 +15,14 @@
 //! | `page`, `json` | the tags of all pages; one page as it arrives (pure) |
 //! | `manifest`, `document` | asking for a tag's manifest; reading it (pure) |
 //! | `limiter` | the budget of each host |
+//! | `progress` | how far a listing is |
+//! | `hosts` | places and pauses of each host |
+//! | `shared` | one listing for all who ask for the same |
 
 mod auth;
 mod document;
 mod error;
+mod hosts;
 mod http;
 mod json;
 mod keyring;
@@ -26,11 +30,14 @@ mod limiter;
 mod link;
 mod login;
 mod manifest;
+mod memory;
 mod notice;
 mod origin;
 mod page;
+mod progress;
 mod resolver;
 mod scrub;
+mod shared;
 #[cfg(test)]
 mod tests;
 mod transport;
@@ -42,17 +49,21 @@ use url::Url;
 
 use self::{
     auth::{TokenCache, TokenKey},
+    hosts::Hosts,
     http::{Answer, Session},
     login::Login,
     origin::{Origin, PlainHttp, host_text},
     page::Collector,
+    shared::Shared,
     transport::{Transport, Tuning},
 };
 pub use self::{
     error::{Cap, PullSecretError, Refusal, RegistryError, Step},
+    hosts::Asker,
     keyring::{Credentials, Keyring, PullSecret},
     manifest::{Manifest, ManifestRequest},
     page::Tags,
+    progress::Progress,
 };
 use crate::policy;
 /// What a [`Manifest`] is made of.
@@ -70,6 +81,8 @@ pub struct Config {
     pub extra_ca_pem: Option<Vec<u8>>,
     /// Where requests are counted.
     pub metrics: Metrics,
+    /// Where pages are counted while they are read.
+    pub progress: Progress,
 }
 
 /// What a registry may cost at most.
@@ -116,7 +129,7 @@ pub struct ListRequest {
 /// All tags of a repository.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listing {
-    tags: Tags,
+    pub(crate) tags: Tags,
     /// How many tags were left out because a container runtime could not pull them.
     pub dropped: usize,
     /// HTTP requests that it took: pages, tokens, redirects and retries.
@@ -139,6 +152,9 @@ struct Inner {
     tokens: TokenCache,
     plain_http: PlainHttp,
     limits: Limits,
+    progress: Progress,
+    hosts: Hosts,
+    shared: Arc<Shared>,
 }
 
 impl Client {
@@ -157,8 +173,17 @@ impl Client {
             plain_http: PlainHttp::parse(&config.plain_http)?,
             tokens: TokenCache::default(),
             limits: config.limits.clone(),
+            progress: config.progress.clone(),
+            hosts: Hosts::default(),
+            shared: Arc::new(Shared::new()?),
             transport: Transport::new(config, tuning)?,
         })))
+    }
+
+    /// Where the repository's registry is asked: `https://registry-1.docker.io`, without a port if it is the scheme's own.
+    pub fn endpoint(&self, repository: &policy::Repository) -> Result<String, RegistryError> {
+        let url = origin::tags_url(repository, &self.0.plain_http)?;
+        Ok(url.origin().ascii_serialization())
     }
 
     /// Lists all tags, or fails: never a part of them. Costs one request per page once a token is cached.
@@ -231,6 +256,7 @@ impl Inner {
                 return Err(round());
             }
             session.begin_page();
+            self.progress.next_page();
             let answer = fetch_page(session, login, &url, &request.repository, &mut collector).await?;
             let page = collector.end_page().map_err(|error| error.of(host_text(&answer.url)))?;
             let link = link::next_page(&answer.headers, &answer.url, registry, first)?;

@@ -65,6 +65,17 @@ impl Tags {
     }
 }
 
+/// As they come; what is too much to be counted is left out.
+impl<'a> FromIterator<&'a str> for Tags {
+    fn from_iter<I: IntoIterator<Item = &'a str>>(tags: I) -> Self {
+        let mut found = Self::default();
+        for tag in tags {
+            found.push(tag);
+        }
+        found
+    }
+}
+
 /// The tags of a listing so far, without duplicates.
 #[derive(Default)]
 pub(super) struct Collector {

@@ -12,7 +12,8 @@ use crate::policy::{Filter, Rule, select};
 
 /// What sync makes of a list when it runs `current`.
 fn decision(tags: &[&str], current: &str) -> Option<String> {
-    select(&Rule::parse("semver-minor", None).unwrap(), &Filter::default(), Some(current), tags).selected
+    let rule = Rule::parse("semver-minor", None).unwrap();
+    select(&rule, &Filter::default(), Some(current), tags).selected.map(str::to_owned)
 }
 
 #[tokio::test]
