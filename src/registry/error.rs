@@ -2,7 +2,8 @@
 
 use std::{fmt, time::Duration};
 
-/// Why a repository's tags could not be listed. A listing is complete or it is one of these, never a part.
+/// Why a repository's tags could not be listed, or a manifest not be read. A listing is complete or it is one of these,
+/// never a part.
 ///
 /// No variant holds a credential, a token, a body or a header of the registry.
 #[derive(thiserror::Error, Debug, Clone, PartialEq, Eq)]
@@ -35,6 +36,16 @@ pub enum RegistryError {
         host: String,
         /// The repository's path on it.
         repository: String,
+    },
+    /// The registry has the repository, as far as it tells, but no such tag or digest.
+    #[error("registry {host} has no manifest {manifest} in repository {repository}")]
+    NoManifest {
+        /// The registry.
+        host: String,
+        /// The repository's path on it.
+        repository: String,
+        /// The tag or digest that was asked for.
+        manifest: String,
     },
     /// The answer is not what the OCI distribution specification describes.
     #[error("registry {host} sent an unusable answer: {cause}")]
@@ -93,11 +104,11 @@ pub enum RegistryError {
 }
 
 impl RegistryError {
-    /// Whether the registry answered but not with a usable tag list (`TagsError` of the Image's status); false when it
+    /// Whether the registry answered but not with a usable tag list or manifest (`TagsError` of the Image's status); false when it
     /// could not be asked (`RegistryError`).
     pub fn is_tags_error(&self) -> bool {
         match self {
-            Self::NotFound { .. } | Self::Malformed { .. } | Self::TooMuch { .. } => true,
+            Self::NotFound { .. } | Self::NoManifest { .. } | Self::Malformed { .. } | Self::TooMuch { .. } => true,
             Self::Refused { why, .. } => matches!(why, Refusal::Link(_) | Refusal::Loop),
             _ => false,
         }
@@ -109,6 +120,7 @@ impl RegistryError {
             Self::Unreachable { host, .. }
             | Self::Unauthorized { host, .. }
             | Self::NotFound { host, .. }
+            | Self::NoManifest { host, .. }
             | Self::Malformed { host, .. }
             | Self::TooMuch { host, .. }
             | Self::Server { host, .. }
@@ -153,8 +165,10 @@ pub enum Cap {
     Pages(usize),
     /// Tags of a listing, illegal ones and duplicates included.
     Tags(usize),
-    /// HTTP requests that one page may cost, with tokens, redirects and retries.
+    /// HTTP requests that one page (or one manifest) may cost, with tokens, redirects and retries.
     Requests(usize),
+    /// Images in one index.
+    Entries(usize),
 }
 
 impl fmt::Display for Cap {
@@ -163,7 +177,8 @@ impl fmt::Display for Cap {
             Self::PageBytes(n) => write!(f, "more than {n} bytes in one answer"),
             Self::Pages(n) => write!(f, "more than {n} pages"),
             Self::Tags(n) => write!(f, "more than {n} tags"),
-            Self::Requests(n) => write!(f, "one page needs more than {n} requests"),
+            Self::Requests(n) => write!(f, "one answer needs more than {n} requests"),
+            Self::Entries(n) => write!(f, "more than {n} images in one index"),
         }
     }
 }

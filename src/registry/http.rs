@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use http::{
-    HeaderMap, HeaderValue, StatusCode,
-    header::{AUTHORIZATION, CONTENT_TYPE, LOCATION, RETRY_AFTER},
+    HeaderMap, HeaderValue, Method, StatusCode,
+    header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, LOCATION, RETRY_AFTER},
 };
 use tokio::time::Instant;
 use url::Url;
@@ -23,20 +23,30 @@ const MAX_REDIRECTS: usize = 5;
 /// Longest pause of a host that is honoured, and the longest that an error reports.
 const MAX_PAUSE: Duration = Duration::from_secs(5 * 60);
 const MAX_REPORTED_PAUSE: Duration = Duration::from_secs(60 * 60);
-/// An error's body is read only so that the connection can be used again: in bytes, and for how long.
+/// An error's body is read so that the connection can be used again, and for its codes: in bytes, and for how long.
 const MAX_ERROR_BODY: usize = 64 * 1024;
 const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// One request; a form makes it a POST.
 pub(super) struct Outgoing<'a> {
     pub(super) url: &'a Url,
+    /// HEAD instead of GET.
+    pub(super) head: bool,
+    pub(super) accept: Option<&'static str>,
     pub(super) authorization: Option<&'a HeaderValue>,
     pub(super) form: Option<String>,
     /// Bytes of the answer's body, after decompression.
     pub(super) max_body: usize,
 }
 
-/// A complete answer; the body is kept for status 200 only.
+impl<'a> Outgoing<'a> {
+    /// A GET of anything.
+    pub(super) fn get(url: &'a Url, authorization: Option<&'a HeaderValue>, max_body: usize) -> Self {
+        Self { url, head: false, accept: None, authorization, form: None, max_body }
+    }
+}
+
+/// A complete answer; the body of another status than 200 is what could be read of it within bounds.
 pub(super) struct Answer {
     pub(super) status: StatusCode,
     pub(super) headers: HeaderMap,
@@ -73,12 +83,18 @@ impl<'a> Session<'a> {
     pub(super) async fn get(
         &mut self,
         url: &Url,
-        mut authorization: Option<&HeaderValue>,
+        authorization: Option<&HeaderValue>,
     ) -> Result<Answer, RegistryError> {
         let max_body = self.transport.limits.max_page_bytes;
+        self.follow(&Outgoing::get(url, authorization, max_body)).await
+    }
+
+    /// [`Session::get`] for any request but a form.
+    pub(super) async fn follow(&mut self, request: &Outgoing<'_>) -> Result<Answer, RegistryError> {
+        let &Outgoing { url, head, accept, mut authorization, max_body, .. } = request;
         let mut at = url.clone();
         for _ in 0..=MAX_REDIRECTS {
-            let answer = self.send(&Outgoing { url: &at, authorization, form: None, max_body }).await?;
+            let answer = self.send(&Outgoing { url: &at, head, accept, authorization, form: None, max_body }).await?;
             if !is_redirect(answer.status) {
                 return Ok(answer);
             }
@@ -173,22 +189,28 @@ impl<'a> Session<'a> {
         let skip_verify = self.skip_verify && Origin::of(request.url).as_ref() == Some(&self.registry);
         let client = self.transport.client(skip_verify)?;
         let mut builder = match &request.form {
+            None if request.head => client.request(Method::HEAD, request.url.clone()),
             None => client.get(request.url.clone()),
             Some(form) => client
                 .post(request.url.clone())
                 .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
                 .body(form.clone()),
         };
+        if let Some(accept) = request.accept {
+            builder = builder.header(ACCEPT, accept);
+        }
         if let Some(authorization) = request.authorization {
             builder = builder.header(AUTHORIZATION, authorization.clone());
         }
         let response = builder.send().await.map_err(|error| transport_error(&error, host))?;
         let (status, headers, url) = (response.status(), response.headers().clone(), response.url().clone());
-        let body = if status == StatusCode::OK {
+        let body = if request.head {
+            Vec::new()
+        } else if status == StatusCode::OK {
             read_body(response, request.max_body, host).await?
         } else {
-            let _ = tokio::time::timeout(ERROR_BODY_TIMEOUT, read_body(response, MAX_ERROR_BODY, host)).await;
-            Vec::new()
+            let body = tokio::time::timeout(ERROR_BODY_TIMEOUT, read_body(response, MAX_ERROR_BODY, host)).await;
+            body.ok().and_then(Result::ok).unwrap_or_default()
         };
         Ok(Answer { status, headers, url, body })
     }

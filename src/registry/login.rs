@@ -166,7 +166,7 @@ impl<'a> Login<'a> {
         }
         self.sent |= credentials.is_some();
         let asked_at = Instant::now();
-        let request = Outgoing { url: &url, authorization: authorization.as_ref(), form, max_body: MAX_TOKEN_BODY };
+        let request = Outgoing { form, ..Outgoing::get(&url, authorization.as_ref(), MAX_TOKEN_BODY) };
         let answer = session.send(&request).await?;
         let host = host_text(&url);
         match answer.status.as_u16() {
@@ -189,7 +189,7 @@ impl<'a> Login<'a> {
     fn failure(&self, status: StatusCode) -> RegistryError {
         let known = self.candidates.iter().flatten().count();
         let cause = match (self.sent, status, known) {
-            (true, StatusCode::FORBIDDEN, _) => "the credentials may not list this repository (403)".to_owned(),
+            (true, StatusCode::FORBIDDEN, _) => "the credentials may not read this repository (403)".to_owned(),
             (true, _, 1) => "it does not accept the credentials of the pull secrets (401)".to_owned(),
             (true, _, n) => format!("it accepts none of the {n} credentials that match (401)"),
             (false, StatusCode::FORBIDDEN, _) => "it refuses the repository without asking who we are (403)".to_owned(),

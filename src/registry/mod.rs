@@ -1,5 +1,5 @@
 //! Lists the tags of a repository on an OCI registry: complete or an error, with the credentials of one Image, and bounded
-//! in size, count and time whatever the registry does.
+//! in size, count and time whatever the registry does. Tells which digest and platforms a tag has.
 //!
 //! | file | job |
 //! |---|---|
@@ -10,15 +10,18 @@
 //! | `http` | sending: rate, retries, redirects, caps |
 //! | `transport` | connections, TLS, resolver, what a broken connection means |
 //! | `link`, `page` | the next page's address; a page's tags (pure) |
+//! | `manifest`, `document` | asking for a tag's manifest; reading it (pure) |
 //! | `limiter` | the budget of each host |
 
 mod auth;
+mod document;
 mod error;
 mod http;
 mod keyring;
 mod limiter;
 mod link;
 mod login;
+mod manifest;
 mod origin;
 mod page;
 #[cfg(test)]
@@ -41,8 +44,11 @@ use self::{
 pub use self::{
     error::{Cap, PullSecretError, Refusal, RegistryError, Step},
     keyring::{Credentials, Keyring, PullSecret},
+    manifest::{Manifest, ManifestRequest},
 };
 use crate::policy;
+/// What a [`Manifest`] is made of.
+pub use crate::policy::{Digest, Platform, covers};
 use crate::telemetry::Metrics;
 
 /// How the client behaves for every registry.
@@ -163,15 +169,29 @@ impl Client {
 }
 
 impl Inner {
+    /// What the requests of one listing or manifest share; `first` is the address of the first of them.
+    fn begin(
+        &self,
+        repository: &policy::Repository,
+        keyring: &Keyring,
+        skip_verify: bool,
+        first: &Url,
+        deadline: Instant,
+    ) -> Result<(Origin, Session<'_>, Login<'_>), RegistryError> {
+        let unusable = || RegistryError::Config { cause: format!("{repository} has no usable host") };
+        let registry = Origin::of(first).ok_or_else(unusable)?;
+        let session = Session::new(&self.transport, registry.clone(), skip_verify, deadline);
+        let path = repository.path().to_owned();
+        let key = TokenKey { registry: registry.clone(), skip_verify, repository: path, credentials: None };
+        let login = Login::new(&self.tokens, key, first, keyring.credentials_for(repository));
+        Ok((registry, session, login))
+    }
+
     async fn list(&self, request: &ListRequest, first: &Url, deadline: Instant) -> Result<Listing, RegistryError> {
         let host = host_text(first);
-        let unusable = || RegistryError::Config { cause: format!("{} has no usable host", request.repository) };
-        let registry = Origin::of(first).ok_or_else(unusable)?;
         let skip_verify = request.insecure_skip_tls_verify;
-        let mut session = Session::new(&self.transport, registry.clone(), skip_verify, deadline);
-        let repository = request.repository.path().to_owned();
-        let key = TokenKey { registry: registry.clone(), skip_verify, repository, credentials: None };
-        let mut login = Login::new(&self.tokens, key, first, request.keyring.credentials_for(&request.repository));
+        let (registry, mut session, mut login) =
+            self.begin(&request.repository, &request.keyring, skip_verify, first, deadline)?;
         let mut collector = Collector::new(self.limits.max_tags);
         let mut seen = HashSet::new();
         let mut next = Some(first.clone());

@@ -68,12 +68,21 @@ fn host_port(text: &str, default: u16) -> Result<(Host<String>, u16), RegistryEr
 
 /// The first page's address: `GET /v2/<path>/tags/list?n=1000` (OCI distribution specification, "Listing Tags").
 pub(super) fn tags_url(repository: &Repository, plain_http: &PlainHttp) -> Result<Url, RegistryError> {
+    repository_url(repository, plain_http, "tags/list?n=1000")
+}
+
+/// `/v2/<path>/<tail>` on the repository's registry. The tail is not escaped.
+pub(super) fn repository_url(
+    repository: &Repository,
+    plain_http: &PlainHttp,
+    tail: &str,
+) -> Result<Url, RegistryError> {
     let host = match repository.host() {
         "docker.io" => "registry-1.docker.io",
         other => other,
     };
     let scheme = if plain_http.contains(repository.host()) { "http" } else { "https" };
-    let url = format!("{scheme}://{host}/v2/{}/tags/list?n=1000", repository.path());
+    let url = format!("{scheme}://{host}/v2/{}/{tail}", repository.path());
     Url::parse(&url).map_err(|_| RegistryError::Config { cause: format!("{repository} has no usable registry host") })
 }
 

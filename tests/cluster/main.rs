@@ -14,6 +14,7 @@ mod failing;
 mod frozen;
 mod hostile;
 mod killed;
+mod manifests;
 mod optin;
 mod own;
 mod private;

@@ -14,7 +14,9 @@ use axum::{
 };
 use tokio::{net::TcpListener, task::JoinHandle};
 
-use super::super::{Client, Config, Keyring, Limits, ListRequest, Listing, PullSecret, RegistryError, Tuning};
+use super::super::{
+    Client, Config, Keyring, Limits, ListRequest, Listing, ManifestRequest, PullSecret, RegistryError, Tuning,
+};
 use crate::policy::Repository;
 
 /// One request as it arrived.
@@ -24,6 +26,7 @@ pub(super) struct Seen {
     pub(super) path: String,
     pub(super) query: BTreeMap<String, String>,
     pub(super) authorization: Option<String>,
+    pub(super) accept: String,
     pub(super) user_agent: String,
     pub(super) body: String,
     /// How many requests came before.
@@ -92,6 +95,11 @@ impl Fake {
         ListRequest { repository, keyring, insecure_skip_tls_verify: false }
     }
 
+    pub(super) fn manifest_request(&self, tag: &str, keyring: Keyring) -> ManifestRequest {
+        let ListRequest { repository, keyring, insecure_skip_tls_verify } = self.request(keyring);
+        ManifestRequest { repository, tag: tag.to_owned(), keyring, insecure_skip_tls_verify }
+    }
+
     /// Lists anonymously with a client of its own.
     pub(super) async fn list(&self) -> Result<Listing, RegistryError> {
         self.list_within(limits()).await
@@ -122,6 +130,7 @@ async fn remember(log: &Mutex<Vec<Seen>>, request: Request) -> Seen {
         path: parts.uri.path().to_owned(),
         query: url::form_urlencoded::parse(query.as_bytes()).into_owned().collect(),
         authorization: header("authorization"),
+        accept: header("accept").unwrap_or_default(),
         user_agent: header("user-agent").unwrap_or_default(),
         body: String::from_utf8(body.to_vec()).unwrap(),
         nth: log.len(),

@@ -3,4 +3,5 @@
 mod access;
 mod fake;
 mod listing;
+mod manifest;
 mod tls;

@@ -8,8 +8,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use super::super::{Config, ListRequest, RegistryError, Step};
-use super::fake::{Fake, Seen, challenge, client, keyring, limits, redirect, tags};
-use crate::policy::Repository;
+use super::fake::{Fake, Seen, answer, challenge, client, keyring, limits, redirect, tags};
+use crate::policy::{Digest, Repository};
 
 struct TlsListener {
     tcp: TcpListener,
@@ -135,4 +135,29 @@ async fn credentials_do_not_follow_redirects_to_other_hosts() {
         assert_eq!(registry.log().len(), 2);
     }
     assert_eq!(other.authorizations(), ["", ""]);
+}
+
+#[tokio::test]
+async fn credentials_do_not_follow_a_redirect_of_a_config() {
+    const CONFIG: &str = r#"{"os":"linux","architecture":"arm64"}"#;
+    let (cdn, pem) = https(&["localhost"], |_| answer(200, &[], CONFIG)).await;
+    let to = format!("https://localhost:{}/config", cdn.addr.port());
+    let registry = Fake::new(move |seen| match (&seen.authorization, seen.path.contains("/blobs/")) {
+        (None, _) => challenge(&["Basic"]),
+        (Some(_), true) => redirect(&to),
+        (Some(_), false) => {
+            let digest = Digest::sha256_of(CONFIG.as_bytes());
+            let kind = "application/vnd.docker.container.image.v1+json";
+            let config = serde_json::json!({ "mediaType": kind, "digest": digest.as_str(), "size": CONFIG.len() });
+            answer(200, &[], serde_json::json!({ "schemaVersion": 2, "config": config }).to_string())
+        }
+    })
+    .await;
+    let host = registry.addr.to_string();
+    let config =
+        Config { plain_http: vec![host.clone()], limits: limits(), extra_ca_pem: Some(pem), ..Config::default() };
+    let request = registry.manifest_request("1", keyring(&host, &["alice:a"]));
+    let platforms = client(config).manifest(&request).await.unwrap().platforms.unwrap();
+    assert_eq!(platforms.iter().map(ToString::to_string).collect::<Vec<_>>(), ["linux/arm64"]);
+    assert_eq!((registry.authorizations().len(), cdn.authorizations()), (3, vec![String::new()]));
 }
