@@ -7,13 +7,12 @@ use json_patch::{AddOperation, Patch, PatchOperation, ReplaceOperation};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use crate::api::Applied;
 use crate::api::annotations::{
     self, AnnotationError, FAILURE_POLICY, FailurePolicy, MIRROR_POD, Map, NamespaceSettings,
 };
+use crate::api::{Applied, Tagged};
 use crate::index::question::{Answered, Question};
 use crate::index::{Answer, PodView, Snapshot, answer};
-use crate::policy::is_legal_tag;
 
 use super::verdict::{Verdict, cut};
 use super::wire::{Container, Envelope, Metadata, Object, Pod, Request, Text};
@@ -269,7 +268,7 @@ impl Plan<'_> {
         for slot in std::mem::take(&mut self.slots) {
             let answer = match slot.answer {
                 Answer::Ask(ref open) => match tag_of(answers.get(&open.question)) {
-                    Ok(tag) => open.answered(tag),
+                    Ok(tag) => open.answered(&tag),
                     Err(reason) => {
                         problems.push(Problem {
                             container: slot.name,
@@ -358,10 +357,11 @@ impl Problem {
     }
 }
 
-fn tag_of(answer: Option<&Result<Answered, String>>) -> Result<&str, String> {
+fn tag_of(answer: Option<&Result<Answered, String>>) -> Result<Tagged, String> {
     match answer {
-        Some(Ok(Answered { tag: Some(tag), .. })) if is_legal_tag(tag) => Ok(tag),
-        Some(Ok(Answered { tag: Some(tag), .. })) => Err(format!("{tag:?} is no legal tag")),
+        Some(Ok(Answered { tag: Some(tag), .. })) => {
+            Tagged::parse(tag).ok_or_else(|| format!("{tag:?} is no legal tag"))
+        }
         Some(Ok(Answered { tag: None, reason }) | Err(reason)) => Err(reason.clone()),
         None => Err("nobody was asked".to_owned()),
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::api::annotations::{Map, ROLLOUT, Stamp};
-use crate::api::{Applied, annotations};
+use crate::api::{Applied, Tagged, annotations};
 use crate::policy::Reference;
 
 use super::question::Question;
@@ -98,8 +98,8 @@ pub struct Open {
 }
 
 impl Open {
-    /// The answer, now that sync named `tag`, which must be a legal tag.
-    pub fn answered(&self, tag: &str) -> Answer {
+    /// The answer, now that sync named a tag.
+    pub fn answered(&self, tag: &Tagged) -> Answer {
         newer(&self.entry, &self.container, &self.reference, tag)
     }
 }
@@ -126,7 +126,7 @@ pub fn answer(snapshot: &Snapshot, pod: &PodView<'_>, container: &str, text: &st
         return reference;
     }
     match (&entry.tag, entry.gate, &entry.error) {
-        (Some(tag), _, _) => newer(entry, container, &reference, tag),
+        (Some(tag), _, _) => newer(entry, container, &reference, &Tagged::new(tag, entry.digest.as_deref())),
         (None, _, Some(error)) => Answer::Refuse { image: entry.name.clone(), reason: error.clone() },
         (None, Some(gate), None) => Answer::Keep {
             warning: Some(format!(
@@ -193,10 +193,12 @@ fn recorded(pod: &PodView<'_>, container: &str, reference: &Reference, text: &st
     Some(run(container, reference, &target, image, stamp.reference, None))
 }
 
-fn newer(entry: &Entry, container: &str, reference: &Reference, tag: &str) -> Answer {
-    let to = entry.order.newer_of(reference.tag(), tag);
+fn newer(entry: &Entry, container: &str, reference: &Reference, settled: &Tagged) -> Answer {
+    let to = entry.order.newer_of(reference.tag(), &settled.tag);
+    // Of another tag than the Image's no digest is known.
+    let image = if to == settled.tag { settled.image(reference) } else { reference.with_tag(to) };
     Answer::Run {
-        reference: reference.with_tag(to),
+        reference: image,
         applied: Applied {
             container: container.to_owned(),
             from: reference.tag().map(str::to_owned),

@@ -40,6 +40,8 @@ pub struct Entry {
     pub repository: Option<Repository>,
     /// The settled tag. None also if the status speaks of another repository, or holds no legal tag.
     pub tag: Option<String>,
+    /// Its digest, if Pods are pinned to it.
+    pub digest: Option<String>,
     /// Which of two tags is newer.
     pub order: Order,
     /// The field that delays newer tags and that this version cannot honour.
@@ -68,6 +70,9 @@ impl Entry {
             uid: image.metadata.uid.clone().unwrap_or_default(),
             created: image.metadata.creation_timestamp.as_ref().map(|t| t.0),
             repository,
+            digest: status
+                .digest
+                .filter(|digest| api::pins_digest(&image.spec) && !other && policy::Digest::parse(digest).is_ok()),
             tag: status.tag.filter(|tag| !other && policy::is_legal_tag(tag)),
             order: compiled.as_ref().map_or_else(|_| Order::of(&image.spec), Order::from),
             gate: compiled.as_ref().ok().and_then(|spec| spec.gate),

@@ -36,6 +36,8 @@ pub enum Reason {
     RegistryUnreachable,
     /// A pull secret or the list of tags cannot be used.
     SyncFailed,
+    /// The registry has a pinned digest no longer.
+    DigestGone,
     /// A workload could not be rolled.
     RolloutFailed,
 }
@@ -52,6 +54,7 @@ impl Reason {
         Self::PolicyInvalid,
         Self::RegistryUnreachable,
         Self::SyncFailed,
+        Self::DigestGone,
         Self::RolloutFailed,
     ];
 
@@ -67,6 +70,7 @@ impl Reason {
             Self::PolicyInvalid => "PolicyInvalid",
             Self::RegistryUnreachable => "RegistryUnreachable",
             Self::SyncFailed => "SyncFailed",
+            Self::DigestGone => "DigestGone",
             Self::RolloutFailed => "RolloutFailed",
         }
     }
@@ -74,7 +78,12 @@ impl Reason {
     const fn warns(self) -> bool {
         matches!(
             self,
-            Self::Duplicate | Self::PolicyInvalid | Self::RegistryUnreachable | Self::SyncFailed | Self::RolloutFailed
+            Self::Duplicate
+                | Self::PolicyInvalid
+                | Self::RegistryUnreachable
+                | Self::SyncFailed
+                | Self::DigestGone
+                | Self::RolloutFailed
         )
     }
 }
@@ -142,6 +151,8 @@ pub struct Audit<'a> {
     pub from: &'a str,
     /// The tag now.
     pub to: &'a str,
+    /// Its manifest digest; empty if it is not known or plays no part.
+    pub digest: &'a str,
     /// The rule that chose it.
     pub rule: &'a str,
     /// The rollout ID.
@@ -157,6 +168,7 @@ impl Audit<'_> {
             workload = self.workload,
             from = self.from,
             to = self.to,
+            digest = self.digest,
             rule = self.rule,
             rollout = self.rollout,
             "{}",

@@ -10,6 +10,8 @@ use serde_json::Value;
 
 use crate::api::annotations::{self, AnnotationError, Map, NamespaceSettings, STAMP_PREFIX, Stamp};
 
+use super::placement::Placement;
+
 /// Kind of a workload that kimup rolls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
@@ -76,6 +78,8 @@ pub struct Workload {
     pub template_annotations: Map,
     /// Containers and init containers of the template.
     pub containers: Vec<Container>,
+    /// Which nodes its Pods may run on.
+    pub placement: Placement,
     /// By container: the field managers that own its stamp.
     pub stamp_owners: BTreeMap<String, BTreeSet<String>>,
     /// `spec.selector` as a query string; none if it selects by expressions that a query cannot say.
@@ -158,6 +162,7 @@ impl Workload {
             annotations: metadata.annotations.clone().unwrap_or_default(),
             template_annotations: template.metadata.as_ref().and_then(|m| m.annotations.clone()).unwrap_or_default(),
             containers,
+            placement: Placement::of(pod),
             stamp_owners: stamp_owners(metadata.managed_fields.as_deref().unwrap_or_default()),
             selector: selector.and_then(selector_query),
             replicas: 0,

@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 
-use crate::api::{CompiledSpec, Order};
+use crate::api::{CompiledSpec, Order, Tagged};
 use crate::policy;
 
 /// What is known of an Image before the registry is asked.
@@ -12,8 +12,8 @@ pub struct Known<'a> {
     pub settled: Option<&'a str>,
     /// The tag being rolled out.
     pub in_flight: Option<&'a str>,
-    /// The newest tag among the stamps of its namespace: counts as settled if the status was lost.
-    pub stamped: Option<&'a str>,
+    /// The newest among the stamps of its namespace: counts as settled if the status was lost.
+    pub stamped: Option<&'a Tagged>,
 }
 
 /// The decision.
@@ -29,8 +29,8 @@ pub enum Verdict {
         why: String,
         /// The registry no longer lists it. It is kept: never backwards.
         missing: bool,
-        /// The settled tag of an Image that lost its status, from the stamps of its namespace.
-        adopted: Option<String>,
+        /// What an Image that lost its status had settled, from the stamps of its namespace.
+        adopted: Option<Tagged>,
     },
     /// The registry lists nothing; whatever runs is kept.
     Empty,
@@ -45,9 +45,10 @@ pub enum Verdict {
 pub fn decide(spec: &CompiledSpec, known: Known<'_>, tags: &[String]) -> Verdict {
     let order = Order::from(spec);
     // A stamp that no rule can compare is nothing to start from.
-    let stamped = known.stamped.filter(|tag| known.settled.is_none() && order.compare(tag, tag).is_some());
-    let current = known.in_flight.or(known.settled).or(stamped);
-    let adopted = stamped.map(str::to_owned);
+    let comparable = |tag: &str| order.compare(tag, tag).is_some();
+    let stamped = known.stamped.filter(|stamped| known.settled.is_none() && comparable(&stamped.tag));
+    let current = known.in_flight.or(known.settled).or(stamped.map(|stamped| stamped.tag.as_str()));
+    let adopted = stamped.cloned();
     let kept = |tag: &str| Verdict::Tag {
         tag: tag.to_owned(),
         rule: String::new(),
@@ -90,9 +91,13 @@ pub fn decide(spec: &CompiledSpec, known: Known<'_>, tags: &[String]) -> Verdict
     }
 }
 
-/// The current tag, or the starting tag if there is none or it has been raised above.
+/// The current tag, or the starting tag if there is none or it has been raised above. Where only a digest is followed, no
+/// rule leaves the starting tag, so another one is a decision.
 fn start<'a>(spec: &'a CompiledSpec, order: &Order, current: Option<&'a str>) -> Option<&'a str> {
+    let applies = || spec.rules.iter().filter(|rule| rule.apply);
+    let keeps_tag = applies().all(|rule| Some(&rule.name) == spec.follows_digest.as_ref());
     match (current, spec.base_tag.as_deref()) {
+        (_, Some(base)) if keeps_tag && spec.follows_digest.is_some() => Some(base),
         (Some(current), Some(base)) if order.compare(base, current) == Some(Ordering::Greater) => Some(base),
         (Some(current), _) => Some(current),
         (None, base) => base,

@@ -18,6 +18,7 @@ use crate::rollout::WorkloadKey;
 use crate::telemetry::Metrics;
 
 use super::image::Memo;
+use super::nodes::Nodes;
 use super::queue::Queue;
 use super::watch;
 use super::workload::View;
@@ -65,6 +66,7 @@ pub struct Sync {
     hosts_down: Mutex<HashSet<String>>,
     /// Held from counting the rollouts in flight to the write that adds one.
     pub(super) rolling: tokio::sync::Mutex<()>,
+    pub(super) nodes: Nodes,
     waiting: Mutex<HashSet<WorkloadKey>>,
     pending: Mutex<HashMap<WorkloadKey, Instant>>,
 }
@@ -111,6 +113,7 @@ pub fn start(
         views: Mutex::default(),
         hosts_down: Mutex::default(),
         rolling: tokio::sync::Mutex::default(),
+        nodes: Nodes::default(),
         waiting: Mutex::default(),
         pending: Mutex::default(),
     });

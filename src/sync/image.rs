@@ -8,14 +8,15 @@ use kube::ResourceExt;
 use tokio::time::Instant;
 
 use crate::api::annotations::{ACTION, REQUESTED_AT};
-use crate::api::{self, CompiledSpec, Image, ImageStatus, SyncResult};
+use crate::api::{self, CompiledSpec, Image, ImageStatus, SyncResult, Tagged};
 use crate::policy::Repository;
 
-use super::decide::{self, Known, Verdict};
+use super::decide::Known;
 use super::engine::{Key, Sync};
 use super::observe;
 use super::records;
 use super::status::{self, Failure, Outcome, Subject};
+use super::verify::Checks;
 use super::world::{Cached, ImageKey, status_of};
 use super::write::{self, WriteError};
 
@@ -41,6 +42,8 @@ pub(super) struct Memo {
     pub(super) synced: Option<Instant>,
     /// Sync at the next occasion, whatever the triggers say.
     pub(super) forced: bool,
+    /// What was learned of its tags.
+    pub(super) checks: Checks,
 }
 
 /// What a person asked for by annotation.
@@ -116,10 +119,14 @@ impl Sync {
         let mut new = old.clone();
         let mut selected = None;
         let mut began = None;
+        let mut gone = None;
         let due = self.is_due(key, &image, &old, &request, now);
         if due {
             began = Some(Instant::now());
             let outcome = self.sync(key, &image, &old, compiled.as_ref().ok(), compiled.as_ref().err()).await;
+            if let Outcome::Tag { gone: Some(digest), .. } = &outcome {
+                gone = Some(digest.clone());
+            }
             let retry = matches!(&outcome, Outcome::Failed(failure) if !failure.stalled);
             let subject = self.subject(&image, compiled.as_ref().ok());
             selected = status::after_sync(&mut new, &subject, &outcome);
@@ -153,6 +160,9 @@ impl Sync {
             (memo.synced, memo.forced) = (Some(began), false);
         }
         self.report(key, &written, &old, &new, selected, &holds, settled).await;
+        if let Some(digest) = gone {
+            self.report_gone(&written, &new, &digest).await;
+        }
         if due && request.refresh {
             write::remove_action(self, key, &written).await?;
         }
@@ -213,34 +223,24 @@ impl Sync {
         let known = Known {
             settled: status.tag.as_deref(),
             in_flight: status.rollout.as_ref().map(|r| r.tag.as_str()),
-            stamped: stamped.as_deref(),
+            stamped: stamped.as_ref(),
         };
-        let failure = |reason, message: String| Failure {
-            result: SyncResult::TagsError,
-            reason,
-            message: format!("Image {key}: {message}"),
-            stalled: false,
-        };
-        match decide::decide(spec, known, &listing.tags) {
-            Verdict::Tag { tag, rule, why, missing, adopted } => Ok(Outcome::Tag { tag, rule, why, missing, adopted }),
-            Verdict::Empty => Err(failure("NoTags", format!("{} lists no tags", spec.repository))),
-            Verdict::None { why } => {
-                let why = why.trim_start_matches("no tag: ");
-                Err(failure("NoMatchingTag", format!("no tag of {} can be chosen: {why}", spec.repository)))
-            }
-        }
+        self.verified(key, image, status, spec, known, &listing.tags).await
     }
 
-    /// The newest tag that stamps of the namespace name for this repository (an Image that lost its status adopts it).
-    fn newest_stamp(&self, key: &ImageKey, spec: &CompiledSpec) -> Option<String> {
+    /// The newest that stamps of the namespace name for this repository (an Image that lost its status adopts it).
+    fn newest_stamp(&self, key: &ImageKey, spec: &CompiledSpec) -> Option<Tagged> {
         let order = api::Order::from(spec);
         let users = self.world.users(&key.namespace, &spec.repository);
         let stamps = users.iter().flat_map(|w| w.containers.iter().filter_map(|c| w.stamp(&c.name)));
-        let tags = stamps.filter_map(|stamp| {
+        let stamped = stamps.filter_map(|stamp| {
             let reference = crate::policy::Reference::parse(&stamp.reference).ok()?;
-            (reference.repository() == &spec.repository).then(|| reference.tag().map(str::to_owned))?
+            let tagged = Tagged::of(&reference);
+            // One that no rule can compare is nothing to start from.
+            let comparable = order.compare(&tagged.tag, &tagged.tag).is_some();
+            (comparable && reference.repository() == &spec.repository).then_some(tagged)
         });
-        tags.max_by(|a, b| order.compare(a, b).unwrap_or_else(|| a.cmp(b)))
+        stamped.max_by(|a, b| order.compare(&a.tag, &b.tag).unwrap_or_else(|| a.tag.cmp(&b.tag)))
     }
 
     pub(super) fn subject<'a>(&self, image: &'a Image, compiled: Option<&CompiledSpec>) -> Subject<'a> {
@@ -256,6 +256,7 @@ impl Sync {
                 unsupported.extend(api::unsupported_annotations(image.annotations()));
                 unsupported
             },
+            pin: api::pins_digest(&image.spec),
             used,
             now: Timestamp::now(),
         }

@@ -6,6 +6,8 @@
 mod decide;
 mod engine;
 mod image;
+mod manifests;
+mod nodes;
 mod observe;
 mod question;
 mod queue;
@@ -13,6 +15,7 @@ mod records;
 mod report;
 mod settle;
 mod status;
+mod verify;
 mod watch;
 mod workload;
 mod world;

@@ -31,7 +31,8 @@ pub async fn list_tags(
     registry.list_tags(&request).await.map_err(|error| registry_failure(&error))
 }
 
-async fn keyring(client: &kube::Client, image: &Image) -> Result<Keyring, Failure> {
+/// The credentials of an Image, read afresh.
+pub async fn keyring(client: &kube::Client, image: &Image) -> Result<Keyring, Failure> {
     let namespace = image.metadata.namespace.as_deref().unwrap_or_default();
     let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
     let mut found: Vec<(String, String, BTreeMap<String, Vec<u8>>)> = Vec::new();
@@ -64,7 +65,8 @@ fn secret_failure(message: String) -> Failure {
     Failure { result: SyncResult::PullSecretsError, reason: "PullSecretInvalid", message, stalled: false }
 }
 
-fn registry_failure(error: &RegistryError) -> Failure {
+/// What a registry's error means for an Image.
+pub fn registry_failure(error: &RegistryError) -> Failure {
     let (result, reason) = if error.is_tags_error() {
         (SyncResult::TagsError, "TagsUnusable")
     } else {

@@ -9,11 +9,11 @@ use futures::future::BoxFuture;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use crate::api::{self, Image, SyncResult, condition};
+use crate::api::{self, Image, SyncResult, Tagged, condition};
 use crate::index::question::{Answered, Ask, Question};
 
 use super::engine::{Key, Sync};
-use super::status::Outcome;
+use super::status::{self, Outcome};
 use super::world::{Cached, ImageKey, status_of};
 
 impl Ask for Sync {
@@ -59,8 +59,9 @@ impl Sync {
         // Even with the time used up a cached token and a near registry can still answer.
         let deadline = deadline.max(Instant::now() + Duration::from_millis(50));
         match tokio::time::timeout_at(deadline, self.choose(key, image, &status, &spec)).await {
-            Ok(Ok(Outcome::Tag { tag, why, adopted, .. })) => {
-                Ok(Answered { tag: Some(adopted.unwrap_or(tag)), reason: why })
+            Ok(Ok(Outcome::Tag { tag, why, adopted, digest, .. })) => {
+                let tagged = status::pinned(spec.pin, &adopted.unwrap_or(Tagged { tag, digest }));
+                Ok(Answered { tag: Some(tagged.to_string()), reason: why })
             }
             Ok(Ok(Outcome::Failed(failure)) | Err(failure)) => Ok(Answered { tag: None, reason: failure.message }),
             Err(_) => Err(format!("Image {key}: the registry did not answer in time")),
@@ -72,7 +73,8 @@ impl Sync {
 fn on_record(image: &Image) -> Option<Answered> {
     let status = status_of(image);
     if let Some(tag) = status.tag {
-        return Some(Answered { tag: Some(tag), reason: "settled".to_owned() });
+        let settled = status::pinned(api::pins_digest(&image.spec), &Tagged { tag, digest: status.digest });
+        return Some(Answered { tag: Some(settled.to_string()), reason: "settled".to_owned() });
     }
     if matches!(status.result, None | Some(SyncResult::Scheduled)) {
         return None;

@@ -15,6 +15,7 @@ fn a_hold_is_kept_until_its_workload_is_decided() {
             generation: Some(1),
             repository: None,
             unsupported: Vec::new(),
+            pin: false,
             used: true,
             now: Timestamp::UNIX_EPOCH,
         };
