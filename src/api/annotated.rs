@@ -296,22 +296,27 @@ fn rule_of(policy: &str) -> Option<(RuleType, Option<String>)> {
 }
 
 /// The name of the Image that sync writes for a container of a workload: readable, and the same whoever computes it.
-/// `kind` and `owner` are those of the object that the user annotated (a CronJob, not its Jobs).
+/// `kind` and `owner` are those of the object that the user annotated (a `CronJob`, not its Jobs).
 pub fn image_name(kind: &str, owner: &str, container: &str) -> String {
     let hash = super::short_hash(&[kind, owner, container]);
-    let mut name = format!("{owner}-{container}");
-    name.truncate(200); // with the hash well below the 253 bytes of a name (RFC 1123)
-    format!("{}-{hash}", name.trim_end_matches(['-', '.']))
+    format!("{}-{hash}", readable(&format!("{owner}-{container}")))
 }
 
 /// The name of the Image for Pods without a controller that kimup knows: those with the same settings share it.
 pub fn bare_image_name(container: &str, spec: &ImageSpec) -> String {
     let spec = serde_json::to_string(spec).unwrap_or_default();
-    format!("pod-{container}-{}", super::short_hash(&["Pod", container, &spec]))
+    format!("{}-{}", readable(&format!("pod-{container}")), super::short_hash(&["Pod", container, &spec]))
+}
+
+/// The part of a name that a person reads, with a hash behind it well below the 253 bytes of a name (RFC 1123). What
+/// admission sees is not validated yet, so a name may be anything.
+fn readable(name: &str) -> &str {
+    let end = name.char_indices().map(|(at, c)| at + c.len_utf8()).take_while(|end| *end <= 200).last();
+    name[..end.unwrap_or(0)].trim_end_matches(['-', '.'])
 }
 
 /// Names the object whose annotations count for a Pod, from its controller, without asking anybody: a Deployment names
-/// its ReplicaSets after itself and the template's hash, a CronJob its Jobs after itself and a number.
+/// its `ReplicaSets` after itself and the template's hash, a `CronJob` its Jobs after itself and a number.
 ///
 /// The candidates come in the order in which they are to be tried.
 pub fn owners_of(kind: &str, name: &str, template_hash: &str) -> Vec<(&'static str, String)> {

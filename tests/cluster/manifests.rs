@@ -12,10 +12,11 @@ async fn a_tag_has_a_digest_and_platforms() {
     let docker_config = registry.docker_config("alice", "a").into_bytes();
     let data = [(".dockerconfigjson".to_owned(), docker_config)].into();
     let secret = PullSecret { name: "pull", kind: "kubernetes.io/dockerconfigjson", data: &data };
+    let keyring = Keyring::from_secrets([secret]).unwrap();
     let request = |tag: &str| ManifestRequest {
         repository: Repository::parse(&registry.image("team/app")).unwrap(),
         tag: tag.to_owned(),
-        keyring: Keyring::from_secrets([secret]).unwrap(),
+        keyring: keyring.clone(),
         insecure_skip_tls_verify: false,
     };
     for tag in ["1.0", &*pushed] {

@@ -195,6 +195,7 @@ fn images_are_named_after_their_owner() {
     assert_ne!(image_name("Deployment", "a", "c"), image_name("StatefulSet", "a", "c"));
     assert!(image_name("Deployment", "web", "app").starts_with("web-app-"));
     assert!(image_name("Deployment", &"x".repeat(253), "app").len() < 220);
+    assert!(image_name("Deployment", &"é".repeat(253), "app").len() < 220);
 }
 
 #[test]
