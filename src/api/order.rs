@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 
 use crate::policy::{self, Filter, Rule};
 
-use super::image::{ImageSpec, RuleType};
+use super::image::ImageSpec;
 use super::spec::{CompiledSpec, compile_filter};
 
 /// The order of an Image's rules over tags.
@@ -43,7 +43,7 @@ impl Order {
 
     /// Whether every rule follows a digest, so that no tag is replaced by another.
     fn keeps_tags(&self) -> bool {
-        !self.rules.is_empty() && self.rules.iter().all(|rule| rule.kind() == RuleType::Digest.as_str())
+        !self.rules.is_empty() && self.rules.iter().all(|rule| *rule == Rule::Digest)
     }
 }
 

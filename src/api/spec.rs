@@ -35,6 +35,14 @@ pub struct CompiledSpec {
     pub platforms: Vec<Platform>,
 }
 
+impl CompiledSpec {
+    /// The tag to stay at, if no rule chooses another: only its digest is followed.
+    pub fn tag_to_follow(&self) -> Option<&str> {
+        let stays = self.rules.iter().filter(|rule| rule.apply).all(|rule| rule.rule == Rule::Digest);
+        self.base_tag.as_deref().filter(|_| stays && self.follows_digest.is_some())
+    }
+}
+
 /// One rule, ready to be used.
 #[derive(Clone, Debug)]
 pub struct CompiledRule {
@@ -99,7 +107,6 @@ impl SpecError {
     pub const fn reason(&self) -> &'static str {
         match self {
             Self::Image(_) => "ImageInvalid",
-            Self::Rule { cause: RuleError::NotSupported { .. }, .. } => "RuleNotSupported",
             Self::Rule { .. } => "RuleInvalid",
             Self::Filter(_) => "FilterInvalid",
             Self::Trigger { .. } => "TriggerInvalid",
@@ -111,7 +118,7 @@ impl SpecError {
 /// Parses a spec. Pure; `now` serves to refuse a cron line that never fires again.
 pub fn compile(spec: &ImageSpec, now: Timestamp) -> Result<CompiledSpec, SpecError> {
     let repository = Repository::parse(&spec.image)?;
-    let rules: Vec<_> =
+    let rules: Vec<CompiledRule> =
         spec.rules.iter().enumerate().map(|(i, rule)| compile_rule(i, rule)).collect::<Result<_, _>>()?;
     let filter = compile_filter(spec)?;
     let mut schedules = Vec::new();
@@ -123,7 +130,7 @@ pub fn compile(spec: &ImageSpec, now: Timestamp) -> Result<CompiledSpec, SpecErr
     let platforms = platforms
         .map(|(index, text)| text.parse().map_err(|cause| SpecError::Platform { index, cause }))
         .collect::<Result<_, _>>()?;
-    let follows = |rule: &&CompiledRule| rule.apply && rule.rule.kind() == RuleType::Digest.as_str();
+    let follows = |rule: &&CompiledRule| rule.apply && rule.rule == Rule::Digest;
     let follows_digest = rules.iter().find(follows).map(|rule| rule.name.clone());
     let base_tag = Some(spec.base_tag.as_str())
         .filter(|tag| policy::is_legal_tag(tag) && (*tag != "latest" || follows_digest.is_some()));
@@ -256,7 +263,11 @@ mod tests {
             SyncResult::GetRuleError,
         );
         check(&rule("regex", "("), &["rule \"stable\"", "fix spec.rules[0].value"], SyncResult::GetRuleError);
-        check(&rule("calver-major", ""), &["calver-major", "fix spec.rules[0].type"], SyncResult::GetRuleError);
+        check(
+            &rule("alphabetical", "up"),
+            &["invalid alphabetical \"up\": use asc, desc", "fix spec.rules[0].value"],
+            SyncResult::GetRuleError,
+        );
         check(&json!({"filter": {"pattern": "("}}), &["filter", "fix spec.filter"], SyncResult::GetRuleError);
         check(
             &json!({"triggers": [{"type": "crontab", "value": "bad"}]}),
@@ -326,6 +337,9 @@ mod tests {
             let compiled = compile(&spec(&json!({"baseTag": base_tag})), Timestamp::UNIX_EPOCH).unwrap();
             assert_eq!(compiled.base_tag.as_deref(), expected);
         }
+        let digest = json!({"rules": [{"name": "r", "type": "digest", "actions": [{"type": "apply"}]}]});
+        let compiled = compile(&spec(&digest), Timestamp::UNIX_EPOCH).unwrap();
+        assert_eq!(compiled.base_tag.as_deref(), Some("latest"));
         check("v1.0.0", Some("v1.0.0"));
         check("latest", None);
         check("", None);

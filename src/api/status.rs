@@ -44,6 +44,9 @@ pub struct ImageStatus {
     /// The manifest digest of `tag`, where it is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub digest: Option<String>,
+    /// With the rule `digest` alone: the starting tag that was followed last. Another one in the spec is a decision.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub base_tag: Option<String>,
     /// `Ready`, and the others while they hold.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]

@@ -223,6 +223,7 @@ impl Sync {
         let known = Known {
             settled: status.tag.as_deref(),
             in_flight: status.rollout.as_ref().map(|r| r.tag.as_str()),
+            followed: status.base_tag.as_deref(),
             stamped: stamped.as_ref(),
         };
         self.verified(key, image, status, spec, known, &listing.tags).await
@@ -257,6 +258,7 @@ impl Sync {
                 unsupported
             },
             pin: api::pins_digest(&image.spec),
+            follows: compiled.and_then(|spec| spec.tag_to_follow().map(str::to_owned)),
             used,
             now: Timestamp::now(),
         }

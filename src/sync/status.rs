@@ -71,6 +71,8 @@ pub struct Subject<'a> {
     pub unsupported: Vec<String>,
     /// Whether Pods are pinned to digests: then another digest is another image.
     pub pin: bool,
+    /// The starting tag, where only its digest is followed.
+    pub follows: Option<String>,
     /// Whether any opted-in workload uses the Image.
     pub used: bool,
     /// The time.
@@ -130,6 +132,10 @@ pub fn after_sync(status: &mut ImageStatus, subject: &Subject<'_>, outcome: &Out
             conditions.clear(condition::STALLED);
             conditions.clear(condition::STALE);
             status.result = Some(SyncResult::Success);
+            // One that the registry does not list yet is still to come.
+            if subject.follows.as_ref() == Some(tag) || subject.follows.is_none() || status.base_tag.is_none() {
+                status.base_tag.clone_from(&subject.follows);
+            }
             // The workloads run it already: the newer tag is rolled out from there like any other.
             let other_digest = |adopted: &Tagged| subject.pin && adopted.digest.is_some() && adopted.digest != *digest;
             let other = |adopted: &&Tagged| adopted.tag != *tag || other_digest(adopted);

@@ -80,7 +80,7 @@ pub(super) async fn choose<M: Manifests>(
         if passed_over.len() >= MAX_PASSED_OVER {
             break given.keep(&passed_over)?;
         }
-        match check(&tag, checks, manifests).await? {
+        match check(&tag, None, checks, manifests).await? {
             Fit::Yes(digest) => {
                 let digest = Some(digest);
                 break Outcome::Tag { tag, rule, why, missing, adopted, digest, passed_over: Vec::new(), gone: None };
@@ -150,19 +150,19 @@ async fn current_digest<M: Manifests>(
     if !spec.pin || spec.gate.is_some() {
         return Ok(kept); // run by its tag; or whatever it is, it waits
     }
-    let gone = if spec.follows_digest.is_some() {
+    let (now, gone) = if spec.follows_digest.is_some() {
         match manifests.digest(tag).await? {
             Some(now) if now == before => return Ok(kept),
             None => return Ok(Present { missing: true, ..kept }),
-            Some(_) => None,
+            now => (now, None),
         }
     } else {
         if manifests.digest(before).await?.is_some() {
             return Ok(kept);
         }
-        Some(before.to_owned())
+        (None, Some(before.to_owned()))
     };
-    match check(tag, checks, manifests).await? {
+    match check(tag, now, checks, manifests).await? {
         Fit::Yes(now) => Ok(Present { moved: now != before, digest: Some(now), gone, ..Present::default() }),
         Fit::No(unfit) if gone.is_none() => Ok(Present { unfit: Some(unfit), ..kept }),
         Fit::No(_) => Ok(Present { gone, ..Present::default() }),
@@ -192,17 +192,28 @@ async fn first_digest<M: Manifests>(
     Ok(Present { digest, ..Present::default() })
 }
 
-/// Whether a tag can be run. What was learned before counts as long as its digest is the same.
-async fn check<M: Manifests>(tag: &str, checks: &mut Checks, manifests: &M) -> Result<Fit, Failure> {
-    let before = checks.get(tag);
-    let known = match before {
-        Some(check) if check.manifest.is_some() && check.at.elapsed() < FRESH => check.manifest.clone(),
-        Some(check) => match (manifests.digest(tag).await?, &check.manifest) {
-            (None, _) => None,
-            (Some(now), Some(manifest)) if now == manifest.digest.as_str() => Some(manifest.clone()),
-            (Some(_), _) => manifests.manifest(tag).await?,
-        },
-        None => manifests.manifest(tag).await?,
+/// Whether a tag can be run. What was learned before counts as long as its digest is the same; `now` is the digest, if it
+/// has just been asked for.
+async fn check<M: Manifests>(
+    tag: &str,
+    now: Option<String>,
+    checks: &mut Checks,
+    manifests: &M,
+) -> Result<Fit, Failure> {
+    let known = match (checks.get(tag), now) {
+        (None, _) => manifests.manifest(tag).await?,
+        (Some(Check { manifest: Some(manifest), at }), None) if at.elapsed() < FRESH => Some(manifest.clone()),
+        (Some(check), now) => {
+            let now = match now {
+                Some(now) => Some(now),
+                None => manifests.digest(tag).await?,
+            };
+            match (now, &check.manifest) {
+                (None, _) => None,
+                (Some(now), Some(manifest)) if now == manifest.digest.as_str() => Some(manifest.clone()),
+                (Some(_), _) => manifests.manifest(tag).await?,
+            }
+        }
     };
     checks.insert(tag.to_owned(), Check { manifest: known.clone(), at: Instant::now() });
     let Some(manifest) = known else {

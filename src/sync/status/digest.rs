@@ -116,6 +116,23 @@ fn a_moved_digest_settles_with_an_entry_of_its_own() {
 }
 
 #[test]
+fn the_starting_tag_that_is_followed_is_remembered() {
+    fn check(before: Option<&str>, follows: Option<&str>, chosen: &str, expected: Option<&str>) {
+        let mut status = ImageStatus { base_tag: before.map(str::to_owned), ..settled("1") };
+        let subject = Subject { follows: follows.map(str::to_owned), ..subject(1, true) };
+        after_sync(&mut status, &subject, &super::tests::tag(chosen));
+        assert_eq!(status.base_tag.as_deref(), expected);
+    }
+    check(None, Some("1"), "1", Some("1"));
+    check(Some("1"), Some("2"), "2", Some("2"));
+    // Not listed yet: it is still another one than before.
+    check(Some("1"), Some("2"), "1", Some("1"));
+    // The rule was another one before: what it chose stays.
+    check(None, Some("latest"), "1", Some("latest"));
+    check(Some("1"), None, "1", None);
+}
+
+#[test]
 fn what_was_passed_over_is_said() {
     let mut status = settled("1");
     let passed_over = vec!["2 passed over: no linux/arm64".to_owned(), "3 passed over: it is gone".to_owned()];

@@ -16,6 +16,7 @@ fn a_hold_is_kept_until_its_workload_is_decided() {
             repository: None,
             unsupported: Vec::new(),
             pin: false,
+            follows: None,
             used: true,
             now: Timestamp::UNIX_EPOCH,
         };

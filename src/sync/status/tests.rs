@@ -10,6 +10,7 @@ pub(super) fn subject(minute: i64, used: bool) -> Subject<'static> {
         repository: Some(REPOSITORY.to_owned()),
         unsupported: Vec::new(),
         pin: false,
+        follows: None,
         used,
         now: Timestamp::from_second(minute * 60).unwrap(),
     }
@@ -19,7 +20,7 @@ fn at(minute: i64) -> String {
     subject(minute, true).now.to_string()
 }
 
-fn tag(tag: &str) -> Outcome {
+pub(super) fn tag(tag: &str) -> Outcome {
     let (rule, why) = ("minor".to_owned(), "newest".to_owned());
     Outcome::Tag {
         tag: tag.to_owned(),

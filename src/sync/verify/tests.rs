@@ -66,7 +66,7 @@ impl Manifests for Fake {
 struct Stage {
     spec: CompiledSpec,
     settled: Option<&'static str>,
-    in_flight: Option<&'static str>,
+    followed: Option<&'static str>,
     digest: Option<String>,
     stamped: Option<Tagged>,
     checks: Checks,
@@ -78,7 +78,7 @@ fn stage(rule: &str, patch: &Value, settled: Option<&'static str>, digest_letter
     json_patch::merge(&mut spec, patch);
     let spec = api::compile(&serde_json::from_value(spec).unwrap(), jiff::Timestamp::UNIX_EPOCH).unwrap();
     let digest = digest_letter.map(digest);
-    Stage { spec, settled, in_flight: None, digest, stamped: None, checks: Checks::default() }
+    Stage { spec, settled, followed: None, digest, stamped: None, checks: Checks::default() }
 }
 
 impl Stage {
@@ -86,7 +86,12 @@ impl Stage {
     async fn check(&mut self, tags: &str, fake: &Fake, expected: &str, requests: &str) {
         let key = ImageKey { namespace: "shop".to_owned(), name: "web".to_owned() };
         let tags: Vec<String> = tags.split_whitespace().map(str::to_owned).collect();
-        let known = Known { settled: self.settled, in_flight: self.in_flight, stamped: self.stamped.as_ref() };
+        let known = Known {
+            settled: self.settled,
+            stamped: self.stamped.as_ref(),
+            followed: self.followed,
+            ..Known::default()
+        };
         let given = Given { image: &key, spec: &self.spec, known, digest: self.digest.as_deref(), tags: &tags };
         let said = match choose(&given, &mut self.checks, fake).await {
             Err(failure) => format!("{:?}: {}", failure.result, failure.message),
@@ -189,4 +194,49 @@ async fn a_pinned_digest_stays_as_long_as_it_is_there() {
     let mut lost = stage("semver", &pin, None, Some("a"));
     lost.stamped = Some(Tagged::new("1.0.0", Some(&digest("a"))));
     lost.check("1.0.0", &fake("1.0.0=b old=a"), "1.0.0@a adopted", "HEAD a").await;
+}
+
+#[tokio::test]
+async fn a_followed_digest_moves() {
+    let followed = |settled, letter| stage("digest", &json!({"baseTag": "1.0.0"}), settled, letter);
+    let latest = |settled, letter| stage("digest", &json!({}), settled, letter);
+    // The first time, it must run as any other; `latest` is a tag like any other.
+    followed(None, None).check("1.0.0 2.0.0", &fake("1.0.0=a 2.0.0=b"), "1.0.0@a", "GET 1.0.0").await;
+    latest(None, None).check("latest 2.0.0", &fake("latest=a"), "latest@a", "GET latest").await;
+    let none = "TagsError: Image shop/web: no tag of docker.io/library/app can be chosen: the registry does not list the \
+                starting tag latest, and ";
+    let key = ImageKey { namespace: "shop".to_owned(), name: "web".to_owned() };
+    let web = latest(None, None);
+    let given =
+        Given { image: &key, spec: &web.spec, known: Known::default(), digest: None, tags: &["2.0.0".to_owned()] };
+    let failure = choose(&given, &mut Checks::default(), &fake("2.0.0=b")).await.unwrap_err();
+    assert!(format!("{:?}: {}", failure.result, failure.message).starts_with(none), "{}", failure.message);
+    // Unchanged: a HEAD. Changed: read, and by the rule.
+    followed(Some("1.0.0"), Some("a")).check("1.0.0", &fake("1.0.0=a"), "1.0.0@a", "HEAD 1.0.0").await;
+    let moved = "HEAD 1.0.0, GET 1.0.0";
+    followed(Some("1.0.0"), Some("a")).check("1.0.0", &fake("1.0.0=b"), "1.0.0@b by r", moved).await;
+    followed(Some("1.0.0"), None).check("1.0.0", &fake("1.0.0=b"), "1.0.0@b by r", "HEAD 1.0.0").await;
+    // It stays while the registry does not have the tag, and while what it has cannot be run.
+    followed(Some("1.0.0"), Some("a")).check("2.0.0", &fake(""), "1.0.0@a missing", "HEAD 1.0.0").await;
+    let mut arm = followed(Some("1.0.0"), Some("a"));
+    let unfit = "1.0.0@a; the newer digest of 1.0.0 passed over: no linux/amd64";
+    arm.check("1.0.0", &fake("1.0.0=b:arm64"), unfit, moved).await;
+    arm.check("1.0.0", &fake("1.0.0=b:arm64"), unfit, "HEAD 1.0.0").await;
+    arm.check("1.0.0", &fake("1.0.0=c:amd64"), "1.0.0@c by r", moved).await;
+    let down = Fake { down: true, ..fake("") };
+    followed(Some("1.0.0"), Some("a")).check("1.0.0", &down, "RegistryError: down", "HEAD 1.0.0").await;
+    let mut gated = stage("digest", &json!({"baseTag": "1.0.0", "suspend": true}), Some("1.0.0"), Some("a"));
+    gated.check("1.0.0", &fake("1.0.0=b"), "1.0.0@a", "").await;
+    // Another starting tag is a person's decision.
+    let other = || Stage { followed: Some("0.9.0"), ..followed(Some("0.9.0"), Some("a")) };
+    other().check("0.9.0 1.0.0", &fake("1.0.0=b"), "1.0.0@b", "GET 1.0.0").await;
+    other().check("0.9.0", &fake("0.9.0=a"), "0.9.0@a", "HEAD 0.9.0").await;
+    // That the rule was another one before is none.
+    followed(Some("1.2.0"), Some("a")).check("1.0.0 1.2.0", &fake("1.2.0=a"), "1.2.0@a", "HEAD 1.2.0").await;
+    // Beside a rule that chooses tags, that rule goes first.
+    let rules = json!({"rules": [{"name": "s", "type": "semver", "actions": [{"type": "apply"}]},
+        {"name": "d", "type": "digest", "actions": [{"type": "apply"}]}]});
+    let both = || stage("semver", &rules, Some("1.0.0"), Some("a"));
+    both().check("1.0.0 1.1.0", &fake("1.1.0=b"), "1.1.0@b by s", "GET 1.1.0").await;
+    both().check("1.0.0", &fake("1.0.0=b"), "1.0.0@b by d", moved).await;
 }
