@@ -38,8 +38,11 @@ impl Tagged {
 
     /// The image of the repository of `reference`, in its spelling.
     pub fn image(&self, reference: &Reference) -> String {
-        let digest = self.digest.iter().map(|digest| format!("@{digest}")).collect::<String>();
-        format!("{}{digest}", reference.with_tag(&self.tag))
+        let tagged = reference.with_tag(&self.tag);
+        match &self.digest {
+            Some(digest) => format!("{tagged}@{digest}"),
+            None => tagged,
+        }
     }
 
     /// As a person tells the two apart: by tag, and by the first digits of the digest where only that differs.

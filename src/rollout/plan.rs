@@ -193,7 +193,7 @@ impl Case<'_> {
         if owners.is_some_and(|o| o.contains(FIELD_MANAGER)) {
             return self.roll(&ran); // an older stamp of our own is unfinished work
         }
-        self.put_back(ran, None, false)
+        self.put_back(&ran, None, false)
     }
 
     fn text_changed(&self, stamp: &Stamp) -> ContainerPlan {
@@ -205,7 +205,7 @@ impl Case<'_> {
         let ran = self.here(&stamp.reference).filter(|_| !respelled);
         match ran {
             Some(ran) if self.compare(&own.tag, &ran.tag) == Some(Ordering::Less) => {
-                self.put_back(own, Some(ran), true)
+                self.put_back(&own, Some(ran), true)
             }
             _ if self.wanted() == self.container.text => ContainerPlan::Keep,
             _ => self.roll(&own),
@@ -237,7 +237,7 @@ impl Case<'_> {
         }
         let recorded = self.target.left.is_some() && facts.revisions.len() > 1;
         if recorded || self.newer_stamps(facts, &oldest).next().is_some() {
-            return self.put_back(oldest, None, false);
+            return self.put_back(&oldest, None, false);
         }
         self.roll(&oldest)
     }
@@ -256,7 +256,7 @@ impl Case<'_> {
     /// Not our doing that it runs `ran`. If it ran a newer tag before (`left`, a hold on record, the stamp of another
     /// revision), or the target's digest of the same tag, a person went back: it stays until there is a newer tag than the
     /// one that was left, or another digest of it.
-    fn put_back(&self, ran: Tagged, left: Option<Tagged>, by_manifest: bool) -> ContainerPlan {
+    fn put_back(&self, ran: &Tagged, left: Option<Tagged>, by_manifest: bool) -> ContainerPlan {
         let hold = |ran: &Tagged, left: &Tagged| {
             let (image, container) = (self.target.image.clone(), self.container.name.clone());
             let whole = ran.tag == left.tag;
@@ -265,15 +265,15 @@ impl Case<'_> {
         };
         let recorded = self.target.left.as_deref().and_then(Tagged::parse);
         if let Some(recorded) = recorded.as_ref().filter(|left| !self.ends(left)) {
-            return hold(&ran, recorded);
+            return hold(ran, recorded);
         }
         let Some(facts) = self.facts else {
             return ContainerPlan::Blocked(Blocked::NeedsFacts);
         };
-        let known = self.newer_stamps(facts, &ran).chain(left).chain(recorded);
+        let known = self.newer_stamps(facts, ran).chain(left).chain(recorded);
         match known.max_by(|a, b| self.order(a, b)) {
-            Some(left) if !self.ends(&left) => hold(&ran, &left),
-            _ => self.roll(&ran),
+            Some(left) if !self.ends(&left) => hold(ran, &left),
+            _ => self.roll(ran),
         }
     }
 

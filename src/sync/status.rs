@@ -127,7 +127,9 @@ pub fn after_sync(status: &mut ImageStatus, subject: &Subject<'_>, outcome: &Out
             } else {
                 format!("{tag} is the newest tag that the rules allow")
             };
-            passed_over.iter().for_each(|sentence| message = format!("{message}; {sentence}"));
+            for sentence in passed_over {
+                message = format!("{message}; {sentence}");
+            }
             conditions.set(condition::READY, true, if *missing { "TagMissing" } else { "Synced" }, &message);
             conditions.clear(condition::STALLED);
             conditions.clear(condition::STALE);

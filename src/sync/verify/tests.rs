@@ -11,10 +11,13 @@ fn digest(letter: &str) -> String {
     format!("sha256:{}", letter.repeat(64))
 }
 
+/// Digest and platforms.
+type Image = (String, Option<Vec<Platform>>);
+
 /// A registry whose tags are `tag=digest` or `tag=digest:platform,platform`, on nodes for these platforms.
 #[derive(Default)]
 struct Fake {
-    manifests: BTreeMap<String, (String, Option<Vec<Platform>>)>,
+    manifests: BTreeMap<String, Image>,
     down: bool,
     asked: Mutex<Vec<String>>,
 }
@@ -31,7 +34,7 @@ fn fake(manifests: &str) -> Fake {
 }
 
 impl Fake {
-    fn find(&self, how: &str, name: &str) -> Result<Option<(String, Option<Vec<Platform>>)>, Failure> {
+    fn find(&self, how: &str, name: &str) -> Result<Option<Image>, Failure> {
         let short = ["a", "b", "c"].iter().find(|letter| digest(letter) == name).map_or(name, |letter| letter);
         self.asked.lock().unwrap().push(format!("{how} {short}"));
         if self.down {
@@ -104,7 +107,9 @@ impl Stage {
                 add(" missing", missing);
                 add(" adopted", adopted.is_some());
                 add(" gone", gone.is_some());
-                passed_over.iter().for_each(|sentence| add(&format!("; {sentence}"), true));
+                for sentence in passed_over {
+                    add(&format!("; {sentence}"), true);
+                }
                 said
             }
         };
