@@ -5,9 +5,6 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::time::Duration;
-
-use tokio::time::Instant;
 
 use crate::api::{CompiledSpec, SyncResult};
 use crate::registry::Manifest;
@@ -19,8 +16,6 @@ use super::world::ImageKey;
 
 /// Most tags that one sync passes over.
 const MAX_PASSED_OVER: usize = 5;
-/// So long a manifest counts without another request: for one that was just asked for, and whose tag could not be written.
-const FRESH: Duration = Duration::from_secs(10);
 
 /// Asks a registry about one repository, and the cluster about its nodes.
 pub(super) trait Manifests: Sync {
@@ -33,15 +28,9 @@ pub(super) trait Manifests: Sync {
 }
 
 /// What was learned of tags, so that a manifest is read once; by tag. Losing it costs requests, nothing else.
-pub(super) type Checks = HashMap<String, Check>;
-
-/// What was learned of a tag.
-#[derive(Clone, Debug)]
-pub(super) struct Check {
-    /// None: there was no manifest.
-    manifest: Option<Manifest>,
-    at: Instant,
-}
+///
+/// None: there was no manifest.
+pub(super) type Checks = HashMap<String, Option<Manifest>>;
 
 /// What a sync knows when it chooses.
 pub(super) struct Given<'a> {
@@ -184,7 +173,7 @@ async fn first_digest<M: Manifests>(
     if missing || checks.contains_key(tag) {
         return Ok(Present::default()); // asked for before, in vain
     }
-    checks.insert(tag.to_owned(), Check { manifest: None, at: Instant::now() });
+    checks.insert(tag.to_owned(), None);
     let digest = manifests.digest(tag).await.unwrap_or_else(|failure| {
         tracing::debug!(tag, cause = failure.message, "the digest of the current tag stays unknown");
         None
@@ -200,22 +189,21 @@ async fn check<M: Manifests>(
     checks: &mut Checks,
     manifests: &M,
 ) -> Result<Fit, Failure> {
-    let known = match (checks.get(tag), now) {
-        (None, _) => manifests.manifest(tag).await?,
-        (Some(Check { manifest: Some(manifest), at }), None) if at.elapsed() < FRESH => Some(manifest.clone()),
-        (Some(check), now) => {
+    let known = match checks.get(tag) {
+        None => manifests.manifest(tag).await?,
+        Some(before) => {
             let now = match now {
                 Some(now) => Some(now),
                 None => manifests.digest(tag).await?,
             };
-            match (now, &check.manifest) {
+            match (now, before) {
                 (None, _) => None,
                 (Some(now), Some(manifest)) if now == manifest.digest.as_str() => Some(manifest.clone()),
                 (Some(_), _) => manifests.manifest(tag).await?,
             }
         }
     };
-    checks.insert(tag.to_owned(), Check { manifest: known.clone(), at: Instant::now() });
+    checks.insert(tag.to_owned(), known.clone());
     let Some(manifest) = known else {
         return Ok(Fit::No("the registry lists it but has no manifest of that name".to_owned()));
     };
