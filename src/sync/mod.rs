@@ -1,6 +1,6 @@
 //! Reconciles one Image: observe, decide (pure), act, report.
 //!
-//! `decide`, `records` and `status` are pure. `world` is what is known of the cluster, `watch` fills it, `engine` runs the
+//! `decide`, `pace`, `records` and `status` are pure. `world` is what is known of the cluster, `watch` fills it, `engine` runs the
 //! queue, `image` and `workload` are what is done for one key, `write` and `observe` are the I/O shells.
 
 mod decide;
@@ -9,6 +9,7 @@ mod image;
 mod manifests;
 mod nodes;
 mod observe;
+mod pace;
 mod question;
 mod queue;
 mod records;

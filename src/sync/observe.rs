@@ -1,6 +1,7 @@
 //! Asks the registry for an Image: its Secrets, then the list of tags.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Secret;
@@ -9,30 +10,34 @@ use kube::api::Api;
 use crate::api::{CompiledSpec, Image, SyncResult};
 use crate::registry::{self, Keyring, ListRequest, Listing, PullSecret, RegistryError};
 
+use super::pace::Wanted;
 use super::status::Failure;
 
 const SECRET_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Lists the tags of an Image's repository with its pull secrets.
+/// What to ask the registry for: an Image's repository, with its pull secrets.
 ///
 /// Secrets are read by `get` at each call, so a changed one takes effect at the next sync and a removed one stops use at
-/// once. Nothing of them outlives the call but in the registry client's token cache.
-pub async fn list_tags(
-    client: &kube::Client,
-    registry: &registry::Client,
-    image: &Image,
-    spec: &CompiledSpec,
-) -> Result<Listing, Failure> {
-    let request = ListRequest {
+/// once. Nothing of them outlives the listing but in the registry client's token cache.
+pub async fn request(client: &kube::Client, image: &Image, spec: &CompiledSpec) -> Result<ListRequest, Failure> {
+    Ok(ListRequest {
         repository: spec.repository.clone(),
         keyring: keyring(client, image).await?,
         insecure_skip_tls_verify: image.spec.insecure_skip_tls_verify,
-    };
-    registry.list_tags(&request).await.map_err(|error| registry_failure(&error))
+    })
 }
 
-/// The credentials of an Image, read afresh.
-pub async fn keyring(client: &kube::Client, image: &Image) -> Result<Keyring, Failure> {
+/// Lists the tags, together with the other Images that ask for the same.
+pub async fn list_tags(
+    registry: &registry::Client,
+    request: &ListRequest,
+    wanted: Wanted,
+) -> Result<Arc<Listing>, Failure> {
+    let listing = registry.list_tags_shared(request, wanted.not_before, wanted.asker).await;
+    listing.map_err(|error| registry_failure(&error))
+}
+
+async fn keyring(client: &kube::Client, image: &Image) -> Result<Keyring, Failure> {
     let namespace = image.metadata.namespace.as_deref().unwrap_or_default();
     let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
     let mut found: Vec<(String, String, BTreeMap<String, Vec<u8>>)> = Vec::new();

@@ -2,6 +2,7 @@
 //!
 //! Read-only: the answer comes from the status as soon as there is one, else from a decision that nobody writes.
 
+use std::collections::hash_map::Entry;
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -11,8 +12,11 @@ use tokio::time::Instant;
 
 use crate::api::{self, Image, SyncResult, Tagged, condition};
 use crate::index::question::{Answered, Ask, Question};
+use crate::policy::Repository;
+use crate::registry::Asker;
 
 use super::engine::{Key, Sync};
+use super::pace::Wanted;
 use super::status::{self, Outcome};
 use super::world::{Cached, ImageKey, status_of};
 
@@ -29,6 +33,7 @@ impl Sync {
         // The leader records the tag any moment; only if it does not, a replica decides for itself.
         let patience = Instant::now() + self.options.question_timeout / 2;
         let mut changed = self.world.images_changed();
+        let _asked = Asked::new(self, &key);
         if self.leadership.is_leader() {
             self.queue.add_now(Key::Image(key.clone()));
         }
@@ -56,15 +61,46 @@ impl Sync {
         let image = image.ok_or_else(|| format!("Image {key} is not known here yet"))?;
         let spec = api::compile(&image.spec, Timestamp::now()).map_err(|e| format!("Image {key}: {e}"))?;
         let status = status_of(image);
+        let wanted = Wanted::shared_list(Asker::Question, &spec, Timestamp::now());
         // Even with the time used up a cached token and a near registry can still answer.
         let deadline = deadline.max(Instant::now() + Duration::from_millis(50));
-        match tokio::time::timeout_at(deadline, self.choose(key, image, &status, &spec)).await {
+        match tokio::time::timeout_at(deadline, self.choose(key, image, &status, &spec, wanted)).await {
             Ok(Ok(Outcome::Tag { tag, why, adopted, digest, .. })) => {
                 let tagged = status::pinned(spec.pin, &adopted.unwrap_or(Tagged { tag, digest }));
-                Ok(Answered { tag: Some(tagged.to_string()), reason: why })
+                Ok(Answered::new(Some(tagged.to_string()), why))
             }
-            Ok(Ok(Outcome::Failed(failure)) | Err(failure)) => Ok(Answered { tag: None, reason: failure.message }),
+            Ok(Ok(Outcome::Failed(failure)) | Err(failure)) => Ok(Answered::new(None, failure.message)),
             Err(_) => Err(format!("Image {key}: the registry did not answer in time")),
+        }
+    }
+}
+
+/// While it lives, the registry is asked for the Image ahead of the schedule.
+struct Asked<'a> {
+    sync: &'a Sync,
+    key: &'a ImageKey,
+}
+
+impl<'a> Asked<'a> {
+    fn new(sync: &'a Sync, key: &'a ImageKey) -> Self {
+        *sync.asked().entry(key.clone()).or_default() += 1;
+        // Its listing may wait for its turn already.
+        if let Some(Cached::Read(image)) = sync.world.image(key)
+            && let Ok(repository) = Repository::parse(&image.spec.image)
+        {
+            sync.registry.hurry(&repository);
+        }
+        Self { sync, key }
+    }
+}
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        if let Entry::Occupied(mut waiting) = self.sync.asked().entry(self.key.clone()) {
+            *waiting.get_mut() -= 1;
+            if *waiting.get() == 0 {
+                waiting.remove();
+            }
         }
     }
 }
@@ -74,12 +110,12 @@ fn on_record(image: &Image) -> Option<Answered> {
     let status = status_of(image);
     if let Some(tag) = status.tag {
         let settled = status::pinned(api::pins_digest(&image.spec), &Tagged { tag, digest: status.digest });
-        return Some(Answered { tag: Some(settled.to_string()), reason: "settled".to_owned() });
+        return Some(Answered::new(Some(settled.to_string()), "settled"));
     }
     if matches!(status.result, None | Some(SyncResult::Scheduled)) {
         return None;
     }
     let current = status.observed_generation == image.metadata.generation;
     let ready = status.conditions.into_iter().find(|c| c.type_ == condition::READY && c.status == "False")?;
-    current.then_some(Answered { tag: None, reason: ready.message })
+    current.then(|| Answered::new(None, ready.message))
 }

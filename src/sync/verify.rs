@@ -6,12 +6,12 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-use crate::api::{CompiledSpec, SyncResult};
+use crate::api::{CompiledSpec, ImageStatus, SyncResult};
 use crate::registry::Manifest;
 
 use super::decide::{self, Known, Verdict};
 use super::nodes::Needed;
-use super::status::{Failure, Outcome};
+use super::status::{self, Failure, Outcome};
 use super::world::ImageKey;
 
 /// Most tags that one sync passes over.
@@ -38,7 +38,7 @@ pub(super) struct Given<'a> {
     pub spec: &'a CompiledSpec,
     pub known: Known<'a>,
     /// The digest of the current tag, in flight or settled.
-    pub digest: Option<&'a str>,
+    pub digest: Option<String>,
     /// Every tag that the registry lists.
     pub tags: &'a [String],
 }
@@ -132,7 +132,7 @@ async fn current_digest<M: Manifests>(
     manifests: &M,
 ) -> Result<Present, Failure> {
     let spec = given.spec;
-    let Some(before) = given.digest else {
+    let Some(before) = given.digest.as_deref() else {
         return first_digest(given, tag, missing, checks, manifests).await;
     };
     let kept = Present { digest: Some(before.to_owned()), ..Present::default() };
@@ -213,6 +213,20 @@ async fn check<M: Manifests>(
         return Ok(Fit::No(lacks));
     }
     Ok(Fit::Yes(manifest.digest.to_string()))
+}
+
+impl<'a> Given<'a> {
+    /// What is known from the status, or, if that was lost, from stamps.
+    pub fn new(
+        image: &'a ImageKey,
+        spec: &'a CompiledSpec,
+        status: &ImageStatus,
+        known: Known<'a>,
+        tags: &'a [String],
+    ) -> Self {
+        let current = status::current(status).or_else(|| known.stamped.cloned());
+        Self { image, spec, known, digest: current.and_then(|current| current.digest), tags }
+    }
 }
 
 impl Given<'_> {

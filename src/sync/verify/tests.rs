@@ -95,7 +95,7 @@ impl Stage {
             followed: self.followed,
             ..Known::default()
         };
-        let given = Given { image: &key, spec: &self.spec, known, digest: self.digest.as_deref(), tags: &tags };
+        let given = Given { image: &key, spec: &self.spec, known, digest: self.digest.clone(), tags: &tags };
         let said = match choose(&given, &mut self.checks, fake).await {
             Err(failure) => format!("{:?}: {}", failure.result, failure.message),
             Ok(Outcome::Failed(_)) => unreachable!("failures are errors"),

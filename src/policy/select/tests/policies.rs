@@ -100,6 +100,8 @@ fn calver_prerelease() {
         # Any word will do.
         calver-prerelease ; ; 24.1-build.9 ; 24.1-build.10 24.1-other.11 ; 24.1-build.10
         calver-prerelease ; ; 24.1-rc.1-alpine ; 24.1-rc.2-alpine 24.1-rc.3 ; 24.1-rc.2-alpine
+        # A packaging revision is not that number.
+        calver-prerelease ; ; 24.1-rc.1-alpine-r1 ; 24.1-rc.1-alpine-r2 ; 24.1-rc.1-alpine-r1
         ",
     );
 }
