@@ -220,7 +220,7 @@ impl NamespaceSettings {
 
 /// Annotations of a workload that a later version acts on, one sentence each: who set one waits for something.
 pub fn unsupported_on_workload(annotations: &Map) -> Vec<String> {
-    let held = annotations.keys().filter(|key| [HOLD, CANARY, POLICY].contains(&key.as_str()));
+    let held = annotations.keys().filter(|key| [HOLD, CANARY].contains(&key.as_str()));
     held.map(|key| format!("the annotation {key} is not acted on by this version and has no effect")).collect()
 }
 
@@ -301,6 +301,6 @@ mod tests {
         }
         check(&[(ENABLED, "true")], 0);
         check(&[(HOLD, "1.2.3"), (CANARY, "true")], 2);
-        check(&[(POLICY, "patch")], 1);
+        check(&[(POLICY, "patch")], 0);
     }
 }

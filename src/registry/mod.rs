@@ -12,6 +12,7 @@
 //! | `link`, `page` | the next page's address; a page's tags (pure) |
 //! | `manifest`, `document` | asking for a tag's manifest; reading it (pure) |
 //! | `limiter` | the budget of each host |
+//! | `progress` | how far a listing is |
 //! | `hosts` | places and pauses of each host |
 //! | `shared` | one listing for all who ask for the same |
 
@@ -28,6 +29,7 @@ mod manifest;
 mod memory;
 mod origin;
 mod page;
+mod progress;
 mod shared;
 #[cfg(test)]
 mod tests;
@@ -53,6 +55,7 @@ pub use self::{
     hosts::Asker,
     keyring::{Credentials, Keyring, PullSecret},
     manifest::{Manifest, ManifestRequest},
+    progress::Progress,
 };
 use crate::policy;
 /// What a [`Manifest`] is made of.
@@ -70,6 +73,8 @@ pub struct Config {
     pub extra_ca_pem: Option<Vec<u8>>,
     /// Where requests are counted.
     pub metrics: Metrics,
+    /// Where pages are counted while they are read.
+    pub progress: Progress,
 }
 
 /// What a registry may cost at most.
@@ -133,6 +138,7 @@ struct Inner {
     tokens: TokenCache,
     plain_http: PlainHttp,
     limits: Limits,
+    progress: Progress,
     hosts: Hosts,
     shared: Arc<Shared>,
 }
@@ -153,10 +159,17 @@ impl Client {
             plain_http: PlainHttp::parse(&config.plain_http)?,
             tokens: TokenCache::default(),
             limits: config.limits.clone(),
+            progress: config.progress.clone(),
             hosts: Hosts::default(),
             shared: Arc::new(Shared::new()?),
             transport: Transport::new(config, tuning)?,
         })))
+    }
+
+    /// Where the repository's registry is asked: `https://registry-1.docker.io`, without a port if it is the scheme's own.
+    pub fn endpoint(&self, repository: &policy::Repository) -> Result<String, RegistryError> {
+        let url = origin::tags_url(repository, &self.0.plain_http)?;
+        Ok(url.origin().ascii_serialization())
     }
 
     /// Lists all tags, or fails: never a part of them. Costs one request per page once a token is cached.
@@ -217,6 +230,7 @@ impl Inner {
                 return Err(round());
             }
             session.begin_page();
+            self.progress.next_page();
             let answer = fetch_page(&mut session, &mut login, &url, &request.repository).await?;
             collector.read(&answer.body).map_err(|error| page_error(error, &answer.url))?;
             next = link::next_page(&answer.headers, &answer.url, &registry, first)?;

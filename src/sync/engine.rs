@@ -22,6 +22,7 @@ use super::nodes::Nodes;
 
 use super::pace::Places;
 use super::queue::Queue;
+use super::source::SourceKey;
 use super::watch;
 use super::workload::View;
 use super::world::{ImageKey, World};
@@ -76,6 +77,7 @@ pub struct Sync {
     pub(super) nodes: Nodes,
     waiting: Mutex<HashSet<WorkloadKey>>,
     pending: Mutex<HashMap<WorkloadKey, Instant>>,
+    told: Mutex<HashMap<SourceKey, (String, Vec<String>)>>,
 }
 
 /// What the queue holds.
@@ -85,6 +87,8 @@ pub(super) enum Key {
     Image(ImageKey),
     /// One workload, for all its Images.
     Workload(WorkloadKey),
+    /// One annotated object, for all its Images.
+    Source(SourceKey),
 }
 
 /// Sync, running.
@@ -125,6 +129,7 @@ pub fn start(
         nodes: Nodes::default(),
         waiting: Mutex::default(),
         pending: Mutex::default(),
+        told: Mutex::default(),
     });
     let (warm_sender, warm) = tokio::sync::watch::channel(false);
     let task = tokio::spawn(run(sync.clone(), warm_sender, shutdown));
@@ -187,6 +192,11 @@ impl Workers {
                         sync.reconcile_workload(workload).await;
                     }
                 }
+                Key::Source(source) => {
+                    if let Ok(_place) = workloads.acquire().await {
+                        sync.reconcile_source(source).await;
+                    }
+                }
             }
         });
     }
@@ -240,7 +250,15 @@ impl Sync {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What was said of each annotated object: its UID, and what is wrong.
+    pub(super) fn told(&self) -> MutexGuard<'_, HashMap<SourceKey, (String, Vec<String>)>> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(super) fn queue_everything(&self) {
+        for key in self.world.source_keys() {
+            self.queue.add_now(Key::Source(key));
+        }
         for key in self.world.image_keys() {
             self.queue.add_now(Key::Image(key));
         }

@@ -12,9 +12,11 @@ use crate::api::annotations::{ACTION, REQUESTED_AT};
 use crate::api::{self, CompiledSpec, Image, ImageStatus, SyncResult, Tagged};
 use crate::policy::Repository;
 use crate::registry::Asker;
+use crate::rollout::PullAccess;
 
 use super::decide::Known;
 use super::engine::{Key, Sync};
+use super::managed;
 use super::observe;
 use super::pace::{self, RETRY_MAX, Wanted};
 use super::records;
@@ -201,8 +203,7 @@ impl Sync {
                 return Outcome::Failed(Failure { result, reason, message, stalled: true });
             }
         };
-        let counts = self.world.images_by_repository(&key.namespace).get(&spec.repository).cloned();
-        if let Some(other) = counts.filter(|other| other.uid() != image.uid()) {
+        if let Some(other) = self.duplicate_of(image, &spec.repository) {
             let message = format!(
                 "Image {key}: {} is followed by the older Image {} already; remove one of them",
                 spec.repository,
@@ -215,7 +216,18 @@ impl Sync {
                 stalled: true,
             });
         }
-        self.choose(key, image, status, spec, wanted).await.unwrap_or_else(Outcome::Failed)
+        let access = self.pull_access(image);
+        self.choose(key, image, status, spec, access.as_ref(), wanted).await.unwrap_or_else(Outcome::Failed)
+    }
+
+    /// The older Image of a person that counts for the repository. An Image that kimup made counts beside it.
+    pub(super) fn duplicate_of(&self, image: &Image, repository: &Repository) -> Option<Arc<Image>> {
+        if managed::is_managed(&image.metadata) {
+            return None;
+        }
+        let namespace = image.metadata.namespace.as_deref().unwrap_or_default();
+        let counts = self.world.images_by_repository(namespace).get(repository).cloned();
+        counts.filter(|other| other.uid() != image.uid())
     }
 
     /// Asks the registry and decides; also answers the webhook's question, so it writes nothing.
@@ -225,6 +237,7 @@ impl Sync {
         image: &Image,
         status: &ImageStatus,
         spec: &CompiledSpec,
+        access: Option<&PullAccess>,
         wanted: Wanted,
     ) -> Result<Outcome, Failure> {
         let stopping = || Failure {
@@ -234,14 +247,15 @@ impl Sync {
             stalled: false,
         };
         // Secrets come from the API server; without any there is nothing to wait for.
-        let place = if image.spec.image_pull_secrets.is_empty() { None } else { self.places.take().await };
-        let asked = observe::request(&self.client, image, spec).await?;
+        let asks = !image.spec.image_pull_secrets.is_empty() || access.is_some();
+        let place = if asks { self.places.take().await } else { None };
+        let asked = observe::request(&self.client, image, spec, access).await?;
         drop(place);
         let wanted = Wanted { asker: wanted.asker.max(self.asker(key)), ..wanted };
         let listing = self.places.outside(observe::list_tags(&self.registry, &asked, wanted)).await;
         let listing = listing.ok_or_else(stopping)??;
         self.hosts_down().remove(spec.repository.host());
-        let stamped = self.newest_stamp(key, spec);
+        let stamped = self.newest_stamp(image, spec);
         let known = Known {
             settled: status.tag.as_deref(),
             in_flight: status.rollout.as_ref().map(|r| r.tag.as_str()),
@@ -249,14 +263,14 @@ impl Sync {
             stamped: stamped.as_ref(),
         };
         let given = Given::new(key, spec, status, known, &listing.tags);
-        self.places.outside(self.verified(image, &given, &asked)).await.ok_or_else(stopping)?
+        self.places.outside(self.verified(image, &given, &asked.request)).await.ok_or_else(stopping)?
     }
 
-    /// The newest that stamps of the namespace name for this repository (an Image that lost its status adopts it).
-    fn newest_stamp(&self, key: &ImageKey, spec: &CompiledSpec) -> Option<Tagged> {
+    /// The newest that stamps of its users name for this repository (an Image that lost its status adopts it).
+    fn newest_stamp(&self, image: &Image, spec: &CompiledSpec) -> Option<Tagged> {
         let order = api::Order::from(spec);
-        let users = self.world.users(&key.namespace, &spec.repository);
-        let stamps = users.iter().flat_map(|w| w.containers.iter().filter_map(|c| w.stamp(&c.name)));
+        let users = self.world.users_of(image);
+        let stamps = users.iter().flat_map(|user| user.containers.iter().filter_map(|c| user.workload.stamp(c)));
         let stamped = stamps.filter_map(|stamp| {
             let reference = crate::policy::Reference::parse(&stamp.reference).ok()?;
             let tagged = Tagged::of(&reference);
@@ -268,9 +282,8 @@ impl Sync {
     }
 
     pub(super) fn subject<'a>(&self, image: &'a Image, compiled: Option<&CompiledSpec>) -> Subject<'a> {
-        let namespace = image.metadata.namespace.as_deref().unwrap_or_default();
         let repository = Repository::parse(&image.spec.image).ok();
-        let used = repository.as_ref().is_some_and(|r| !self.world.users(namespace, r).is_empty());
+        let used = !self.world.users_of(image).is_empty();
         Subject {
             uid: image.metadata.uid.as_deref().unwrap_or_default(),
             generation: image.metadata.generation,

@@ -20,8 +20,7 @@ impl Sync {
         listed: &ListRequest,
     ) -> Result<Outcome, Failure> {
         let mut checks = self.memos().get(given.image).map(|memo| memo.checks.clone()).unwrap_or_default();
-        let asks =
-            Asks { sync: self, namespace: image.metadata.namespace.as_deref().unwrap_or_default(), given, listed };
+        let asks = Asks { sync: self, image, given, listed };
         let outcome = verify::choose(given, &mut checks, &asks).await;
         // Also after a failure: what was learned before it need not be asked for again.
         if let Some(memo) = self.memos().get_mut(given.image) {
@@ -33,7 +32,7 @@ impl Sync {
 
 struct Asks<'a> {
     sync: &'a Sync,
-    namespace: &'a str,
+    image: &'a Image,
     given: &'a Given<'a>,
     /// As the tags were listed.
     listed: &'a ListRequest,
@@ -74,8 +73,8 @@ impl Manifests for Asks<'_> {
             return Ok(Needed::Unknown); // Roles cannot allow nodes
         }
         let nodes = self.sync.nodes.get(&self.sync.client).await?;
-        let users = self.sync.world.users(self.namespace, &self.given.spec.repository);
-        let placements: Vec<&Placement> = users.iter().map(|workload| &workload.placement).collect();
+        let users = self.sync.world.users_of(self.image);
+        let placements: Vec<&Placement> = users.iter().map(|user| &user.workload.placement).collect();
         Ok(nodes::needed(&nodes, placements))
     }
 }

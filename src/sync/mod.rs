@@ -3,9 +3,12 @@
 //! `decide`, `pace`, `records` and `status` are pure. `world` is what is known of the cluster, `watch` fills it, `engine` runs the
 //! queue, `image` and `workload` are what is done for one key, `write` and `observe` are the I/O shells.
 
+mod access;
 mod decide;
 mod engine;
+mod follow;
 mod image;
+mod managed;
 mod manifests;
 mod nodes;
 mod observe;
@@ -15,6 +18,7 @@ mod queue;
 mod records;
 mod report;
 mod settle;
+mod source;
 mod status;
 mod verify;
 mod watch;

@@ -14,11 +14,14 @@ use crate::api::{self, Image, SyncResult, Tagged, condition};
 use crate::index::question::{Answered, Ask, Question};
 use crate::policy::Repository;
 use crate::registry::Asker;
+use crate::rollout::PullAccess;
 
 use super::engine::{Key, Sync};
 use super::pace::Wanted;
 use super::status::{self, Outcome};
 use super::world::{Cached, ImageKey, status_of};
+
+mod pod;
 
 impl Ask for Sync {
     fn ask(&self, question: Question) -> BoxFuture<'_, Result<Answered, String>> {
@@ -28,11 +31,14 @@ impl Ask for Sync {
 
 impl Sync {
     async fn answer(&self, question: Question) -> Result<Answered, String> {
+        if let Some(pod) = &question.pod {
+            return self.answer_pod(&question, pod).await;
+        }
         let key = ImageKey { namespace: question.namespace, name: question.image };
         let deadline = Instant::now() + self.options.question_timeout;
         // The leader records the tag any moment; only if it does not, a replica decides for itself.
         let patience = Instant::now() + self.options.question_timeout / 2;
-        let mut changed = self.world.images_changed();
+        let mut changed = self.world.changed();
         let _asked = Asked::new(self, &key);
         if self.leadership.is_leader() {
             self.queue.add_now(Key::Image(key.clone()));
@@ -50,21 +56,27 @@ impl Sync {
                 return Ok(answer);
             }
             let until = if self.leadership.is_leader() { deadline } else { patience };
-            match tokio::time::timeout_at(until, changed.changed()).await {
-                Ok(Ok(())) => {}
-                _ => return self.decide_alone(&key, image.as_deref(), deadline).await,
+            if !matches!(tokio::time::timeout_at(until, changed.changed()).await, Ok(Ok(()))) {
+                let image = image.ok_or_else(|| format!("Image {key} is not known here yet"))?;
+                let access = self.pull_access(&image);
+                return self.decide_alone(&key, &image, access.as_ref(), deadline).await;
             }
         }
     }
 
-    async fn decide_alone(&self, key: &ImageKey, image: Option<&Image>, deadline: Instant) -> Result<Answered, String> {
-        let image = image.ok_or_else(|| format!("Image {key} is not known here yet"))?;
+    async fn decide_alone(
+        &self,
+        key: &ImageKey,
+        image: &Image,
+        access: Option<&PullAccess>,
+        deadline: Instant,
+    ) -> Result<Answered, String> {
         let spec = api::compile(&image.spec, Timestamp::now()).map_err(|e| format!("Image {key}: {e}"))?;
         let status = status_of(image);
         let wanted = Wanted::shared_list(Asker::Question, &spec, Timestamp::now());
         // Even with the time used up a cached token and a near registry can still answer.
         let deadline = deadline.max(Instant::now() + Duration::from_millis(50));
-        match tokio::time::timeout_at(deadline, self.choose(key, image, &status, &spec, wanted)).await {
+        match tokio::time::timeout_at(deadline, self.choose(key, image, &status, &spec, access, wanted)).await {
             Ok(Ok(Outcome::Tag { tag, why, adopted, digest, .. })) => {
                 let tagged = status::pinned(spec.pin, &adopted.unwrap_or(Tagged { tag, digest }));
                 Ok(Answered::new(Some(tagged.to_string()), why))

@@ -10,8 +10,9 @@ use crate::policy::{Reference, Repository};
 use crate::telemetry::RolloutOutcome;
 
 use super::engine::{Key, Sync};
+use super::managed;
 use super::status::{DUPLICATE, Selected};
-use super::world::ImageKey;
+use super::world::{ImageKey, User};
 
 impl Sync {
     #[allow(clippy::too_many_arguments)] // everything that one reconcile may have to say
@@ -37,7 +38,7 @@ impl Sync {
             let digest = digest.as_deref().unwrap_or_default();
             Audit { image: &name, workload: "", what: "select", from: &from, to: &to, digest, rule: &rule, rollout }
                 .log();
-            self.queue_users(key);
+            self.queue_users(key, image);
         }
         if let Some(rollout) = settled {
             let to = Tagged::new(&rollout.tag, rollout.digest.as_deref());
@@ -54,7 +55,7 @@ impl Sync {
             let (from, to, digest) = (&from, &to, rollout.digest.as_deref().unwrap_or_default());
             let (rule, rollout) = (&rollout.rule, &rollout.id);
             Audit { image: &name, workload: "", what: "settle", from, to, digest, rule, rollout }.log();
-            self.queue_users(key);
+            self.queue_users(key, image);
         }
         for hold in holds {
             let (why, note) = (&hold.why, format!("{} stays at {}: {}", hold.workload, hold.tag, hold.why));
@@ -77,8 +78,8 @@ impl Sync {
         let Ok(repository) = Repository::parse(&image.spec.image) else {
             return;
         };
-        for workload in self.world.users(&key.namespace, &repository) {
-            let stamps = workload.containers.iter().filter_map(|c| workload.stamp(&c.name));
+        for User { workload, containers } in self.world.users_of(image) {
+            let stamps = containers.iter().filter_map(|container| workload.stamp(container));
             let stamped = stamps.filter_map(|stamp| Reference::parse(&stamp.reference).ok());
             if stamped.into_iter().any(|r| *r.repository() == repository && r.tag() == Some(&rollout.tag)) {
                 let note = format!("rollout {}: its Pods run {repository}:{} (Image {key})", rollout.id, rollout.tag);
@@ -140,7 +141,10 @@ impl Sync {
     }
 
     /// Asks for every workload that uses an Image, and for the other Images it shares them with.
-    pub(super) fn queue_users(&self, key: &ImageKey) {
+    pub(super) fn queue_users(&self, key: &ImageKey, image: &Image) {
+        if let Some(owner) = managed::source_of(&key.namespace, &image.metadata) {
+            return owner.workload().into_iter().for_each(|workload| self.queue.add_now(Key::Workload(workload)));
+        }
         for workload in self.world.workloads(Some(&key.namespace)) {
             self.queue.add_now(Key::Workload(workload.key.clone()));
         }
