@@ -10,7 +10,7 @@ use futures::future::BoxFuture;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use crate::api::{self, Image, SyncResult, condition};
+use crate::api::{self, Image, SyncResult, Tagged, condition};
 use crate::index::question::{Answered, Ask, Question};
 use crate::policy::Repository;
 use crate::registry::Asker;
@@ -18,7 +18,7 @@ use crate::rollout::PullAccess;
 
 use super::engine::{Key, Sync};
 use super::pace::Wanted;
-use super::status::Outcome;
+use super::status::{self, Outcome};
 use super::world::{Cached, ImageKey, status_of};
 
 mod pod;
@@ -77,7 +77,10 @@ impl Sync {
         // Even with the time used up a cached token and a near registry can still answer.
         let deadline = deadline.max(Instant::now() + Duration::from_millis(50));
         match tokio::time::timeout_at(deadline, self.choose(key, image, &status, &spec, access, wanted)).await {
-            Ok(Ok(Outcome::Tag { tag, why, adopted, .. })) => Ok(Answered::new(Some(adopted.unwrap_or(tag)), why)),
+            Ok(Ok(Outcome::Tag { tag, why, adopted, digest, .. })) => {
+                let tagged = status::pinned(spec.pin, &adopted.unwrap_or(Tagged { tag, digest }));
+                Ok(Answered::new(Some(tagged.to_string()), why))
+            }
             Ok(Ok(Outcome::Failed(failure)) | Err(failure)) => Ok(Answered::new(None, failure.message)),
             Err(_) => Err(format!("Image {key}: the registry did not answer in time")),
         }
@@ -118,7 +121,8 @@ impl Drop for Asked<'_> {
 fn on_record(image: &Image) -> Option<Answered> {
     let status = status_of(image);
     if let Some(tag) = status.tag {
-        return Some(Answered::new(Some(tag), "settled"));
+        let settled = status::pinned(api::pins_digest(&image.spec), &Tagged { tag, digest: status.digest });
+        return Some(Answered::new(Some(settled.to_string()), "settled"));
     }
     if matches!(status.result, None | Some(SyncResult::Scheduled)) {
         return None;

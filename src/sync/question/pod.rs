@@ -176,7 +176,12 @@ fn key_of(image: &Image) -> ImageKey {
 fn spoken(answered: Answered, question: &Question, image: &Image, text: &Reference) -> Answered {
     let order = Order::of(&image.spec);
     let name = image.metadata.name.clone().filter(|name| *name != question.image);
-    let tag = answered.tag.map(|tag| order.newer_of(text.tag(), &tag).to_owned());
+    let tag = answered.tag.map(|tag| {
+        let bare = tag.split('@').next().unwrap_or_default();
+        let newer = order.newer_of(text.tag(), bare);
+        // Of an own tag no digest is known.
+        if newer == bare { tag.clone() } else { newer.to_owned() }
+    });
     Answered { tag, image: name, ..answered }
 }
 
