@@ -159,7 +159,7 @@ pub struct RuleSpec {
     /// How tags are parsed, ordered and bounded.
     #[serde(rename = "type")]
     pub kind: RuleType,
-    /// What the type needs: the range of `semver`, the pattern of `regex`.
+    /// What the type needs: the range of `semver`, the pattern of `regex`, `desc` of `alphabetical`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1000))]
     pub value: Option<String>,

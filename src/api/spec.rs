@@ -14,7 +14,7 @@ use super::status::SyncResult;
 pub struct CompiledSpec {
     /// The normalised repository.
     pub repository: Repository,
-    /// The starting tag; none if it is `latest` or empty.
+    /// The starting tag; none if it is empty, or `latest` and no rule is `digest`, which follows that too.
     pub base_tag: Option<String>,
     /// When to look at the registry. Empty: only when asked (`refresh`, `requestedAt`).
     pub schedules: Vec<Schedule>,
@@ -85,7 +85,6 @@ impl SpecError {
     pub const fn reason(&self) -> &'static str {
         match self {
             Self::Image(_) => "ImageInvalid",
-            Self::Rule { cause: RuleError::NotSupported { .. }, .. } => "RuleNotSupported",
             Self::Rule { .. } => "RuleInvalid",
             Self::Filter(_) => "FilterInvalid",
             Self::Trigger { .. } => "TriggerInvalid",
@@ -96,14 +95,17 @@ impl SpecError {
 /// Parses a spec. Pure; `now` serves to refuse a cron line that never fires again.
 pub fn compile(spec: &ImageSpec, now: Timestamp) -> Result<CompiledSpec, SpecError> {
     let repository = Repository::parse(&spec.image)?;
-    let rules = spec.rules.iter().enumerate().map(|(i, rule)| compile_rule(i, rule)).collect::<Result<_, _>>()?;
+    let rules: Vec<CompiledRule> =
+        spec.rules.iter().enumerate().map(|(i, rule)| compile_rule(i, rule)).collect::<Result<_, _>>()?;
     let filter = compile_filter(spec)?;
     let mut schedules = Vec::new();
     for (index, trigger) in spec.triggers.iter().enumerate() {
         let schedule = Schedule::parse(trigger, now).map_err(|cause| SpecError::Trigger { index, cause })?;
         schedules.extend(schedule);
     }
-    let base_tag = Some(spec.base_tag.as_str()).filter(|t| policy::is_legal_tag(t) && *t != "latest");
+    let follows_latest = rules.iter().any(|it| it.rule == Rule::Digest);
+    let base_tag =
+        Some(spec.base_tag.as_str()).filter(|t| policy::is_legal_tag(t) && (*t != "latest" || follows_latest));
     Ok(CompiledSpec {
         repository,
         base_tag: base_tag.map(str::to_owned),
@@ -226,7 +228,11 @@ mod tests {
             SyncResult::GetRuleError,
         );
         check(&rule("regex", "("), &["rule \"stable\"", "fix spec.rules[0].value"], SyncResult::GetRuleError);
-        check(&rule("calver-major", ""), &["calver-major", "fix spec.rules[0].type"], SyncResult::GetRuleError);
+        check(
+            &rule("alphabetical", "up"),
+            &["invalid alphabetical \"up\": use asc, desc", "fix spec.rules[0].value"],
+            SyncResult::GetRuleError,
+        );
         check(&json!({"filter": {"pattern": "("}}), &["filter", "fix spec.filter"], SyncResult::GetRuleError);
         check(
             &json!({"triggers": [{"type": "crontab", "value": "bad"}]}),
@@ -291,6 +297,9 @@ mod tests {
             let compiled = compile(&spec(&json!({"baseTag": base_tag})), Timestamp::UNIX_EPOCH).unwrap();
             assert_eq!(compiled.base_tag.as_deref(), expected);
         }
+        let digest = json!({"rules": [{"name": "r", "type": "digest", "actions": [{"type": "apply"}]}]});
+        let compiled = compile(&spec(&digest), Timestamp::UNIX_EPOCH).unwrap();
+        assert_eq!(compiled.base_tag.as_deref(), Some("latest"));
         check("v1.0.0", Some("v1.0.0"));
         check("latest", None);
         check("", None);

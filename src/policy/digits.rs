@@ -2,53 +2,81 @@
 
 use std::cmp::Ordering;
 use std::fmt;
+use std::ops::Range;
 
-/// A non-negative integer: decimal digits without leading zeros, `0` for zero.
+/// A non-negative integer of any length.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) enum Number {
+    /// At most [`SMALL_DIGITS`] digits.
+    Small(u64),
+    Big(Big),
+}
+
+/// The digits of a number of more than [`SMALL_DIGITS`], without leading zeros.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Number(Box<str>);
+pub(super) struct Big(Box<str>);
+
+/// So many digits always fit.
+const SMALL_DIGITS: usize = 19;
 
 impl Number {
+    pub(super) const ZERO: Self = Self::Small(0);
+
     /// `None` unless `text` is one or more ASCII digits.
     pub(super) fn parse(text: &str) -> Option<Self> {
-        if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
-            return None;
+        let mut number: u64 = 0;
+        for byte in text.bytes() {
+            if !byte.is_ascii_digit() {
+                return None;
+            }
+            // Wraps only for what is read again below.
+            number = number.wrapping_mul(10).wrapping_add(u64::from(byte - b'0'));
         }
-        let significant = text.trim_start_matches('0');
-        Some(Self(if significant.is_empty() { "0" } else { significant }.into()))
-    }
-
-    pub(super) fn zero() -> Self {
-        Self("0".into())
+        if text.len() > SMALL_DIGITS {
+            let significant = text.trim_start_matches('0');
+            if significant.len() > SMALL_DIGITS {
+                return Some(Self::Big(Big(significant.into())));
+            }
+        }
+        (!text.is_empty()).then_some(Self::Small(number))
     }
 
     pub(super) fn is_zero(&self) -> bool {
-        &*self.0 == "0"
+        *self == Self::ZERO
     }
 
     /// The number plus one.
     pub(super) fn next(&self) -> Self {
-        let kept = self.0.trim_end_matches('9');
-        let nines = self.0.len() - kept.len();
-        let mut digits = String::with_capacity(self.0.len() + 1);
-        match kept.as_bytes().split_last() {
-            Some((last, head)) => {
-                digits.extend(head.iter().map(|&byte| char::from(byte)));
-                digits.push(char::from(last + 1));
-            }
-            None => digits.push('1'),
-        }
-        digits.extend(std::iter::repeat_n('0', nines));
-        Self(digits.into())
+        let digits = match self {
+            Self::Small(number) => (u128::from(*number) + 1).to_string(),
+            Self::Big(Big(digits)) => increment(digits),
+        };
+        Self::parse(&digits).unwrap_or(Self::ZERO)
     }
 }
 
-impl Ord for Number {
+fn increment(digits: &str) -> String {
+    let kept = digits.trim_end_matches('9');
+    let nines = digits.len() - kept.len();
+    let mut out = String::with_capacity(digits.len() + 1);
+    match kept.as_bytes().split_last() {
+        Some((last, head)) => {
+            out.extend(head.iter().map(|&byte| char::from(byte)));
+            out.push(char::from(last + 1));
+        }
+        None => out.push('1'),
+    }
+    out.extend(std::iter::repeat_n('0', nines));
+    out
+}
+
+impl Ord for Big {
     fn cmp(&self, other: &Self) -> Ordering {
         (self.0.len(), &self.0).cmp(&(other.0.len(), &other.0))
     }
 }
 
-impl PartialOrd for Number {
+impl PartialOrd for Big {
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         Some(self.cmp(other))
     }
@@ -56,8 +84,22 @@ impl PartialOrd for Number {
 
 impl fmt::Display for Number {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        match self {
+            Self::Small(number) => number.fmt(f),
+            Self::Big(Big(digits)) => f.write_str(digits),
+        }
     }
+}
+
+/// The maximal runs of ASCII digits in `text`, as byte ranges.
+pub(super) fn digit_runs(text: &str) -> impl Iterator<Item = Range<usize>> {
+    let bytes = text.as_bytes();
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        let begin = at + bytes.get(at..)?.iter().position(u8::is_ascii_digit)?;
+        at = bytes[begin..].iter().position(|byte| !byte.is_ascii_digit()).map_or(bytes.len(), |run| begin + run);
+        Some(begin..at)
+    })
 }
 
 /// Natural order: runs of digits compare as numbers of any length, everything else as bytes. `1.01` equals `1.1`.
@@ -92,7 +134,7 @@ fn take_run<'a>(bytes: &mut &'a [u8]) -> &'a [u8] {
 
 /// Whether a run of digits in `text` is written with a leading zero, as in `2024.01`.
 pub(super) fn has_leading_zero(text: &str) -> bool {
-    text.split(|c: char| !c.is_ascii_digit()).any(|run| run.len() > 1 && run.starts_with('0'))
+    digit_runs(text).any(|run| run.len() > 1 && text[run].starts_with('0'))
 }
 
 #[cfg(test)]
@@ -112,7 +154,14 @@ mod tests {
         check("99", "100");
         check("18446744073709551615", "18446744073709551616");
         check("99999999999999999999999999999999", "100000000000000000000000000000000");
-        for bad in ["", "1a", "-1", "١"] {
+        check("9999999999999999999", "10000000000000000000");
+        check("09999999999999999999", "10000000000000000000");
+        check("000000000000000000000000000000000041", "42");
+        let number = |text| Number::parse(text).unwrap();
+        assert!(number("9999999999999999999") < number("10000000000000000000"));
+        assert!(number("10000000000000000001") < number("100000000000000000000"));
+        assert_eq!(number("00000000000000000000000000000"), Number::ZERO);
+        for bad in ["", "1a", "99999999999999999999x", "-1", "١"] {
             assert_eq!(Number::parse(bad), None, "{bad}");
         }
     }
@@ -134,6 +183,18 @@ mod tests {
         check("0", Ordering::Equal, "00");
         check("A", Ordering::Less, "a");
         check("", Ordering::Less, "0");
+    }
+
+    #[test]
+    fn runs_of_digits() {
+        let check = |text: &str, expected: &[&str]| {
+            assert_eq!(digit_runs(text).map(|run| &text[run]).collect::<Vec<_>>(), expected, "{text}");
+        };
+        check("", &[]);
+        check("abc", &[]);
+        check("12", &["12"]);
+        check("a1b22.333", &["1", "22", "333"]);
+        check("é1", &["1"]);
     }
 
     #[test]

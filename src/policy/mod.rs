@@ -5,10 +5,12 @@
 
 mod digest;
 mod digits;
+mod judge;
 mod order;
 mod pattern;
 mod platform;
 mod range;
+mod reason;
 pub mod reference;
 pub mod rule;
 pub mod select;
@@ -18,6 +20,7 @@ pub use digest::{Digest, DigestError};
 pub use pattern::{Filter, Pattern};
 pub use platform::{Platform, PlatformError, covers};
 pub use range::Range;
+pub use reason::Reason;
 pub use reference::{Reference, ReferenceError, Repository, is_legal_tag};
-pub use rule::{Rule, RuleError};
-pub use select::{Decision, Rejection, compare, select};
+pub use rule::{Direction, Rule, RuleError};
+pub use select::{Decision, Explanation, Rejection, choose, compare, select};

@@ -1,5 +1,6 @@
 //! Regular expressions on tags, and the filter made of them. Linear time, bounded size (design section 3, Parsing).
 
+use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
 
@@ -62,18 +63,18 @@ impl Eq for Pattern {}
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filter {
     pattern: Option<Pattern>,
-    extract: Option<String>,
+    extract: Option<Template>,
     exclude: Vec<Pattern>,
 }
 
 /// What a pattern made of a tag.
-pub(super) enum Passed {
+pub(super) enum Passed<'t> {
     /// There is no pattern.
     Unfiltered,
     /// There is a pattern and it matched these bytes of the tag.
     Matched(Range<usize>),
     /// The extract template gave this text.
-    Extracted(String),
+    Extracted(Cow<'t, str>),
 }
 
 impl Filter {
@@ -95,9 +96,10 @@ impl Filter {
                 return Err(RuleError::invalid("extract", template, reason));
             }
         }
+        let pattern = pattern.map(|source| Pattern::new("pattern", source)).transpose()?;
         Ok(Self {
-            pattern: pattern.map(|source| Pattern::new("pattern", source)).transpose()?,
-            extract: extract.map(str::to_owned),
+            extract: pattern.as_ref().zip(extract).map(|(pattern, template)| Template::new(template, &pattern.0)),
+            pattern,
             exclude: exclude.iter().map(|source| Pattern::new("exclude", source)).collect::<Result<_, _>>()?,
         })
     }
@@ -117,13 +119,13 @@ impl Filter {
     }
 
     /// `None` if the pattern does not match `tag`.
-    pub(super) fn pass(&self, tag: &str) -> Option<Passed> {
+    pub(super) fn pass<'t>(&self, tag: &'t str) -> Option<Passed<'t>> {
         let Some(pattern) = &self.pattern else {
             return Some(Passed::Unfiltered);
         };
         if let Some(template) = &self.extract {
             let groups = pattern.0.captures(tag.as_bytes())?;
-            return Some(Passed::Extracted(expand(template, &pattern.0, &groups)));
+            return Some(Passed::Extracted(template.expand(&groups)));
         }
         pattern.0.find(tag.as_bytes()).map(|found| Passed::Matched(found.range()))
     }
@@ -165,34 +167,66 @@ pub(super) fn shorten(text: &str) -> String {
     }
 }
 
-/// Go's `Regexp.Expand`: `$name` takes the longest run of letters, digits and `_`, so `$1x` is the group `1x`;
-/// `${name}` sets its end, `$$` is a dollar sign, a group that does not exist or did not match is empty, and a `$`
-/// that begins nothing stays as it is.
-fn expand(template: &str, pattern: &Regex, groups: &Captures<'_>) -> String {
-    let mut out = String::new();
-    let mut rest = template;
-    while let Some(dollar) = rest.find('$') {
-        out.push_str(&rest[..dollar]);
-        rest = &rest[dollar + 1..];
-        if let Some(after) = rest.strip_prefix('$') {
-            out.push('$');
-            rest = after;
-        } else if let Some((name, after)) = group_name(rest) {
-            out.push_str(group_text(name, pattern, groups));
-            rest = after;
-        } else {
-            out.push('$');
+/// An extract template, as in Go's `Regexp.Expand`: `$name` takes the longest run of letters, digits and `_`, so `$1x` is
+/// the group `1x`; `${name}` sets its end, `$$` is a dollar sign, a group that does not exist or did not match is empty,
+/// and a `$` that begins nothing stays as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Template(Vec<Piece>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Piece {
+    Text(String),
+    Group(usize),
+}
+
+impl Template {
+    fn new(template: &str, pattern: &Regex) -> Self {
+        let mut pieces = Vec::new();
+        let mut text = String::new();
+        let mut rest = template;
+        while let Some(dollar) = rest.find('$') {
+            text.push_str(&rest[..dollar]);
+            rest = &rest[dollar + 1..];
+            if let Some(after) = rest.strip_prefix('$') {
+                text.push('$');
+                rest = after;
+            } else if let Some((name, after)) = group_name(rest) {
+                if let Some(group) = group_index(name, pattern) {
+                    pieces.extend([Piece::Text(std::mem::take(&mut text)), Piece::Group(group)]);
+                }
+                rest = after;
+            } else {
+                text.push('$');
+            }
         }
-        if out.len() > MAX_EXTRACT_LENGTH {
-            break;
+        text.push_str(rest);
+        pieces.push(Piece::Text(text));
+        pieces.retain(|piece| !matches!(piece, Piece::Text(text) if text.is_empty()));
+        Self(pieces)
+    }
+
+    /// At most [`MAX_EXTRACT_LENGTH`] bytes: nothing that a rule reads is longer than a tag, so what is cut is refused in
+    /// either case.
+    fn expand<'t>(&self, groups: &Captures<'t>) -> Cow<'t, str> {
+        let group = |at: usize| -> &'t str {
+            groups.get(at).and_then(|group| std::str::from_utf8(group.as_bytes()).ok()).unwrap_or_default()
+        };
+        if let [Piece::Group(only)] = self.0[..] {
+            return Cow::Borrowed(group(only));
         }
+        let mut out = String::new();
+        for piece in &self.0 {
+            out.push_str(match piece {
+                Piece::Text(text) => text,
+                Piece::Group(at) => group(*at),
+            });
+            if out.len() > MAX_EXTRACT_LENGTH {
+                out.truncate(out.floor_char_boundary(MAX_EXTRACT_LENGTH));
+                break;
+            }
+        }
+        Cow::Owned(out)
     }
-    out.push_str(rest);
-    // Nothing that a rule reads is longer than a tag, so what is cut here is refused in either case.
-    while out.len() > MAX_EXTRACT_LENGTH {
-        out.pop();
-    }
-    out
 }
 
 /// The group named after a dollar sign, and what follows it.
@@ -207,15 +241,12 @@ fn group_name(text: &str) -> Option<(&str, &str)> {
     if braced.is_some() { after.strip_prefix('}').map(|after| (name, after)) } else { Some((name, after)) }
 }
 
-fn group_text<'t>(name: &str, pattern: &Regex, groups: &Captures<'t>) -> &'t str {
+fn group_index(name: &str, pattern: &Regex) -> Option<usize> {
     let is_index = name.bytes().all(|byte| byte.is_ascii_digit()) && (name.len() == 1 || !name.starts_with('0'));
-    let group = if is_index {
-        name.parse().ok().and_then(|index: usize| groups.get(index))
-    } else {
-        let index = pattern.capture_names().position(|group| group == Some(name));
-        index.and_then(|index| groups.get(index))
-    };
-    group.and_then(|group| std::str::from_utf8(group.as_bytes()).ok()).unwrap_or_default()
+    if is_index {
+        return name.parse().ok().filter(|&index| index < pattern.captures_len());
+    }
+    pattern.capture_names().position(|group| group == Some(name))
 }
 
 #[cfg(test)]
@@ -225,7 +256,7 @@ mod tests {
     fn extract(pattern: &str, template: &str, tag: &str) -> Option<String> {
         let filter = Filter::new(Some(pattern), Some(template), &[]).unwrap();
         filter.pass(tag).map(|passed| match passed {
-            Passed::Extracted(text) => text,
+            Passed::Extracted(text) => text.into_owned(),
             _ => panic!("{template} did not extract"),
         })
     }

@@ -10,7 +10,7 @@ use std::fmt;
 use super::digits::Number;
 use super::pattern::check_length;
 use super::rule::RuleError;
-use super::version::{Core, Prerelease, cmp_precedence};
+use super::version::{Core, cmp_precedence, cmp_prereleases};
 
 /// A constraint on versions.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,7 +43,7 @@ struct Bound {
     /// Zero for each open part.
     core: Core,
     given: Given,
-    prerelease: Option<Prerelease>,
+    prerelease: Option<Box<str>>,
 }
 
 /// How many parts are given; those behind are open.
@@ -65,7 +65,7 @@ impl Range {
     }
 
     /// Whether a version is inside; a variant plays no part.
-    pub(super) fn contains(&self, core: &Core, prerelease: Option<&Prerelease>) -> bool {
+    pub(super) fn contains(&self, core: &Core, prerelease: Option<&str>) -> bool {
         self.groups.iter().any(|group| {
             (prerelease.is_none() || group.iter().any(|comparator| comparator.version.prerelease.is_some()))
                 && group.iter().all(|comparator| comparator.holds(core, prerelease))
@@ -82,9 +82,9 @@ impl fmt::Display for Range {
 impl Comparator {
     /// The corner cases (`<=*`, `!=*`, `~0.0.0`) are those of Masterminds/semver 3.4, so that a range means here what it
     /// means in a Helm chart. The one exception is `^*`: any version, as its documentation says, not only 0.0.0.
-    fn holds(&self, core: &Core, prerelease: Option<&Prerelease>) -> bool {
+    fn holds(&self, core: &Core, prerelease: Option<&str>) -> bool {
         let bound = &self.version;
-        let order = cmp_precedence((core, prerelease), (&bound.core, bound.prerelease.as_ref()));
+        let order = cmp_precedence((core, prerelease), (&bound.core, bound.prerelease.as_deref()));
         let major = core[0].cmp(&bound.core[0]);
         let minor = core[..2].cmp(&bound.core[..2]);
         match self.operator {
@@ -103,12 +103,19 @@ impl Comparator {
             Operator::NotEqual => match bound.given {
                 Given::Nothing | Given::Patch => order != Ordering::Equal,
                 Given::Major => major != Ordering::Equal,
-                Given::Minor => minor != Ordering::Equal || prerelease != bound.prerelease.as_ref(),
+                Given::Minor => minor != Ordering::Equal || !is_same(prerelease, bound.prerelease.as_deref()),
             },
             Operator::Equal if bound.given == Given::Patch => order == Ordering::Equal,
             Operator::Equal | Operator::Tilde => order != Ordering::Less && bound.tilde(major, minor),
             Operator::Caret => order != Ordering::Less && bound.caret(core, major, minor),
         }
+    }
+}
+
+fn is_same(a: Option<&str>, b: Option<&str>) -> bool {
+    match (a, b) {
+        (Some(a), Some(b)) => cmp_prereleases(a, b).is_eq(),
+        (a, b) => a.is_none() && b.is_none(),
     }
 }
 
@@ -203,7 +210,7 @@ impl<'a> Parser<'a> {
 
     fn version(&mut self) -> Result<Bound, String> {
         self.0 = self.0.strip_prefix('v').unwrap_or(self.0);
-        let mut core = [Number::zero(), Number::zero(), Number::zero()];
+        let mut core = [Number::ZERO; 3];
         let mut given = 0;
         let mut open = false;
         for (at, part) in core.iter_mut().enumerate() {
@@ -226,7 +233,7 @@ impl<'a> Parser<'a> {
                 }
             }
         }
-        let prerelease = self.identifiers('-')?.map(Prerelease::parse);
+        let prerelease = self.identifiers('-')?.map(Box::from);
         self.identifiers('+')?; // Build metadata: tags have none, and it has no order.
         let given = [Given::Nothing, Given::Major, Given::Minor, Given::Patch][given];
         Ok(Bound { core, given, prerelease })

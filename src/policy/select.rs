@@ -1,230 +1,241 @@
 //! The choice of a tag: pure, total, and with a reason for every tag (design section 3).
 
-use std::cmp::Ordering;
+use std::borrow::Borrow;
 use std::collections::BTreeSet;
 
-use super::digits::{Number, natural_cmp};
-use super::order::{Entry, Key};
+use super::digits::natural_cmp;
+use super::judge::Judge;
+use super::order::Entry;
+use super::pattern::shorten;
+use super::reason::Reason;
 use super::rule::{Filter, Rule};
-use super::version::{Core, Version};
 
 pub use super::order::compare;
 
-/// What [`select`] decided. Every distinct tag of the input is either a candidate or rejected.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Decision {
+/// What [`select`] or [`choose`] decided. Borrows what it was given; the lists and sentences are made when asked.
+#[derive(Clone, Debug)]
+pub struct Decision<'a, T> {
     /// The tag to run: the current one if nothing is newer, also when it is no longer listed. `None` if nothing
-    /// matches and there is no current tag that the rule can compare: the caller leaves everything as it is.
-    pub selected: Option<String>,
+    /// matches and there is no current tag that a rule can compare: the caller leaves everything as it is.
+    pub selected: Option<&'a str>,
     /// Whether `selected` is another tag than the current one.
     pub changed: bool,
-    /// One sentence for a human: why this tag.
-    pub reason: String,
-    /// The tags that may replace the current one, best first.
-    pub candidates: Vec<String>,
+    /// Position of the rule that chose `selected`; none if it is not changed.
+    pub rule: Option<usize>,
+    filter: &'a Filter,
+    current: Option<&'a str>,
+    tags: &'a [T],
+    stages: Vec<Stage<'a>>,
+}
+
+/// One rule, with what it began with.
+#[derive(Clone, Copy, Debug)]
+struct Stage<'a> {
+    rule: &'a Rule,
+    current: Option<&'a str>,
+    names_suffixes: bool,
+}
+
+/// Every distinct tag of the input is either a candidate or rejected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Explanation<'a> {
+    /// The tags that may replace the current one, best first; of several rules the last one's come first.
+    pub candidates: Vec<&'a str>,
     /// All other tags, in descending natural order.
-    pub rejected: Vec<Rejection>,
+    pub rejected: Vec<Rejection<'a>>,
 }
 
 /// A tag that is no candidate.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rejection {
-    pub tag: String,
-    /// Why, for a human.
-    pub reason: String,
+pub struct Rejection<'a> {
+    pub tag: &'a str,
+    /// Why; under several rules the reason of the rule where the tag came furthest, of equal ones the last.
+    pub reason: Reason<'a>,
 }
 
-/// Chooses among `tags`, starting from `current`. The order and repetition of tags do not matter, selecting again from
-/// the answer changes nothing, and a current tag that the rule can compare is never gone behind. `latest` and a current
-/// tag that the rule cannot read count as none. Costs one reading per tag and a sort of the candidates.
-pub fn select<T: AsRef<str>>(rule: &Rule, filter: &Filter, current: Option<&str>, tags: &[T]) -> Decision {
-    let distinct: BTreeSet<&str> = tags.iter().map(AsRef::as_ref).collect();
-    let start = current.and_then(|tag| Entry::current(rule, filter, tag));
-
-    let mut rejected = Vec::new();
-    let mut reject = |tag: &str, reason| {
-        rejected.push(Rejection { tag: tag.to_owned(), reason });
-    };
-    let mut readable = Vec::new();
-    for &tag in &distinct {
-        match Entry::candidate(rule, filter, tag) {
-            Ok(entry) => readable.push(entry),
-            Err(_) if start.as_ref().is_some_and(|start| start.tag == tag) => {
-                reject(tag, CURRENT.to_owned());
-            }
-            Err(reason) => reject(tag, reason),
-        }
-    }
-    // The current tag counts also when it is not listed, so that a partial listing never opens suffixes.
-    let named = start.iter().filter(|start| filter.pattern_matches(start.tag));
-    let names_suffixes = filter.pattern().is_some() && !readable.iter().chain(named).any(Entry::is_plain_version);
-    let judge = Judge { rule, start: start.as_ref(), names_suffixes };
-    let mut candidates = Vec::new();
-    for entry in readable {
-        match judge.admit(&entry) {
-            Ok(()) => candidates.push(entry),
-            Err(reason) => reject(entry.tag, reason),
-        }
-    }
-    candidates.sort_by(|a, b| b.rank(a, start.as_ref()));
-    rejected.sort_by(|a, b| natural_cmp(&b.tag, &a.tag).then_with(|| b.tag.cmp(&a.tag)));
-
-    let kept = start.as_ref().map(|start| start.tag);
-    let selected = candidates.first().map(|best| best.tag).or(kept);
-    Decision {
-        selected: selected.map(str::to_owned),
-        changed: selected.is_some() && selected != current,
-        reason: explain(rule, current, kept, &distinct, &candidates),
-        candidates: candidates.into_iter().map(|entry| entry.tag.to_owned()).collect(),
-        rejected,
-    }
-}
-
-const CURRENT: &str = "is the current tag";
-
-/// The rules that compare a readable tag with the current one.
-struct Judge<'a> {
+/// Chooses among `tags` by one rule, starting from `current`. The order and repetition of tags do not matter, selecting
+/// again from the answer changes nothing, and a current tag that the rule can compare is never gone behind. `latest` and
+/// a current tag that the rule cannot read count as none. Costs one reading per tag and no memory that grows with them.
+pub fn select<'a, T: AsRef<str>>(
     rule: &'a Rule,
-    start: Option<&'a Entry<'a>>,
-    /// The pattern matches suffixed tags only, so a suffix does not disqualify.
-    names_suffixes: bool,
+    filter: &'a Filter,
+    current: Option<&'a str>,
+    tags: &'a [T],
+) -> Decision<'a, T> {
+    choose(std::slice::from_ref(rule), filter, current, tags)
 }
 
-impl Judge<'_> {
-    /// The error is the reason why the tag is no candidate.
-    fn admit(&self, entry: &Entry<'_>) -> Result<(), String> {
-        if self.start.is_some_and(|start| start.tag == entry.tag) {
-            return Err(CURRENT.to_owned());
+/// Chooses by several rules, as [`select`] does by one: each starts from the tag that the one before chose. A tag is not
+/// chosen if the first rule that can compare it with `current` calls it older.
+pub fn choose<'a, R: Borrow<Rule>, T: AsRef<str>>(
+    rules: &'a [R],
+    filter: &'a Filter,
+    current: Option<&'a str>,
+    tags: &'a [T],
+) -> Decision<'a, T> {
+    let stages = Vec::with_capacity(rules.len());
+    let mut decision = Decision { selected: None, changed: false, rule: None, filter, current, tags, stages };
+    let all: Vec<&Rule> = rules.iter().map(Borrow::borrow).collect();
+    let mut at = current;
+    for (position, &rule) in all.iter().enumerate() {
+        let judge = decision.judge(rule, at, &all);
+        let (best, names_suffixes) = best(&judge, tags);
+        decision.stages.push(Stage { rule, current: at, names_suffixes });
+        if let Some(best) = best.filter(|best| Some(*best) != at) {
+            at = Some(best);
+            decision.rule = Some(position);
+        } else if judge.start().is_some() || best.is_some() {
+            // The current tag is one that this rule knows: it may stay.
+            decision.selected = at;
         }
-        match (&entry.key, self.start.map(|start| (start.tag, &start.key))) {
-            (Key::Version(version), Some((tag, Key::Version(current)))) => {
-                self.admit_variant(version, Some((tag, current)))?;
-                admit_newer(version.cmp_versions(current), tag)?;
-                self.admit_prerelease(version, Some(current))?;
-                self.admit_range(version)?;
-                self.admit_step(version, tag, current)
-            }
-            (Key::Version(version), _) => {
-                self.admit_variant(version, None)?;
-                self.admit_prerelease(version, None)?;
-                self.admit_range(version)
-            }
-            (Key::Text(text), Some((tag, Key::Text(current)))) => admit_newer(Some(natural_cmp(text, current)), tag),
-            (Key::Text(_), _) => Ok(()),
-        }
-    }
-
-    fn admit_variant(&self, version: &Version, current: Option<(&str, &Version)>) -> Result<(), String> {
-        if self.names_suffixes {
-            return Ok(());
-        }
-        match current {
-            Some((_, current)) if current.variant.is_same_family(&version.variant) => Ok(()),
-            Some((tag, current)) => {
-                Err(format!("{}, but current {tag} has {}", version.variant.describe(), current.variant.describe()))
-            }
-            None if version.variant.is_none() => Ok(()),
-            None => Err(format!(
-                "{}: to start with one, set it as the base tag or name it in the pattern",
-                version.variant.describe()
-            )),
+        if decision.rule.is_some() {
+            decision.selected = at;
         }
     }
-
-    fn admit_prerelease(&self, version: &Version, current: Option<&Version>) -> Result<(), String> {
-        let continues = |current: &Version| current.prerelease.is_some() && current.core == version.core;
-        let range_decides = matches!(self.rule, Rule::Semver(Some(_)));
-        if version.prerelease.is_none() || range_decides || self.names_suffixes || current.is_some_and(continues) {
-            return Ok(());
-        }
-        Err("a prerelease: only followed from a prerelease of the same version, or by a range such as >=1.0.0-0".into())
+    decision.changed = decision.selected.is_some() && decision.selected != current;
+    if !decision.changed {
+        decision.rule = None;
     }
-
-    fn admit_range(&self, version: &Version) -> Result<(), String> {
-        match self.rule {
-            Rule::Semver(Some(range)) if !range.contains(&version.core, version.prerelease.as_ref()) => {
-                Err(format!("outside the range {:?}", range.to_string()))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// The bounds are on x.y.z: a prerelease of the next major version is beyond `semver-minor`.
-    fn admit_step(&self, version: &Version, tag: &str, current: &Version) -> Result<(), String> {
-        let Some((least, below)) = step(self.rule, current) else {
-            return Ok(());
-        };
-        if version.core >= least && below.as_ref().is_none_or(|below| version.core < *below) {
-            return Ok(());
-        }
-        let below = below.map(|below| format!(", <{}", display(&below))).unwrap_or_default();
-        Err(format!("outside >={}{below} ({} from {tag})", display(&least), self.rule.kind()))
-    }
+    decision
 }
 
-fn admit_newer(order: Option<Ordering>, current: &str) -> Result<(), String> {
-    match order {
-        Some(Ordering::Greater) => Ok(()),
-        Some(Ordering::Less) => Err(format!("older than current {current}")),
-        Some(Ordering::Equal) | None => Err(format!("the same version as current {current}")),
-    }
-}
-
-/// The versions a step may reach: at least the first, below the second.
-fn step(rule: &Rule, current: &Version) -> Option<(Core, Option<Core>)> {
-    let [major, minor, patch] = current.core.clone();
-    let zero = Number::zero;
-    let next_major = [major.next(), zero(), zero()];
-    let next_minor = [major.clone(), minor.next(), zero()];
-    match rule {
-        Rule::SemverMajor => Some((next_major, None)),
-        Rule::SemverMinor => Some((next_minor, Some(next_major))),
-        // From a prerelease, its own release is a patch.
-        Rule::SemverPatch if current.prerelease.is_some() => Some((current.core.clone(), Some(next_minor))),
-        Rule::SemverPatch => Some(([major, minor, patch.next()], Some(next_minor))),
-        Rule::Semver(_) | Rule::Regex(_) | Rule::Always => None,
-    }
-}
-
-fn display([major, minor, patch]: &Core) -> String {
-    format!("{major}.{minor}.{patch}")
-}
-
-fn explain(
-    rule: &Rule,
-    current: Option<&str>,
-    kept: Option<&str>,
-    tags: &BTreeSet<&str>,
-    candidates: &[Entry<'_>],
-) -> String {
-    let among = match candidates.len() {
-        1 => "the only tag".to_owned(),
-        count => format!("the newest of {count} tags"),
+/// The best candidate, and whether the pattern names suffixed tags only. Both cases of the latter are followed, as only
+/// the last tag settles it.
+fn best<'a, T: AsRef<str>>(judge: &Judge<'a>, tags: &'a [T]) -> (Option<&'a str>, bool) {
+    let mut names_suffixes = judge.may_name_suffixes();
+    let [mut plain, mut suffixed]: [Option<Entry<'a>>; 2] = [None, None];
+    let keep = |best: &mut Option<Entry<'a>>, entry: &Entry<'a>, suffixed: bool| {
+        // Most tags are behind the best one so far, which is known sooner than whether they may be chosen.
+        let ahead = best.as_ref().is_none_or(|best| entry.rank(best, judge.start()).is_gt());
+        if ahead && judge.admit(entry, suffixed).is_ok() {
+            *best = Some(entry.clone());
+        }
     };
-    let listed = match tags.len() {
-        0 => "the list of tags is empty".to_owned(),
-        1 => format!("by {rule} the only tag listed is not newer"),
-        count => format!("by {rule} none of {count} tags is newer"),
-    };
-    match (candidates.first(), kept, current) {
-        (Some(best), Some(kept), _) => {
-            format!("{} is {among} that {rule} allows from {kept}", best.tag)
+    for tag in tags {
+        let Ok(entry) = judge.read(tag.as_ref()) else { continue };
+        names_suffixes = names_suffixes && !entry.is_plain_version();
+        keep(&mut plain, &entry, false);
+        if names_suffixes {
+            keep(&mut suffixed, &entry, true);
         }
-        (Some(best), None, Some(current)) => {
-            let current = super::pattern::shorten(current);
-            format!("{} is {among} that {rule} allows: current {current:?} cannot be compared", best.tag)
-        }
-        (Some(best), None, None) => format!("{} is {among} that {rule} allows: there is no current tag", best.tag),
-        (None, Some(kept), _) if tags.contains(kept) || tags.is_empty() => {
-            format!("{kept} stays: {listed}")
-        }
-        (None, Some(kept), _) => {
-            format!("{kept} stays although it is not listed any more: {listed}")
-        }
-        (None, None, _) if tags.is_empty() => "no tag: the list of tags is empty".to_owned(),
-        (None, None, _) if tags.len() == 1 => format!("no tag: the only tag listed does not match {rule}"),
-        (None, None, _) => format!("no tag: none of {} tags matches {rule}", tags.len()),
     }
+    let best = if names_suffixes { suffixed } else { plain };
+    (best.map(|best| best.tag), names_suffixes)
+}
+
+impl<'a, T: AsRef<str>> Decision<'a, T> {
+    fn judge(&self, rule: &'a Rule, current: Option<&'a str>, rules: &[&'a Rule]) -> Judge<'a> {
+        let judge = Judge::new(rule, self.filter, current);
+        match self.current {
+            // What all rules order alike needs no guard.
+            Some(first) if !order_alike(rules) => judge.guarded_by(rules.iter().copied(), first),
+            _ => judge,
+        }
+    }
+
+    /// Every tag with its reason. Costs a sort of the tags.
+    pub fn explain(&self) -> Explanation<'a> {
+        let rules: Vec<&Rule> = self.stages.iter().map(|stage| stage.rule).collect();
+        let judges: Vec<Judge<'a>> = self.stages.iter().map(|it| self.judge(it.rule, it.current, &rules)).collect();
+        let mut found: Vec<Vec<Entry<'a>>> = judges.iter().map(|_| Vec::new()).collect();
+        let mut rejected = Vec::new();
+        for tag in self.distinct() {
+            match verdicts(&self.stages, &judges, tag) {
+                Ok(entries) => {
+                    for (at, entry) in entries {
+                        found[at].push(entry);
+                    }
+                }
+                Err(reason) => rejected.push(Rejection { tag, reason }),
+            }
+        }
+        for (judge, entries) in judges.iter().zip(&mut found) {
+            entries.sort_unstable_by(|a, b| b.rank(a, judge.start()));
+        }
+        let mut candidates: Vec<&str> = found.iter().rev().flatten().map(|entry| entry.tag).collect();
+        if judges.len() > 1 {
+            let mut seen = BTreeSet::new();
+            candidates.retain(|tag| seen.insert(*tag));
+        }
+        rejected.sort_unstable_by(|a, b| natural_cmp(b.tag, a.tag).then_with(|| b.tag.cmp(a.tag)));
+        Explanation { candidates, rejected }
+    }
+
+    fn distinct(&self) -> Vec<&'a str> {
+        let mut tags: Vec<&str> = self.tags.iter().map(AsRef::as_ref).collect();
+        tags.sort_unstable();
+        tags.dedup();
+        tags
+    }
+
+    /// One sentence for a human: why this tag. Costs at most one look at each tag.
+    pub fn reason(&self) -> String {
+        let rules = self.stages.iter().map(|stage| stage.rule.to_string()).collect::<Vec<_>>().join(" or ");
+        let chosen_by = self.rule.and_then(|rule| self.stages.get(rule));
+        if let (Some(selected), Some(stage)) = (self.selected, chosen_by) {
+            let newest = format!("{selected} is the newest tag that {} allows", stage.rule);
+            return match stage.current {
+                Some(current) if Entry::current(stage.rule, self.filter, current).is_some() => {
+                    format!("{newest} from {current}")
+                }
+                Some(current) => format!("{newest}: current {:?} cannot be compared", shorten(current)),
+                None => format!("{newest}: there is no current tag"),
+            };
+        }
+        if self.stages.is_empty() {
+            return "no rule is given".to_owned();
+        }
+        if let [Stage { rule: Rule::Digest, .. }] = self.stages[..] {
+            return match self.selected {
+                Some(tag) => format!("{tag} stays: digest keeps the tag and follows its digest"),
+                None => "no tag: digest needs a tag to follow, set the current or base tag".to_owned(),
+            };
+        }
+        match self.selected {
+            Some(tag) if self.tags.is_empty() => format!("{tag} stays: the list of tags is empty"),
+            Some(tag) if self.tags.iter().any(|it| it.as_ref() == tag) => {
+                format!("{tag} stays: no tag listed is newer by {rules}")
+            }
+            Some(tag) => format!("{tag} stays although it is not listed any more: no tag listed is newer by {rules}"),
+            None if self.tags.is_empty() => "no tag: the list of tags is empty".to_owned(),
+            None => format!("no tag: none of those listed matches {rules}"),
+        }
+    }
+}
+
+/// The stages in which the tag is a candidate, or why it is none.
+fn verdicts<'a>(
+    stages: &[Stage<'a>],
+    judges: &[Judge<'a>],
+    tag: &'a str,
+) -> Result<Vec<(usize, Entry<'a>)>, Reason<'a>> {
+    let mut entries = Vec::new();
+    let mut reason: Option<Reason<'a>> = None;
+    for (at, (stage, judge)) in stages.iter().zip(judges).enumerate() {
+        let verdict = judge.read(tag).and_then(|entry| match judge.admit(&entry, stage.names_suffixes) {
+            Ok(()) => Ok(entry),
+            Err(fault) => Err(judge.explain(fault, &entry)),
+        });
+        match verdict {
+            Ok(entry) => entries.push((at, entry)),
+            Err(lost) => {
+                if reason.as_ref().is_none_or(|reason| lost.progress() >= reason.progress()) {
+                    reason = Some(lost);
+                }
+            }
+        }
+    }
+    match reason {
+        Some(reason) if entries.is_empty() => Err(reason),
+        _ => Ok(entries),
+    }
+}
+
+/// Whether each rule can read what each other one can, and orders it alike.
+fn order_alike(rules: &[&Rule]) -> bool {
+    rules
+        .windows(2)
+        .all(|pair| pair[0] == pair[1] || (pair[0].grammar().is_some() && pair[0].grammar() == pair[1].grammar()))
 }
 
 #[cfg(test)]

@@ -6,24 +6,29 @@
 //! | `origin` | where requests and tokens may go (pure) |
 //! | `keyring` | pull secrets, matched as the kubelet does (pure) |
 //! | `auth` | challenges, tokens and their cache |
-//! | `login` | which credentials to try next in one listing |
+//! | `login`, `memory` | which credentials to try next in one listing; what the next listing need not ask again |
 //! | `http` | sending: rate, retries, redirects, caps |
 //! | `transport` | connections, TLS, resolver, what a broken connection means |
 //! | `link`, `page` | the next page's address; a page's tags (pure) |
 //! | `manifest`, `document` | asking for a tag's manifest; reading it (pure) |
 //! | `limiter` | the budget of each host |
+//! | `hosts` | places and pauses of each host |
+//! | `shared` | one listing for all who ask for the same |
 
 mod auth;
 mod document;
 mod error;
+mod hosts;
 mod http;
 mod keyring;
 mod limiter;
 mod link;
 mod login;
 mod manifest;
+mod memory;
 mod origin;
 mod page;
+mod shared;
 #[cfg(test)]
 mod tests;
 mod transport;
@@ -35,14 +40,17 @@ use url::Url;
 
 use self::{
     auth::{TokenCache, TokenKey},
+    hosts::Hosts,
     http::{Answer, Session},
     login::Login,
     origin::{Origin, PlainHttp, host_text},
     page::{Collector, PageError},
+    shared::Shared,
     transport::{Transport, Tuning},
 };
 pub use self::{
     error::{Cap, PullSecretError, Refusal, RegistryError, Step},
+    hosts::Asker,
     keyring::{Credentials, Keyring, PullSecret},
     manifest::{Manifest, ManifestRequest},
 };
@@ -125,6 +133,8 @@ struct Inner {
     tokens: TokenCache,
     plain_http: PlainHttp,
     limits: Limits,
+    hosts: Hosts,
+    shared: Arc<Shared>,
 }
 
 impl Client {
@@ -143,6 +153,8 @@ impl Client {
             plain_http: PlainHttp::parse(&config.plain_http)?,
             tokens: TokenCache::default(),
             limits: config.limits.clone(),
+            hosts: Hosts::default(),
+            shared: Arc::new(Shared::new()?),
             transport: Transport::new(config, tuning)?,
         })))
     }

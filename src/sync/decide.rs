@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 
 use crate::api::{CompiledSpec, Order};
-use crate::policy;
+use crate::policy::{self, Rule};
 
 /// What is known of an Image before the registry is asked.
 #[derive(Clone, Copy, Debug, Default)]
@@ -63,30 +63,26 @@ pub fn decide(spec: &CompiledSpec, known: Known<'_>, tags: &[String]) -> Verdict
         return current.map_or(Verdict::None { why }, kept);
     }
     let start = start(spec, &order, current);
-    let mut tag = start.map(str::to_owned);
-    let mut chosen_by = None;
-    let mut why = "no rule has the action apply".to_owned();
-    for rule in spec.rules.iter().filter(|rule| rule.apply) {
-        let decision = policy::select(&rule.rule, &spec.filter, tag.as_deref(), tags);
-        why = decision.reason;
-        if decision.changed && decision.selected.is_some() {
-            tag = decision.selected;
-            chosen_by = Some((rule.name.clone(), why.clone()));
+    let (names, rules): (Vec<&str>, Vec<&Rule>) =
+        spec.rules.iter().filter(|rule| rule.apply).map(|rule| (&*rule.name, &rule.rule)).unzip();
+    let decision = policy::choose(&rules, &spec.filter, start, tags);
+    let why = if rules.is_empty() { "no rule has the action apply".to_owned() } else { decision.reason() };
+    match (decision.selected, decision.rule, start) {
+        // A rule may choose what is behind the current tag by the order of one that only tells.
+        (Some(tag), Some(_), _) if current.is_some_and(|c| order.compare(tag, c) == Some(Ordering::Less)) => {
+            kept(current.unwrap_or(tag))
         }
-    }
-    match (tag, chosen_by) {
-        // A later rule that cannot compare the current tag takes it for none, and may go behind it.
-        (Some(tag), Some(_)) if current.is_some_and(|c| order.compare(&tag, c) == Some(Ordering::Less)) => {
-            kept(current.unwrap_or(&tag))
+        (Some(tag), Some(rule), _) => {
+            let rule = names.get(rule).copied().unwrap_or_default().to_owned();
+            Verdict::Tag { tag: tag.to_owned(), rule, why, missing: false, adopted }
         }
-        (Some(tag), Some((rule, why))) => Verdict::Tag { tag, rule, why, missing: false, adopted },
         // The starting tag is an input to the choice: nobody runs it unless the registry lists it.
-        (Some(tag), None) if current != Some(&*tag) && !tags.contains(&tag) => match current {
+        (_, _, Some(tag)) if current != Some(tag) && !tags.iter().any(|t| t == tag) => match current {
             Some(current) => kept(current),
             None => Verdict::None { why: format!("the registry does not list the starting tag {tag}, and {why}") },
         },
-        (Some(tag), None) => kept(&tag),
-        (None, _) => Verdict::None { why },
+        (_, _, Some(tag)) => kept(tag),
+        (_, _, None) => Verdict::None { why },
     }
 }
 

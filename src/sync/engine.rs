@@ -18,15 +18,17 @@ use crate::rollout::WorkloadKey;
 use crate::telemetry::Metrics;
 
 use super::image::Memo;
+use super::pace::Places;
 use super::queue::Queue;
 use super::source::SourceKey;
 use super::watch;
 use super::workload::View;
 use super::world::{ImageKey, World};
 
-/// Images handled at once. Most wait for a registry; the registry client has limits of its own.
+/// Images at once that use the API server. Those that wait for a registry do not count: the registry client has limits of
+/// its own.
 const IMAGE_WORKERS: usize = 64;
-/// Workloads handled at once, beside the Images: registries that hang must not hold up rollouts under way.
+/// Workloads handled at once, beside the Images: these must not hold up rollouts under way.
 const WORKLOAD_WORKERS: usize = 16;
 /// For what is being written when sync stops.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -61,6 +63,10 @@ pub struct Sync {
     pub(super) options: Options,
     pub(super) world: World,
     pub(super) queue: Queue<Key>,
+    /// Taken by Images for what they ask the API server.
+    pub(super) places: Places,
+    /// Images that Pods wait for.
+    asked: Mutex<HashMap<ImageKey, usize>>,
     memos: Mutex<HashMap<ImageKey, Memo>>,
     views: Mutex<HashMap<WorkloadKey, View>>,
     hosts_down: Mutex<HashSet<String>>,
@@ -111,6 +117,8 @@ pub fn start(
         options,
         world: World::default(),
         queue: Queue::default(),
+        places: Places::new(IMAGE_WORKERS),
+        asked: Mutex::default(),
         memos: Mutex::default(),
         views: Mutex::default(),
         hosts_down: Mutex::default(),
@@ -150,48 +158,48 @@ async fn run(sync: Arc<Sync>, warm: tokio::sync::watch::Sender<bool>, shutdown: 
             }
         }
     }
-    workers.stop().await;
+    workers.stop(&sync).await;
 }
 
-/// Handles keys, as many at once as there are places. The queue gives a key to one task at a time, so there are never
-/// more tasks than Images and workloads.
+/// Handles keys: workloads as many at once as there are places, Images as they take places themselves. The queue gives a
+/// key to one task at a time, so there are never more tasks than Images and workloads.
 struct Workers {
-    images: Arc<Semaphore>,
     workloads: Arc<Semaphore>,
     tasks: TaskTracker,
 }
 
 impl Default for Workers {
     fn default() -> Self {
-        let places = |count| Arc::new(Semaphore::new(count));
-        Self { images: places(IMAGE_WORKERS), workloads: places(WORKLOAD_WORKERS), tasks: TaskTracker::new() }
+        Self { workloads: Arc::new(Semaphore::new(WORKLOAD_WORKERS)), tasks: TaskTracker::new() }
     }
 }
 
 impl Workers {
     fn handle(&self, sync: Arc<Sync>, key: Key) {
-        let places = match &key {
-            Key::Image(_) => self.images.clone(),
-            Key::Workload(_) | Key::Source(_) => self.workloads.clone(),
-        };
+        let workloads = self.workloads.clone();
         self.tasks.spawn(async move {
             // A panic in one key's work must not leave the key marked as running for ever.
             let _done = Done { sync: &sync, key: key.clone() };
-            // Waited for here and not where the queue is read: that would keep the process from stopping.
-            let Ok(_place) = places.acquire().await else {
-                return;
-            };
             match &key {
                 Key::Image(image) => sync.reconcile_image(image).await,
-                Key::Workload(workload) => sync.reconcile_workload(workload).await,
-                Key::Source(source) => sync.reconcile_source(source).await,
+                Key::Workload(workload) => {
+                    // Waited for here and not where the queue is read: that would keep the process from stopping.
+                    if let Ok(_place) = workloads.acquire().await {
+                        sync.reconcile_workload(workload).await;
+                    }
+                }
+                Key::Source(source) => {
+                    if let Ok(_place) = workloads.acquire().await {
+                        sync.reconcile_source(source).await;
+                    }
+                }
             }
         });
     }
 
     /// What is being written may end; nothing new begins.
-    async fn stop(&self) {
-        self.images.close();
+    async fn stop(&self, sync: &Sync) {
+        sync.places.close();
         self.workloads.close();
         self.tasks.close();
         let _ = tokio::time::timeout(DRAIN, self.tasks.wait()).await;
@@ -221,6 +229,11 @@ impl Sync {
     /// Registry hosts that did not answer last time, so that one Event speaks for all Images.
     pub(super) fn hosts_down(&self) -> MutexGuard<'_, HashSet<String>> {
         self.hosts_down.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many Pods wait for the first tag of each Image.
+    pub(super) fn asked(&self) -> MutexGuard<'_, HashMap<ImageKey, usize>> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Workloads that wait for a place in the limits.

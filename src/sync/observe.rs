@@ -1,6 +1,7 @@
 //! Asks the registry for an Image: its Secrets, then the list of tags.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Secret;
@@ -11,21 +12,28 @@ use crate::registry::{self, Keyring, ListRequest, Listing, PullSecret, RegistryE
 use crate::rollout::PullAccess;
 
 use super::access;
+use super::pace::Wanted;
 use super::status::Failure;
 
 pub(super) const SECRET_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Lists the tags of an Image's repository with its pull secrets; with those of `access` if it names none.
+/// What to ask the registry for.
+pub struct Asked {
+    request: ListRequest,
+    /// Pull secrets that were skipped, and why.
+    skipped: Vec<String>,
+}
+
+/// What to ask the registry for: an Image's repository, with its pull secrets; with those of `access` if it names none.
 ///
 /// Secrets are read by `get` at each call, so a changed one takes effect at the next sync and a removed one stops use at
-/// once. Nothing of them outlives the call but in the registry client's token cache.
-pub async fn list_tags(
+/// once. Nothing of them outlives the listing but in the registry client's token cache.
+pub async fn request(
     client: &kube::Client,
-    registry: &registry::Client,
     image: &Image,
     spec: &CompiledSpec,
     access: Option<&PullAccess>,
-) -> Result<Listing, Failure> {
+) -> Result<Asked, Failure> {
     let (keyring, skipped) = match access.filter(|_| image.spec.image_pull_secrets.is_empty()) {
         Some(access) => {
             access::keyring(client, image.metadata.namespace.as_deref().unwrap_or_default(), access).await?
@@ -37,7 +45,17 @@ pub async fn list_tags(
         keyring,
         insecure_skip_tls_verify: image.spec.insecure_skip_tls_verify,
     };
-    registry.list_tags(&request).await.map_err(|error| access::explain(registry_failure(&error), &error, &skipped))
+    Ok(Asked { request, skipped })
+}
+
+/// Lists the tags, together with the other Images that ask for the same.
+pub async fn list_tags(
+    registry: &registry::Client,
+    Asked { request, skipped }: &Asked,
+    wanted: Wanted,
+) -> Result<Arc<Listing>, Failure> {
+    let listing = registry.list_tags_shared(request, wanted.not_before, wanted.asker).await;
+    listing.map_err(|error| access::explain(registry_failure(&error), &error, skipped))
 }
 
 async fn keyring(client: &kube::Client, image: &Image) -> Result<Keyring, Failure> {

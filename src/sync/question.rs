@@ -2,6 +2,7 @@
 //!
 //! Read-only: the answer comes from the status as soon as there is one, else from a decision that nobody writes.
 
+use std::collections::hash_map::Entry;
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -11,9 +12,12 @@ use tokio::time::Instant;
 
 use crate::api::{self, Image, SyncResult, condition};
 use crate::index::question::{Answered, Ask, Question};
+use crate::policy::Repository;
+use crate::registry::Asker;
 use crate::rollout::PullAccess;
 
 use super::engine::{Key, Sync};
+use super::pace::Wanted;
 use super::status::Outcome;
 use super::world::{Cached, ImageKey, status_of};
 
@@ -35,6 +39,7 @@ impl Sync {
         // The leader records the tag any moment; only if it does not, a replica decides for itself.
         let patience = Instant::now() + self.options.question_timeout / 2;
         let mut changed = self.world.changed();
+        let _asked = Asked::new(self, key.clone());
         if self.leadership.is_leader() {
             self.queue.add_now(Key::Image(key.clone()));
         }
@@ -68,12 +73,43 @@ impl Sync {
     ) -> Result<Answered, String> {
         let spec = api::compile(&image.spec, Timestamp::now()).map_err(|e| format!("Image {key}: {e}"))?;
         let status = status_of(image);
+        let wanted = Wanted::shared_list(Asker::Question, &spec, Timestamp::now());
         // Even with the time used up a cached token and a near registry can still answer.
         let deadline = deadline.max(Instant::now() + Duration::from_millis(50));
-        match tokio::time::timeout_at(deadline, self.choose(key, image, &status, &spec, access)).await {
+        match tokio::time::timeout_at(deadline, self.choose(key, image, &status, &spec, access, wanted)).await {
             Ok(Ok(Outcome::Tag { tag, why, adopted, .. })) => Ok(Answered::new(Some(adopted.unwrap_or(tag)), why)),
             Ok(Ok(Outcome::Failed(failure)) | Err(failure)) => Ok(Answered::new(None, failure.message)),
             Err(_) => Err(format!("Image {key}: the registry did not answer in time")),
+        }
+    }
+}
+
+/// While it lives, the registry is asked for the Image ahead of the schedule.
+struct Asked<'a> {
+    sync: &'a Sync,
+    key: ImageKey,
+}
+
+impl<'a> Asked<'a> {
+    fn new(sync: &'a Sync, key: ImageKey) -> Self {
+        *sync.asked().entry(key.clone()).or_default() += 1;
+        // Its listing may wait for its turn already.
+        if let Some(Cached::Read(image)) = sync.world.image(&key)
+            && let Ok(repository) = Repository::parse(&image.spec.image)
+        {
+            sync.registry.hurry(&repository);
+        }
+        Self { sync, key }
+    }
+}
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        if let Entry::Occupied(mut waiting) = self.sync.asked().entry(self.key.clone()) {
+            *waiting.get_mut() -= 1;
+            if *waiting.get() == 0 {
+                waiting.remove();
+            }
         }
     }
 }

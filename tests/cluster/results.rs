@@ -59,7 +59,7 @@ fn registry_failures() -> Vec<Case<'static>> {
     use SyncResult::{PullSecretsError, RegistryError, TagsError};
     let secret = json!({"imagePullSecrets": [{"name": "absent"}]});
     let not_found = ["Secret a-failures/absent: not found", "fix spec.imagePullSecrets[0].name"];
-    let no_match = ["a-old can be chosen", "the only tag listed does not match semver \">=7\""];
+    let no_match = ["a-old can be chosen", "none of those listed matches semver \">=7\""];
     vec![
         ("a-broken", json!({}), RegistryError, "RegistryUnavailable", ["registry 127.0.0.1:", "status 500"]),
         (
@@ -83,11 +83,11 @@ fn spec_failures() -> Vec<Case<'static>> {
     let filter = json!({"filter": {"pattern": "(["}});
     let cron = json!({"triggers": [{"type": "crontab", "value": "61 * * * *"}]});
     let image = json!({"image": "registry.example/a//b"});
-    let later = ["calver-major\" is not supported by this version", "fix spec.rules[0].type"];
+    let order = ["invalid alphabetical \"up\": use asc, desc or no value", "fix spec.rules[0].value"];
     vec![
         ("a-range", rule("semver", ">=1.x.y"), GetRuleError, "RuleInvalid", [">=1.x.y", "fix spec.rules[0].value"]),
         ("a-filter", filter, GetRuleError, "FilterInvalid", ["([", "fix spec.filter"]),
-        ("a-later", rule("calver-major", ""), GetRuleError, "RuleNotSupported", later),
+        ("a-order", rule("alphabetical", "up"), GetRuleError, "RuleInvalid", order),
         ("a-image", image, GetImageError, "ImageInvalid", ["registry.example/a//b", "fix spec.image"]),
         ("a-trigger", cron, Error, "TriggerInvalid", ["\"61 * * * *\"", "fix spec.triggers[0].value"]),
     ]

@@ -1,9 +1,11 @@
 use super::*;
-use crate::policy::version::{Reading, Version};
+use crate::policy::version::{Grammar, Reading, Version, Versioned};
 
-fn inside(range: &str, version: &str) -> bool {
-    let version = Version::parse(version, Reading::Current).unwrap_or_else(|| panic!("{version} is no version"));
-    Range::parse(range).unwrap_or_else(|error| panic!("{error}")).contains(&version.core, version.prerelease.as_ref())
+fn inside(range: &str, text: &str) -> bool {
+    let version = Version::parse(text, Grammar::Semver, Reading::Current);
+    let version = &version.unwrap_or_else(|| panic!("{text} is no version"));
+    let range = Range::parse(range).unwrap_or_else(|error| panic!("{error}"));
+    range.contains(&version.core, Versioned { version, text }.prerelease())
 }
 
 /// Checks every row and returns how many there were.

@@ -1,6 +1,9 @@
+use std::cmp::Ordering;
+
 use super::*;
 
 mod explain;
+mod policies;
 mod properties;
 
 /// A rule as `type` or `type=value`.
@@ -13,20 +16,45 @@ fn filter(pattern: &str) -> Filter {
     Filter::new((!pattern.is_empty()).then_some(pattern), None, &[]).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// `-` stands for no tag; tags are separated by blanks.
-fn choose(rule_text: &str, filter: &Filter, current: &str, tags: &str) -> Decision {
-    let current = (current != "-").then_some(current);
-    let tags: Vec<&str> = tags.split_whitespace().collect();
-    select(&rule(rule_text), filter, current, &tags)
+/// A decision with all that can be asked of it.
+#[derive(Debug, PartialEq, Eq)]
+struct Answer {
+    selected: Option<String>,
+    changed: bool,
+    rule: Option<usize>,
+    reason: String,
+    candidates: Vec<String>,
+    /// Tags with their reasons.
+    rejected: Vec<(String, String)>,
 }
 
-fn check(rule: &str, pattern: &str, current: &str, tags: &str, expected: &str) {
+fn answer<T: AsRef<str>>(rules: &[Rule], filter: &Filter, current: Option<&str>, tags: &[T]) -> Answer {
+    let decision = choose(rules, filter, current, tags);
+    let explanation = decision.explain();
+    Answer {
+        selected: decision.selected.map(str::to_owned),
+        changed: decision.changed,
+        rule: decision.rule,
+        reason: decision.reason(),
+        candidates: explanation.candidates.iter().map(ToString::to_string).collect(),
+        rejected: explanation.rejected.iter().map(|it| (it.tag.to_owned(), it.reason.to_string())).collect(),
+    }
+}
+
+/// Rules are separated by ` + `, tags by blanks; `-` stands for no tag.
+fn ask(rules: &str, filter: &Filter, current: &str, tags: &str) -> Answer {
+    let rules: Vec<Rule> = rules.split(" + ").map(rule).collect();
+    let tags: Vec<&str> = tags.split_whitespace().collect();
+    answer(&rules, filter, (current != "-").then_some(current), &tags)
+}
+
+fn check(rules: &str, pattern: &str, current: &str, tags: &str, expected: &str) {
     let filter = filter(pattern);
-    let decision = choose(rule, &filter, current, tags);
+    let decision = ask(rules, &filter, current, tags);
     let selected = decision.selected.as_deref().unwrap_or("-");
-    assert_eq!(selected, expected, "{rule} /{pattern}/ from {current} in {tags}: {decision:#?}");
+    assert_eq!(selected, expected, "{rules} /{pattern}/ from {current} in {tags}: {decision:#?}");
     assert_eq!(decision.changed, selected != "-" && selected != current, "{decision:#?}");
-    let again = choose(rule, &filter, selected, tags);
+    let again = ask(rules, &filter, selected, tags);
     assert_eq!(again.selected, decision.selected, "again: {again:#?}");
 }
 
@@ -264,7 +292,7 @@ fn extracts() {
     for row in rows.lines().skip(1).map(|row| row.replace("LISTED", listed)) {
         let cells: Vec<&str> = row.split(';').map(str::trim).collect();
         let filter = Filter::new(Some(pattern), Some(cells[1]), &[]).unwrap();
-        let decision = choose(cells[0], &filter, cells[2], cells[3]);
+        let decision = ask(cells[0], &filter, cells[2], cells[3]);
         let selected = decision.selected.as_deref().unwrap_or("-");
         assert_eq!(selected, cells[4], "{row}: {decision:#?}");
     }
@@ -275,7 +303,7 @@ fn excludes() {
     let check = |exclude: &[&str], current: &str, tags: &str, expected: &str| {
         let exclude: Vec<String> = exclude.iter().map(ToString::to_string).collect();
         let filter = Filter::new(None, None, &exclude).unwrap();
-        let decision = choose("semver", &filter, current, tags);
+        let decision = ask("semver", &filter, current, tags);
         assert_eq!(decision.selected.as_deref(), Some(expected), "{decision:#?}");
     };
     check(&["^1.3", "rc"], "1.2.0", "1.2.1 1.3.0 1.3.1", "1.2.1");
@@ -308,6 +336,11 @@ fn the_order_between_two_tags() {
         always ; ; a:b ; ? ; 1.10
         regex=^v ; ; v1 ; < ; v2
         regex=^v ; ; v1 ; ? ; w2";
+    check_orders(rows);
+}
+
+/// Checks rows of `rule ; pattern ; a ; order ; b`; `?` stands for tags that are not compared.
+fn check_orders(rows: &str) {
     for row in rows.lines().skip(1) {
         let cells: Vec<&str> = row.split(';').map(str::trim).collect();
         let (rule, filter) = (rule(cells[0]), filter(cells[1]));

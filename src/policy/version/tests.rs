@@ -1,18 +1,23 @@
 use super::*;
 
 /// `x.y.z|prerelease parts|variant family|revision`, or nothing.
-fn show(text: &str, reading: Reading) -> Option<String> {
-    let version = Version::parse(text, reading)?;
-    let parts = version.prerelease.map_or(String::new(), |prerelease| {
-        let parts = prerelease.0.into_iter().map(|part| match part {
+fn show_as(text: &str, grammar: Grammar, reading: Reading) -> Option<String> {
+    let version = &Version::parse(text, grammar, reading)?;
+    let versioned = Versioned { version, text };
+    let parts = versioned.prerelease().map_or(String::new(), |prerelease| {
+        let parts = parts(prerelease).map(|part| match part {
             Part::Number(number) => number.to_string(),
-            Part::Word(word) => word,
+            Part::Word(word) => word.to_lowercase(),
         });
         format!("[{}]", parts.collect::<Vec<_>>().join(" "))
     });
     let [major, minor, patch] = &version.core;
-    let revision = version.variant.revision.map_or(String::new(), |revision| revision.to_string());
-    Some(format!("{major}.{minor}.{patch}|{parts}|{}|{revision}", version.variant.name))
+    let revision = version.revision.as_ref().map_or(String::new(), ToString::to_string);
+    Some(format!("{major}.{minor}.{patch}|{parts}|{}|{revision}", versioned.family().0))
+}
+
+fn show(text: &str, reading: Reading) -> Option<String> {
+    show_as(text, Grammar::Semver, reading)
 }
 
 #[test]
@@ -98,8 +103,9 @@ fn what_is_no_version_and_how_a_current_tag_is_read() {
 #[test]
 fn versions_inside_a_text() {
     let check = |text: &str, expected: Option<(usize, &str)>| {
-        let found = Version::find(text, Reading::Candidate);
-        let expected = expected.map(|(at, version)| (at, Version::parse(version, Reading::Candidate).unwrap()));
+        let (grammar, reading) = (Grammar::Semver, Reading::Candidate);
+        let found = Version::find(text, grammar, reading);
+        let expected = expected.map(|(at, version)| (at, Version::parse(version, grammar, reading).unwrap()));
         assert_eq!(found, expected, "{text}");
     };
     check("dev-1.2.3", Some((4, "1.2.3")));
@@ -134,10 +140,66 @@ fn prereleases_are_ordered() {
         "1.9.0",
         "1.10.0",
     ];
-    let versions = ascending.map(|text| Version::parse(text, Reading::Candidate).unwrap());
-    for (i, a) in versions.iter().enumerate() {
-        for (j, b) in versions.iter().enumerate() {
+    let versions = ascending.map(|text| Version::parse(text, Grammar::Semver, Reading::Candidate).unwrap());
+    let versioned = |at: usize| Versioned { version: &versions[at], text: ascending[at] };
+    for (i, a) in (0..ascending.len()).map(|at| (at, versioned(at))) {
+        for (j, b) in (0..ascending.len()).map(|at| (at, versioned(at))) {
             assert_eq!(a.cmp_versions(b), Some(i.cmp(&j)), "{} {}", ascending[i], ascending[j]);
         }
     }
+}
+
+#[test]
+fn dates() {
+    let check = |text: &str, expected: Option<&str>| {
+        let found = show_as(text, Grammar::Calver { any_word: false }, Reading::Candidate);
+        assert_eq!(found.as_deref(), expected, "{text}");
+    };
+    check("2024", Some("2024.0.0|||"));
+    check("24", Some("24.0.0|||"));
+    check("2024.01", Some("2024.1.0|||"));
+    check("2024.0.0", Some("2024.0.0|||"));
+    check("v2024.01.09", Some("2024.1.9|||"));
+    check("24.1.1", Some("24.1.1|||"));
+    check("2024.01.01-dev.1", Some("2024.1.1|[dev 1]||"));
+    check("2024.01-rc1-alpine-r2", Some("2024.1.0|[rc 1]|alpine|2"));
+    check("24.04-slim", Some("24.4.0||slim|"));
+    check("2024-5", Some("2024.0.0|[5]||"));
+    for no in [
+        "",
+        "v",
+        "V2024.01",
+        "202",
+        "20240101",
+        "1.2.3",
+        "2024.",
+        "2024.100",
+        "2024.01.100",
+        "2024.01.01.01",
+        "2024.01-",
+    ] {
+        check(no, None);
+    }
+    for no in ["2024.01rc1", "2024_01", "2024.01+x", "2024..01", "dev-2024.01"] {
+        check(no, None);
+    }
+    let any_word = |text: &str| show_as(text, Grammar::Calver { any_word: true }, Reading::Candidate);
+    assert_eq!(any_word("2024.01-build.7").as_deref(), Some("2024.1.0|[build 7]||"));
+    assert_eq!(any_word("2024.01-rc.7-alpine").as_deref(), Some("2024.1.0|[rc 7]|alpine|"));
+}
+
+#[test]
+fn words_and_numbers() {
+    let check = |text: &str, word: &str, number: Option<u64>| {
+        let version = &Version::parse(text, Grammar::Calver { any_word: true }, Reading::Candidate).unwrap();
+        let found = Versioned { version, text }.word_and_number();
+        assert_eq!(found, Some((word, number.map(Number::Small))), "{text}");
+    };
+    check("2024.01-dev.1", "dev", Some(1));
+    check("2024.01-rc2", "rc", Some(2));
+    check("2024.01-alpha.beta.2", "alpha.beta", Some(2));
+    check("2024.01-dev", "dev", None);
+    check("2024.01-7", "", Some(7));
+    check("2024.01-build-7", "build", Some(7));
+    check("2024.01-rc.3-alpine", "rc", Some(3));
 }

@@ -3,5 +3,7 @@
 mod access;
 mod fake;
 mod listing;
+mod logins;
 mod manifest;
+mod sharing;
 mod tls;

@@ -109,6 +109,15 @@ fn the_base_tag_is_where_it_starts() {
 }
 
 #[test]
+fn digest_keeps_the_tag() {
+    let digest = |base: &str| spec(&["digest"], &json!({"baseTag": base}));
+    check(&digest("latest"), none(), "latest 1.0.0", "latest kept");
+    check(&digest("stable"), none(), "latest 1.0.0", "none: the registry does not list the starting tag stable…");
+    check(&digest("latest"), settled("stable"), "latest stable", "stable kept");
+    check(&digest("latest"), settled("stable"), "latest", "stable kept, missing");
+}
+
+#[test]
 fn a_lost_status_takes_the_stamps_as_settled() {
     let minor = spec(&["semver-minor"], &json!({}));
     let stamped = |tag| Known { stamped: Some(tag), ..none() };
