@@ -223,6 +223,9 @@ impl<'a> Login<'a> {
             let pair = credentials.and_then(Credentials::user_and_password);
             authorization = pair.and_then(|(username, password)| auth::basic(username, password));
         }
+        if let Some(token) = identity_token {
+            session.learn(token);
+        }
         self.sent |= credentials.is_some();
         let asked_at = Instant::now();
         let request = Outgoing { form, ..Outgoing::get(&url, authorization.as_ref(), MAX_TOKEN_BODY) };

@@ -237,8 +237,8 @@ impl Sync {
             stalled: false,
         };
         // Secrets come from the API server; without any there is nothing to wait for.
-        let none = image.spec.image_pull_secrets.is_empty() && access.is_none();
-        let place = if none { None } else { self.places.take().await };
+        let asks = !image.spec.image_pull_secrets.is_empty() || access.is_some();
+        let place = if asks { self.places.take().await } else { None };
         let asked = observe::request(&self.client, image, spec, access).await?;
         drop(place);
         let wanted = Wanted { asker: wanted.asker.max(self.asker(key)), ..wanted };
@@ -257,7 +257,8 @@ impl Sync {
             message: format!("Image {key}: {message}"),
             stalled: false,
         };
-        match decide::decide(spec, known, &listing.tags) {
+        let tags: Vec<&str> = listing.tags().collect();
+        match decide::decide(spec, known, &tags) {
             Verdict::Tag { tag, rule, why, missing, adopted } => Ok(Outcome::Tag { tag, rule, why, missing, adopted }),
             Verdict::Empty => Err(failure("NoTags", format!("{} lists no tags", spec.repository))),
             Verdict::None { why } => {

@@ -17,10 +17,11 @@ use super::status::Failure;
 
 pub(super) const SECRET_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What to ask the registry for.
+/// What to ask a registry for.
 pub struct Asked {
-    request: ListRequest,
-    /// Pull secrets that were skipped, and why.
+    /// The repository, with the credentials that may be sent.
+    pub request: ListRequest,
+    /// Pull secrets by default that are not there, as the kubelet skips them too.
     skipped: Vec<String>,
 }
 
@@ -49,13 +50,9 @@ pub async fn request(
 }
 
 /// Lists the tags, together with the other Images that ask for the same.
-pub async fn list_tags(
-    registry: &registry::Client,
-    Asked { request, skipped }: &Asked,
-    wanted: Wanted,
-) -> Result<Arc<Listing>, Failure> {
-    let listing = registry.list_tags_shared(request, wanted.not_before, wanted.asker).await;
-    listing.map_err(|error| access::explain(registry_failure(&error), &error, skipped))
+pub async fn list_tags(registry: &registry::Client, asked: &Asked, wanted: Wanted) -> Result<Arc<Listing>, Failure> {
+    let listing = registry.list_tags_shared(&asked.request, wanted.not_before, wanted.asker).await;
+    listing.map_err(|error| access::explain(registry_failure(&error), &error, &asked.skipped))
 }
 
 async fn keyring(client: &kube::Client, image: &Image) -> Result<Keyring, Failure> {

@@ -1,6 +1,6 @@
 use std::sync::atomic::AtomicUsize;
 
-use super::super::Keyring;
+use super::super::{Keyring, Tags};
 use super::*;
 
 /// Lists one tag, the number of the listing; each takes so long.
@@ -35,7 +35,7 @@ impl Lister {
             flight.begin();
             let nth = listings.fetch_add(1, Ordering::SeqCst);
             tokio::time::sleep(took).await;
-            answer(nth).map(|tag| Listing { tags: vec![tag], dropped: 0, requests: 1 })
+            answer(nth).map(|tag| Listing { tags: [tag.as_str()].into_iter().collect(), dropped: 0, requests: 1 })
         };
         self.shared.ask(key, not_before, Asker::Schedule, list).await
     }
@@ -46,7 +46,7 @@ impl Lister {
 }
 
 fn tag(outcome: Outcome) -> String {
-    outcome.unwrap().tags[0].clone()
+    outcome.unwrap().tags().next().unwrap().to_owned()
 }
 
 async fn seconds(n: u64) {
@@ -94,7 +94,7 @@ async fn what_has_not_begun_is_new_enough_for_all() {
         wait.notified().await;
         flight.begin();
         listings.fetch_add(1, Ordering::SeqCst);
-        Ok(Listing { tags: Vec::new(), dropped: 0, requests: 1 })
+        Ok(Listing { tags: Tags::default(), dropped: 0, requests: 1 })
     };
     let first = lister.shared.ask(lister.key("a"), Instant::now(), Asker::Schedule, list);
     let second = async {
@@ -164,7 +164,7 @@ async fn what_is_kept_is_bounded() {
     for (n, size) in [(0, MAX_KEPT_TAGS / 2), (1, MAX_KEPT_TAGS / 2), (2, 1), (3, MAX_KEPT_TAGS + 1)] {
         let list = move |flight: Flight| async move {
             flight.begin();
-            Ok(Listing { tags: vec![String::new(); size], dropped: 0, requests: 1 })
+            Ok(Listing { tags: std::iter::repeat_n("", size).collect(), dropped: 0, requests: 1 })
         };
         let listing = lister.shared.ask(key(n), Instant::now(), Asker::Schedule, list).await;
         assert_eq!(listing.unwrap().tags.len(), size);
