@@ -39,7 +39,7 @@ impl Sync {
         // The leader records the tag any moment; only if it does not, a replica decides for itself.
         let patience = Instant::now() + self.options.question_timeout / 2;
         let mut changed = self.world.changed();
-        let _asked = Asked::new(self, &key);
+        let _asked = Asked::new(self, key.clone());
         if self.leadership.is_leader() {
             self.queue.add_now(Key::Image(key.clone()));
         }
@@ -90,14 +90,14 @@ impl Sync {
 /// While it lives, the registry is asked for the Image ahead of the schedule.
 struct Asked<'a> {
     sync: &'a Sync,
-    key: &'a ImageKey,
+    key: ImageKey,
 }
 
 impl<'a> Asked<'a> {
-    fn new(sync: &'a Sync, key: &'a ImageKey) -> Self {
+    fn new(sync: &'a Sync, key: ImageKey) -> Self {
         *sync.asked().entry(key.clone()).or_default() += 1;
         // Its listing may wait for its turn already.
-        if let Some(Cached::Read(image)) = sync.world.image(key)
+        if let Some(Cached::Read(image)) = sync.world.image(&key)
             && let Ok(repository) = Repository::parse(&image.spec.image)
         {
             sync.registry.hurry(&repository);
