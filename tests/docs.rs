@@ -77,13 +77,15 @@ fn flags_are_listed_with_their_twins_and_defaults() {
     let cli = Cli::command();
     let mut program: BTreeMap<String, Flag> = BTreeMap::new();
     for command in cli.get_subcommands().filter(|command| !command.is_hide_set()) {
-        for flag in command.get_arguments().filter(|flag| !["help", "version"].contains(&flag.get_id().as_str())) {
+        let flags = command.get_arguments().filter(|flag| !flag.is_positional());
+        for flag in flags.filter(|flag| !["help", "version"].contains(&flag.get_id().as_str())) {
             let entry = program.entry(format!("--{}", flag.get_long().unwrap())).or_default();
             entry.env = flag.get_env().unwrap().to_str().unwrap().to_owned();
             entry.commands.push(command.get_name().to_owned());
             let takes_value = flag.get_action().takes_values();
             let defaults = flag.get_default_values().first().filter(|_| takes_value);
-            entry.default = defaults.map(|value| value.to_str().unwrap().to_owned());
+            // A command without a default of its own says in its help what it does instead.
+            entry.default = defaults.map(|value| value.to_str().unwrap().to_owned()).or(entry.default.take());
         }
     }
     check("## Flags", program.keys());

@@ -12,7 +12,7 @@ use k8s_openapi::api::admissionregistration::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement, OwnerReference};
 use kube::api::ObjectMeta;
 
-use crate::api::annotations::{ENABLED, FAILURE_POLICY, MIRROR_POD, ROLLOUT};
+use crate::api::annotations::{ENABLED, ENABLED_PREFIX, FAILURE_POLICY, MIRROR_POD, POLICY, POLICY_PREFIX, ROLLOUT};
 
 mod keep;
 
@@ -202,11 +202,10 @@ fn sources(excluded: &[String], annotated: &[String]) -> Vec<Source> {
             condition: None,
         });
     }
-    let pod = format!(r#"{} == "true" || object.metadata.?labels[?"{ROLLOUT}"].hasValue()"#, annotation(ENABLED));
     sources.push(Source {
         name: "pods",
         namespaces: vec![enabled("NotIn"), named("NotIn", &[excluded, annotated].concat())],
-        condition: Some(condition("opted-in", pod)),
+        condition: Some(condition("opted-in", opted_in())),
     });
     sources
 }
@@ -282,6 +281,18 @@ fn requirement(key: &str, operator: &str, values: Vec<String>) -> LabelSelectorR
 
 fn condition(name: &str, expression: String) -> MatchCondition {
     MatchCondition { name: name.to_owned(), expression }
+}
+
+/// CEL for a Pod that says something for itself, or is stamped.
+fn opted_in() -> String {
+    let (annotation, has) =
+        (annotation(ENABLED), |map: &str, key: &str| format!(r#"object.metadata.?{map}[?"{key}"].hasValue()"#));
+    let own = format!(r#"k.startsWith("{POLICY_PREFIX}") || k.startsWith("{ENABLED_PREFIX}")"#);
+    format!(
+        r#"{annotation} == "true" || {} || {} || object.metadata.?annotations.orValue({{}}).exists(k, {own})"#,
+        has("labels", ROLLOUT),
+        has("annotations", POLICY),
+    )
 }
 
 /// CEL for a Pod's annotation, empty if absent. Guarded: an expression that fails refuses the Pod.

@@ -8,35 +8,20 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::api::Applied;
+use crate::api::annotated::Levels;
 use crate::api::annotations::{
     self, AnnotationError, FAILURE_POLICY, FailurePolicy, MIRROR_POD, Map, NamespaceSettings,
 };
 use crate::index::question::{Answered, Question};
-use crate::index::{Answer, PodView, Snapshot, answer};
+use crate::index::{Answer, Open, PodFacts, PodView, Snapshot, answer};
 use crate::policy::is_legal_tag;
 
 use super::verdict::{Verdict, cut};
-use super::wire::{Container, Envelope, Metadata, Object, Pod, Request, Text};
+use super::wire::{Container, Envelope, Object, Pod, Request, Text, names};
 
 const VERSION: &str = "admission.k8s.io/v1";
 /// Longest reason of sync's that a message repeats, in bytes.
 const MAX_REASON: usize = 512;
-/// The annotation mode: settings of a Pod that this version does not act on, and must not pass over in silence.
-const NOT_ACTED_ON: [&str; 5] = [
-    annotations::POLICY,
-    "kimup.cloudavenue.io/pattern",
-    "kimup.cloudavenue.io/interval",
-    "kimup.cloudavenue.io/image-pull-secrets",
-    "kimup.cloudavenue.io/containers",
-];
-/// The same for one container.
-const NOT_ACTED_ON_PREFIXES: [&str; 4] = [
-    "policy.kimup.cloudavenue.io/",
-    "enabled.kimup.cloudavenue.io/",
-    "pattern.kimup.cloudavenue.io/",
-    "interval.kimup.cloudavenue.io/",
-];
-
 /// A body that cannot be answered by an `AdmissionReview`. Answered with HTTP 400, so that the API server goes by the
 /// failure policy of the webhook's entry.
 #[derive(Debug, thiserror::Error)]
@@ -99,8 +84,17 @@ struct Problem {
     container: String,
     image: String,
     reason: String,
-    /// The spec is wrong: waiting does not help.
-    by_spec: bool,
+    cause: Cause,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Cause {
+    /// The Image has no tag yet.
+    NoTag,
+    /// The Image's spec is wrong: waiting does not help.
+    Spec,
+    /// The Image that follows from annotations is not known yet.
+    Policy,
 }
 
 /// A body, parsed as far as its envelope.
@@ -148,8 +142,8 @@ impl<'a> Review<'a> {
         let own = object.map(|object| object.metadata.annotations()).unwrap_or_default();
         let (settings, _) = namespace_of(snapshot, request.namespace());
         let policy = FailurePolicy::read(&own).ok().flatten();
-        let denies = policy.unwrap_or(settings.failure_policy) == FailurePolicy::Fail
-            && annotations::pod_enabled(&own, settings) == Ok(true);
+        let denies =
+            policy.unwrap_or(settings.failure_policy) == FailurePolicy::Fail && enabled(&own, settings) == Ok(true);
         if denies {
             let message = format!("kimup: {what}. To admit it unchanged, {}", ignore_hint());
             Verdict::deny(&request.uid, &message, Vec::new())
@@ -166,7 +160,7 @@ fn decide<'a>(request: &'a Request<'_>, pod: &Pod<'_>, snapshot: &Snapshot) -> S
         return Step::Done(Verdict::allow(uid, None, Vec::new()));
     }
     let (settings, errors) = namespace_of(snapshot, request.namespace());
-    match annotations::pod_enabled(&own, settings) {
+    match enabled(&own, settings) {
         Ok(true) => {}
         Ok(false) => return Step::Done(Verdict::allow(uid, None, Vec::new())),
         Err(error) => {
@@ -174,11 +168,11 @@ fn decide<'a>(request: &'a Request<'_>, pod: &Pod<'_>, snapshot: &Snapshot) -> S
             return Step::Done(Verdict::allow(uid, None, vec![warning]));
         }
     }
-    let mut warnings = not_acted_on(&own);
     let namespace = request.namespace();
-    warnings.extend(errors.iter().map(|e| format!("Namespace {namespace}: {e}")));
+    let mut warnings: Vec<String> = errors.iter().map(|e| format!("Namespace {namespace}: {e}")).collect();
     let failure_policy = failure_policy(&own, settings, &mut warnings);
-    let view = view(request, &pod.metadata, own);
+    let view = view(namespace, pod, own, settings);
+    warnings.extend(view.problems().iter().cloned());
     let mut plan = Plan {
         uid,
         namespace,
@@ -194,8 +188,23 @@ fn decide<'a>(request: &'a Request<'_>, pod: &Pod<'_>, snapshot: &Snapshot) -> S
     if plan.questions().is_empty() { Step::Done(plan.finish(&HashMap::new())) } else { Step::Ask(plan) }
 }
 
-fn view<'b>(request: &'b Request<'_>, metadata: &'b Metadata<'_>, own: Map) -> PodView<'b> {
-    PodView::new(request.namespace(), own, &metadata.labels(), metadata.controller())
+fn view<'b>(namespace: &'b str, pod: &'b Pod<'_>, own: Map, settings: NamespaceSettings) -> PodView<'b> {
+    PodView::new(PodFacts {
+        namespace,
+        settings,
+        annotations: own,
+        labels: pod.metadata.labels(),
+        controller: pod.metadata.controller(),
+        regular: names(pod.spec.containers.as_deref()),
+        init: names(pod.spec.init_containers.as_deref()),
+        pull_secrets: pod.spec.pull_secrets(),
+        service_account: pod.spec.service_account(),
+    })
+}
+
+/// Whether any container may be changed: else nothing more needs to be read.
+fn enabled(own: &Map, namespace: NamespaceSettings) -> Result<bool, AnnotationError> {
+    Levels(&[own]).any_enabled(annotations::has_stamp(own), namespace)
 }
 
 /// What a namespace says. One that the watch has not delivered yet counts as opted in: the API server knows its labels,
@@ -216,13 +225,6 @@ fn failure_policy(own: &Map, namespace: NamespaceSettings, warnings: &mut Vec<St
             namespace.failure_policy
         }
     }
-}
-
-fn not_acted_on(own: &Map) -> Vec<String> {
-    own.keys()
-        .filter(|key| NOT_ACTED_ON.contains(&key.as_str()) || NOT_ACTED_ON_PREFIXES.iter().any(|p| key.starts_with(p)))
-        .map(|key| format!("annotation {key}: this version does not act on it; create an Image instead"))
-        .collect()
 }
 
 fn ignore_hint() -> String {
@@ -268,15 +270,12 @@ impl Plan<'_> {
         let mut operations = Vec::new();
         for slot in std::mem::take(&mut self.slots) {
             let answer = match slot.answer {
-                Answer::Ask(ref open) => match tag_of(answers.get(&open.question)) {
-                    Ok(tag) => open.answered(tag),
+                Answer::Ask(ref open) => match resolve(open, answers.get(&open.question)) {
+                    Ok(answer) => answer,
                     Err(reason) => {
-                        problems.push(Problem {
-                            container: slot.name,
-                            image: open.question.image.clone(),
-                            reason,
-                            by_spec: false,
-                        });
+                        let image = open.question.image.clone();
+                        let cause = if open.question.pod.is_some() { Cause::Policy } else { Cause::NoTag };
+                        problems.push(Problem { container: slot.name, image, reason, cause });
                         continue;
                     }
                 },
@@ -292,7 +291,7 @@ impl Plan<'_> {
                 }
                 Answer::Keep { warning } => self.warnings.extend(warning),
                 Answer::Refuse { image, reason } => {
-                    problems.push(Problem { container: slot.name, image, reason, by_spec: true });
+                    problems.push(Problem { container: slot.name, image, reason, cause: Cause::Spec });
                 }
                 Answer::Ask(_) => {} // answered above
             }
@@ -320,10 +319,10 @@ impl Plan<'_> {
         let sentences: Vec<String> =
             problems.iter().map(|p| format!("container {:?}: {}", p.container, p.sentence(self.namespace))).collect();
         let (image, namespace) = (&first.image, self.namespace);
-        let step = if first.by_spec {
-            format!("Correct it (kubectl edit image {image} -n {namespace})")
-        } else {
-            format!("Wait for its first sync (kubectl describe image {image} -n {namespace})")
+        let step = match first.cause {
+            Cause::Spec => format!("Correct it (kubectl edit image {image} -n {namespace})"),
+            Cause::NoTag => format!("Wait for its first sync (kubectl describe image {image} -n {namespace})"),
+            Cause::Policy => format!("Wait for its Image {image} (kubectl describe images -n {namespace})"),
         };
         format!("kimup: {}. {step}, or {}", sentences.join("; "), ignore_hint())
     }
@@ -350,19 +349,28 @@ impl Problem {
     fn sentence(&self, namespace: &str) -> String {
         let reason = cut(self.reason.trim_end_matches('.'), MAX_REASON);
         let image = &self.image;
-        if self.by_spec {
-            format!("Image {namespace}/{image} has no tag, and its spec cannot be used: {reason}")
-        } else {
-            format!("Image {namespace}/{image} has no tag yet: {reason}")
+        match self.cause {
+            Cause::Spec => format!("Image {namespace}/{image} has no tag, and its spec cannot be used: {reason}"),
+            Cause::NoTag => format!("Image {namespace}/{image} has no tag yet: {reason}"),
+            Cause::Policy => format!("no tag is known yet for its policy: {reason}"),
         }
     }
+}
+
+/// What sync's answer means for a container; the error says why there is none.
+fn resolve(open: &Open, answer: Option<&Result<Answered, String>>) -> Result<Answer, String> {
+    if let Some(Ok(Answered { covered: false, .. })) = answer {
+        return Ok(open.not_covered());
+    }
+    let image = answer.and_then(|answer| answer.as_ref().ok()?.image.as_deref());
+    tag_of(answer).map(|tag| open.answered(tag, image))
 }
 
 fn tag_of(answer: Option<&Result<Answered, String>>) -> Result<&str, String> {
     match answer {
         Some(Ok(Answered { tag: Some(tag), .. })) if is_legal_tag(tag) => Ok(tag),
         Some(Ok(Answered { tag: Some(tag), .. })) => Err(format!("{tag:?} is no legal tag")),
-        Some(Ok(Answered { tag: None, reason }) | Err(reason)) => Err(reason.clone()),
+        Some(Ok(Answered { tag: None, reason, .. }) | Err(reason)) => Err(reason.clone()),
         None => Err("nobody was asked".to_owned()),
     }
 }

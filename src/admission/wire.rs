@@ -9,6 +9,7 @@ use serde_json::value::RawValue;
 
 use crate::api::annotations::{MIRROR_POD, Map};
 use crate::index::PodView;
+use crate::index::question::Controller;
 
 /// A text that stays borrowed inside options, lists and maps, where a bare `Cow` would be copied.
 #[derive(Deserialize, Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -100,6 +101,10 @@ pub(super) struct Metadata<'a> {
 
 #[derive(Deserialize, Debug)]
 struct Owner<'a> {
+    #[serde(borrow, default)]
+    kind: Cow<'a, str>,
+    #[serde(borrow, default)]
+    name: Cow<'a, str>,
     #[serde(borrow)]
     uid: Cow<'a, str>,
     controller: Option<bool>,
@@ -112,6 +117,16 @@ pub(super) struct PodSpec<'a> {
     pub containers: Option<Vec<Container<'a>>>,
     #[serde(borrow)]
     pub init_containers: Option<Vec<Container<'a>>>,
+    #[serde(borrow)]
+    image_pull_secrets: Option<Vec<Named<'a>>>,
+    #[serde(borrow)]
+    service_account_name: Option<Text<'a>>,
+}
+
+#[derive(Deserialize, Debug)]
+struct Named<'a> {
+    #[serde(borrow)]
+    name: Option<Text<'a>>,
 }
 
 #[derive(Deserialize, Debug)]
@@ -139,11 +154,30 @@ impl Metadata<'_> {
         select(self.labels.as_ref(), PodView::needs_label)
     }
 
-    /// UID of the controller that made it.
-    pub fn controller(&self) -> Option<&str> {
+    /// The controller that made it.
+    pub fn controller(&self) -> Option<Controller> {
         let mut owners = self.owner_references.iter().flatten();
-        owners.find(|owner| owner.controller == Some(true)).map(|owner| &*owner.uid)
+        let owner = owners.find(|owner| owner.controller == Some(true))?;
+        let text = |text: &Cow<'_, str>| text.clone().into_owned();
+        Some(Controller { kind: text(&owner.kind), name: text(&owner.name), uid: text(&owner.uid) })
     }
+}
+
+impl PodSpec<'_> {
+    /// The names of its pull secrets.
+    pub fn pull_secrets(&self) -> Vec<&str> {
+        self.image_pull_secrets.iter().flatten().filter_map(|s| s.name.as_ref()).map(Text::as_str).collect()
+    }
+
+    /// Its ServiceAccount; the API server names `default` where the Pod names none.
+    pub fn service_account(&self) -> &str {
+        self.service_account_name.as_ref().map_or("default", Text::as_str)
+    }
+}
+
+/// The names of containers.
+pub(super) fn names<'a>(containers: Option<&'a [Container<'_>]>) -> Vec<&'a str> {
+    containers.into_iter().flatten().filter_map(|c| c.name.as_ref()).map(Text::as_str).collect()
 }
 
 fn select(map: Option<&BTreeMap<Text<'_>, Text<'_>>>, wanted: impl Fn(&str) -> bool) -> Map {
@@ -181,11 +215,16 @@ mod tests {
         fn check(owners: &str, expected: Option<&str>) {
             let json = format!(r#"{{"metadata": {{"ownerReferences": {owners}}}}}"#);
             let object: Object = serde_json::from_str(&json).unwrap();
-            assert_eq!(object.metadata.controller(), expected, "{owners}");
+            assert_eq!(
+                object.metadata.controller().map(|c| format!("{}/{} {}", c.kind, c.name, c.uid)).as_deref(),
+                expected,
+                "{owners}"
+            );
         }
         check("null", None);
         check("[]", None);
         check(r#"[{"uid": "a"}, {"uid": "b", "controller": false}]"#, None);
-        check(r#"[{"uid": "a"}, {"uid": "b", "controller": true}]"#, Some("b"));
+        check(r#"[{"uid": "a"}, {"uid": "b", "controller": true}]"#, Some("/ b"));
+        check(r#"[{"kind": "Job", "name": "x", "uid": "b", "controller": true}]"#, Some("Job/x b"));
     }
 }

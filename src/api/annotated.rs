@@ -1,7 +1,7 @@
 //! Annotation mode: what the annotations of a workload and its Pod template say of each container, and the Image that
 //! follows from it (design section 2, "Annotation mode"). Pure: admission and sync read the same annotations the same way.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 
@@ -43,6 +43,8 @@ pub struct Containers<'a> {
 pub struct Annotated {
     /// The containers that have a policy.
     pub containers: BTreeMap<String, Wanted>,
+    /// The containers that have a policy which cannot be used, as a problem says: nothing else may be made of them.
+    pub wrong: BTreeSet<String>,
     /// What is wrong, one sentence each: nothing happens for what is wrong, and somebody must hear of it.
     pub problems: Vec<String>,
     /// A Pod-wide policy means nobody knows which container: there are several and no `containers` annotation.
@@ -138,7 +140,7 @@ pub fn read(levels: Levels<'_>, containers: Containers<'_>) -> Annotated {
             Ok(true) => {}
             Ok(false) => continue,
             Err(error) => {
-                found.problem(error.to_string());
+                found.wrong((*name).to_owned(), error.to_string());
                 continue;
             }
         }
@@ -155,11 +157,11 @@ pub fn read(levels: Levels<'_>, containers: Containers<'_>) -> Annotated {
         );
         match wanted {
             Ok(wanted) => _ = found.containers.insert((*name).to_owned(), wanted),
-            Err(problem) => found.problem(problem),
+            Err(problem) => found.wrong((*name).to_owned(), problem),
         }
     }
     if !levels.has_policy()
-        && let Some(key) = [PATTERN, INTERVAL, CONTAINERS].into_iter().find(|key| levels.get(key).is_some())
+        && let Some(key) = levels.0.iter().flat_map(|map| map.keys()).find(|key| is_beside_policy(key))
     {
         found.problem(format!("annotation {key} has no effect without {POLICY}; there is no default policy"));
     }
@@ -167,6 +169,12 @@ pub fn read(levels: Levels<'_>, containers: Containers<'_>) -> Annotated {
         found.problem(error.to_string());
     }
     found
+}
+
+/// Whether a key says something beside a policy: alone it has no effect.
+pub fn is_beside_policy(key: &str) -> bool {
+    [PATTERN, INTERVAL, IMAGE_PULL_SECRETS, CONTAINERS].contains(&key)
+        || [PATTERN_PREFIX, INTERVAL_PREFIX].iter().any(|prefix| key.starts_with(prefix))
 }
 
 /// Keys that end in a container's name, and the Pod-wide key of each.
@@ -207,6 +215,17 @@ fn words(value: &str) -> impl Iterator<Item = &str> {
 }
 
 impl Annotated {
+    /// The problems but for the ambiguity, which the annotations of a level not seen here may resolve.
+    pub fn problems_beside_ambiguity(&self) -> &[String] {
+        // It is found before any other.
+        &self.problems[usize::from(self.ambiguous).min(self.problems.len())..]
+    }
+
+    fn wrong(&mut self, container: String, problem: String) {
+        self.wrong.insert(container);
+        self.problem(problem);
+    }
+
     fn problem(&mut self, problem: String) {
         if !self.problems.contains(&problem) {
             self.problems.push(problem);

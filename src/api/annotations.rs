@@ -220,18 +220,8 @@ impl NamespaceSettings {
 
 /// Annotations of a workload that a later version acts on, one sentence each: who set one waits for something.
 pub fn unsupported_on_workload(annotations: &Map) -> Vec<String> {
-    let held = annotations.keys().filter(|key| [HOLD, CANARY, POLICY].contains(&key.as_str()));
+    let held = annotations.keys().filter(|key| [HOLD, CANARY].contains(&key.as_str()));
     held.map(|key| format!("the annotation {key} is not acted on by this version and has no effect")).collect()
-}
-
-/// Whether a Pod is opted in: its own word first, then a stamp, then its Namespace.
-///
-/// `enabled: "false"` on the Pod beats all. A value that is neither `"true"` nor `"false"` is an error, not a default.
-pub fn pod_enabled(pod_annotations: &Map, namespace: NamespaceSettings) -> Result<bool, AnnotationError> {
-    Ok(match enabled(pod_annotations)? {
-        Some(own) => own,
-        None => has_stamp(pod_annotations) || namespace.enabled,
-    })
 }
 
 #[cfg(test)]
@@ -262,19 +252,14 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_is_opted_in() {
-        fn check(pod: &[(&str, &str)], namespace: bool, expected: Option<bool>) {
-            let settings = NamespaceSettings { enabled: namespace, ..NamespaceSettings::default() };
-            assert_eq!(pod_enabled(&map(pod), settings).ok(), expected, "{pod:?} {namespace}");
+    fn a_stamp_is_seen() {
+        fn check(key: &str, expected: bool) {
+            assert_eq!(has_stamp(&map(&[("a", ""), (key, "a:1 a:2"), ("zzz", "")])), expected, "{key}");
         }
-        check(&[], false, Some(false));
-        check(&[], true, Some(true));
-        check(&[(ENABLED, "true")], false, Some(true));
-        check(&[(ENABLED, "false")], true, Some(false));
-        check(&[(ENABLED, "yes")], true, None);
-        check(&[("stamp.kimup.cloudavenue.io/app", "a:1 a:2")], false, Some(true));
-        check(&[("stamp.kimup.cloudavenue.io/app", "a:1 a:2"), (ENABLED, "false")], true, Some(false));
-        check(&[("stamp.other.io/app", "a:1 a:2"), ("zzz", "")], false, Some(false));
+        check("stamp.kimup.cloudavenue.io/app", true);
+        check("stamp.kimup.cloudavenue.io/", true);
+        check("stamp.other.io/app", false);
+        check("kimup.cloudavenue.io/enabled", false);
     }
 
     #[test]
@@ -316,6 +301,6 @@ mod tests {
         }
         check(&[(ENABLED, "true")], 0);
         check(&[(HOLD, "1.2.3"), (CANARY, "true")], 2);
-        check(&[(POLICY, "patch")], 1);
+        check(&[(POLICY, "patch")], 0);
     }
 }

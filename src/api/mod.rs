@@ -17,7 +17,7 @@ pub use image::{
     RuleSpec, RuleType, TriggerSpec, TriggerType, ValueFrom, WindowKind, WindowSpec,
 };
 pub use order::Order;
-pub use schedule::{Schedule, ScheduleError};
+pub use schedule::{Phase, Schedule, ScheduleError, shared_age};
 pub use spec::{CompiledRule, CompiledSpec, SpecError, compile, gate, unsupported_annotations};
 pub use status::{
     Held, HistoryEntry, ImageStatus, Pending, Rejected, RevisionRecord, RolloutStatus, SyncResult, condition,

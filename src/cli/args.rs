@@ -9,6 +9,9 @@ use clap::{Args, Parser, Subcommand};
 use crate::registry::Limits;
 use crate::telemetry::LogFormat;
 
+use super::select::SelectArgs;
+use super::tags::TagsArgs;
+
 /// Keeps Kubernetes workloads on the newest image tag a rule allows, without editing manifests.
 #[derive(Parser, Debug)]
 #[command(name = "kimup", version, about, propagate_version = true, max_term_width = 100)]
@@ -27,6 +30,10 @@ pub enum Command {
     Webhook(WebhookArgs),
     /// Run the sync loop, the webhook's sidecar.
     Sync(SyncArgs),
+    /// Say which of a list of tags would be chosen, and why not each other one. Offline.
+    Select(SelectArgs),
+    /// List the tags of a repository as sync would: all of them, or an error.
+    Tags(TagsArgs),
     /// Print the custom resource definitions as YAML.
     Crds,
     /// Print the static webhook configuration, for certificates from files.
@@ -162,6 +169,15 @@ pub struct LoopArgs {
     /// How often status.time is written when nothing else changes.
     #[arg(long, env = "KIMUP_STATUS_HEARTBEAT", value_name = "DURATION", default_value = "10m", value_parser = duration)]
     pub status_heartbeat: Duration,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub registry: RegistryArgs,
+}
+
+/// What a list of tags may cost.
+#[allow(clippy::struct_field_names)] // as the flags
+#[derive(Args, Clone, Debug)]
+pub struct RegistryArgs {
     /// Largest answer of a registry, after decompression.
     #[arg(long, env = "KIMUP_REGISTRY_MAX_PAGE_BYTES", value_name = "SIZE", default_value = "16MiB", value_parser = bytes)]
     pub registry_max_page_bytes: usize,
@@ -178,11 +194,11 @@ pub struct LoopArgs {
     #[arg(long, env = "KIMUP_REGISTRY_DEADLINE", value_name = "DURATION", default_value = "5m", value_parser = duration)]
     pub registry_deadline: Duration,
     /// Requests a second to one registry host.
-    #[arg(long, env = "KIMUP_REGISTRY_RATE", default_value_t = 5.0)]
+    #[arg(long, env = "KIMUP_REGISTRY_RATE", default_value_t = 5.0, value_parser = rate)]
     pub registry_rate: f64,
 }
 
-impl LoopArgs {
+impl RegistryArgs {
     /// The caps as the registry client takes them.
     pub fn limits(&self) -> Limits {
         Limits {
@@ -194,6 +210,16 @@ impl LoopArgs {
             rate: self.registry_rate,
         }
     }
+}
+
+/// How a command prints its result on stdout.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Output {
+    /// For people.
+    #[default]
+    Text,
+    /// For programs: one JSON object.
+    Json,
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
@@ -217,6 +243,14 @@ fn at_least_one(text: &str) -> Result<usize, String> {
         Ok(0) => Err("it must be at least 1".to_owned()),
         Ok(number) => Ok(number),
         Err(error) => Err(format!("{error}")),
+    }
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(rate) if (0.001..=1e6).contains(&rate) => Ok(rate),
+        Ok(_) => Err("it must be from 0.001 to 1000000".to_owned()),
+        Err(error) => Err(error.to_string()),
     }
 }
 
@@ -247,7 +281,8 @@ mod tests {
     #[test]
     fn every_flag_has_its_environment_twin() {
         for command in Cli::command().get_subcommands().filter(|c| !c.is_hide_set()) {
-            for flag in command.get_arguments().filter(|a| !["help", "version"].contains(&a.get_id().as_str())) {
+            let flags = command.get_arguments().filter(|a| !a.is_positional());
+            for flag in flags.filter(|a| !["help", "version"].contains(&a.get_id().as_str())) {
                 let long = flag.get_long().unwrap();
                 let twin = format!("KIMUP_{}", long.replace('-', "_").to_uppercase());
                 assert_eq!(flag.get_env().and_then(|e| e.to_str()), Some(&*twin), "--{long} of {}", command.get_name());

@@ -208,9 +208,9 @@ impl Process {
     ) -> anyhow::Result<Arc<sync::Sync>> {
         let config = registry::Config {
             plain_http: args.plain_http_registry.clone(),
-            limits: args.limits(),
-            extra_ca_pem: None,
+            limits: args.registry.limits(),
             metrics: self.metrics.clone(),
+            ..registry::Config::default()
         };
         let registry = registry::Client::new(config).context("cannot make the registry client")?;
         let identity = leader::unique_identity(&self.identity);

@@ -2,62 +2,13 @@
 
 use std::sync::Arc;
 
-use crate::api::annotations::{Map, ROLLOUT, Stamp};
-use crate::api::{Applied, annotations};
+use crate::api::Applied;
+use crate::api::annotations::{self, Stamp};
 use crate::policy::Reference;
 
+use super::pod::{Opted, PodView, Policy};
 use super::question::Question;
 use super::snapshot::{Entry, Snapshot};
-
-/// Labels that name a Pod's revision: the first is set by Deployments, the second by `StatefulSets` and `DaemonSets`.
-const REVISION_LABELS: [&str; 2] = ["pod-template-hash", "controller-revision-hash"];
-
-/// What counts of a Pod, whatever its container.
-#[derive(Clone, Debug, Default)]
-pub struct PodView<'a> {
-    namespace: &'a str,
-    annotations: Map,
-    applied: Vec<Applied>,
-    rollout: Option<String>,
-    controller: Option<&'a str>,
-    hash: String,
-}
-
-impl<'a> PodView<'a> {
-    /// `annotations` and `labels` may leave out what is not kimup's and no revision label. `controller` is the UID of
-    /// the `ownerReference` with `controller: true`.
-    pub fn new(namespace: &'a str, annotations: Map, labels: &Map, controller: Option<&'a str>) -> Self {
-        let hash = REVISION_LABELS.iter().find_map(|label| labels.get(*label));
-        Self {
-            namespace,
-            applied: Applied::of(&annotations),
-            rollout: labels.get(ROLLOUT).cloned(),
-            controller,
-            hash: hash.cloned().unwrap_or_default(),
-            annotations,
-        }
-    }
-
-    /// Whether a label decides something here, so that a caller may leave out the others.
-    pub fn needs_label(key: &str) -> bool {
-        key == ROLLOUT || REVISION_LABELS.contains(&key)
-    }
-
-    /// The namespace.
-    pub fn namespace(&self) -> &'a str {
-        self.namespace
-    }
-
-    /// The annotations it was made of.
-    pub fn annotations(&self) -> &Map {
-        &self.annotations
-    }
-
-    /// The entries of its `applied` annotation.
-    pub fn applied(&self) -> &[Applied] {
-        &self.applied
-    }
-}
 
 /// What to do with one container.
 #[derive(Clone, Debug)]
@@ -74,7 +25,8 @@ pub enum Answer {
         /// The container's entry.
         applied: Applied,
     },
-    /// The Image has no tag on record: ask sync, then [`Open::answered`].
+    /// The Image has no tag on record, or annotations ask for one that is not known: ask sync, then [`Open::answered`]
+    /// or [`Open::not_covered`].
     Ask(Open),
     /// The Image has no tag and cannot get one as it is.
     Refuse {
@@ -92,19 +44,56 @@ const KEEP: Answer = Answer::Keep { warning: None };
 pub struct Open {
     /// What to ask.
     pub question: Question,
-    entry: Arc<Entry>,
+    /// The Image that is asked for; for a container without a known one, the user's Image of its repository.
+    entry: Option<Arc<Entry>>,
     container: String,
     reference: Reference,
 }
 
 impl Open {
-    /// The answer, now that sync named `tag`, which must be a legal tag.
-    pub fn answered(&self, tag: &str) -> Answer {
-        newer(&self.entry, &self.container, &self.reference, tag)
+    /// The answer, now that sync named `tag`, which must be a legal tag, and perhaps the Image it comes from.
+    pub fn answered(&self, tag: &str, image: Option<&str>) -> Answer {
+        if self.question.pod.is_none()
+            && let Some(entry) = &self.entry
+        {
+            return newer(entry, &self.container, &self.reference, tag);
+        }
+        let image = image.filter(|name| is_name(name)).unwrap_or(&self.question.image);
+        Answer::Run {
+            reference: self.reference.with_tag(tag),
+            applied: Applied {
+                container: self.container.clone(),
+                from: self.reference.tag().map(str::to_owned),
+                to: tag.to_owned(),
+                image: Some(image.to_owned()),
+                rollout: None,
+            },
+        }
+    }
+
+    /// The answer, now that sync said that no policy means this container: the user's Image is left.
+    pub fn not_covered(&self) -> Answer {
+        match &self.entry {
+            Some(entry) => match &entry.tag {
+                Some(tag) => newer(entry, &self.container, &self.reference, tag),
+                None => Answer::Keep {
+                    warning: Some(format!(
+                        "container {:?} keeps its own tag: Image {} has no tag yet",
+                        self.container, entry.name
+                    )),
+                },
+            },
+            None => KEEP,
+        }
     }
 }
 
-/// Answers for the container `container` with the image text `text`. No I/O, no clock; one look-up by repository.
+/// The name of an object, so that it can stand in the `applied` annotation.
+fn is_name(name: &str) -> bool {
+    name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.') && (1..=253).contains(&name.len())
+}
+
+/// Answers for the container `container` with the image text `text`. No I/O, no clock; look-ups by name and repository.
 pub fn answer(snapshot: &Snapshot, pod: &PodView<'_>, container: &str, text: &str) -> Answer {
     let Ok(reference) = Reference::parse(text) else {
         return KEEP;
@@ -112,19 +101,44 @@ pub fn answer(snapshot: &Snapshot, pod: &PodView<'_>, container: &str, text: &st
     if reference.digest().is_some() {
         return KEEP;
     }
-    let entry = snapshot.image(pod.namespace, reference.repository());
-    if let Some(stamp) = Stamp::of(&pod.annotations, container) {
-        return stamped(pod, container, &reference, &stamp, text, entry);
-    }
-    let Some(entry) = entry else {
-        return KEEP;
+    let opted = match pod.opted(container) {
+        Ok(Opted::Out) => return KEEP,
+        Ok(opted) => opted,
+        Err(error) => {
+            let warning = Some(format!("{error}; container {container:?} keeps its own image"));
+            return Answer::Keep { warning };
+        }
     };
-    if is_answered(pod, container, &reference) {
+    let made = pod.managed(snapshot, container, &reference);
+    let users = snapshot.image(pod.namespace(), reference.repository());
+    if let Some(stamp) = Stamp::of(pod.annotations(), container) {
+        let entry = made.or(users);
+        // Where nothing opts in any more only the stamp is left: new Pods start with the manifest's own tag.
+        let counts = opted == Opted::In || entry.is_some();
+        return if counts { stamped(pod, container, &reference, &stamp, text, entry) } else { KEEP };
+    }
+    if opted != Opted::In || is_answered(pod, container, &reference) {
         return KEEP;
     }
-    if let Some(reference) = recorded(pod, container, &reference, text, entry) {
-        return reference;
+    if let Some(answer) = recorded(snapshot, pod, container, &reference, text, [made, users]) {
+        return answer;
     }
+    if let Some(made) = made {
+        return covered(pod, container, reference, made);
+    }
+    let wanted = match pod.policy(snapshot, container) {
+        Policy::None => return users.map_or(KEEP, |entry| covered(pod, container, reference, entry)),
+        Policy::Wrong => return KEEP, // the Pod's warnings say why
+        Policy::Own(wanted) => Some(wanted),
+        Policy::Perhaps => None,
+    };
+    pod.question(container, text, &reference, wanted).map_or(KEEP, |question| {
+        Answer::Ask(Open { question, entry: users.cloned(), container: container.to_owned(), reference })
+    })
+}
+
+/// The answer for a container of a known Image, but for stamps and records.
+fn covered(pod: &PodView<'_>, container: &str, reference: Reference, entry: &Arc<Entry>) -> Answer {
     match (&entry.tag, entry.gate, &entry.error) {
         (Some(tag), _, _) => newer(entry, container, &reference, tag),
         (None, _, Some(error)) => Answer::Refuse { image: entry.name.clone(), reason: error.clone() },
@@ -132,12 +146,13 @@ pub fn answer(snapshot: &Snapshot, pod: &PodView<'_>, container: &str, text: &st
             warning: Some(format!(
                 "container {container:?} keeps its own tag: Image {}/{} has no tag yet, and {gate}, which this version \
                  does not act on, keeps it from choosing one",
-                pod.namespace, entry.name
+                pod.namespace(),
+                entry.name
             )),
         },
         (None, None, None) => Answer::Ask(Open {
-            question: Question { namespace: pod.namespace.to_owned(), image: entry.name.clone() },
-            entry: Arc::clone(entry),
+            question: Question { namespace: pod.namespace().to_owned(), image: entry.name.clone(), pod: None },
+            entry: Some(Arc::clone(entry)),
             container: container.to_owned(),
             reference,
         }),
@@ -167,7 +182,7 @@ fn stamped(
         };
     };
     let image = entry.map(|entry| entry.name.clone());
-    run(container, reference, &target, image, stamp.reference.clone(), pod.rollout.clone())
+    run(container, reference, &target, image, stamp.reference.clone(), pod.rollout().cloned())
 }
 
 /// A reference that may be run for another: it parses and is of the same repository. Nobody who may write annotations
@@ -179,18 +194,30 @@ fn same_repository(of: &Reference, text: &str) -> Option<Reference> {
 
 /// Whether admission answered for this container before and somebody sends the Pod again (reinvocation).
 fn is_answered(pod: &PodView<'_>, container: &str, reference: &Reference) -> bool {
-    let entry = pod.applied.iter().find(|a| a.container == container);
+    let entry = pod.applied().iter().find(|a| a.container == container);
     entry.is_some_and(|entry| reference.tag() == Some(&entry.to))
 }
 
-fn recorded(pod: &PodView<'_>, container: &str, reference: &Reference, text: &str, entry: &Entry) -> Option<Answer> {
-    let stamp = entry.record(pod.controller?, &pod.hash, container)?;
-    if stamp.text != text {
-        return None;
-    }
+/// What the first Pods of this revision got, whichever Image covered them then.
+fn recorded(
+    snapshot: &Snapshot,
+    pod: &PodView<'_>,
+    container: &str,
+    reference: &Reference,
+    text: &str,
+    covering: [Option<&Arc<Entry>>; 2],
+) -> Option<Answer> {
+    let (uid, hash) = pod.revision()?;
+    let by_entry = |entry: &'_ Arc<Entry>| Some((entry.name.clone(), entry.record(uid, hash, container)?));
+    let elsewhere = || {
+        let namespace = snapshot.namespace(pod.namespace()).filter(|_| pod.may_be_on_record())?;
+        let (entry, stamp) = namespace.record(uid, hash, container)?;
+        Some((entry.name.clone(), stamp))
+    };
+    let found = covering.into_iter().flatten().find_map(by_entry).or_else(elsewhere);
+    let (image, stamp) = found.filter(|(_, stamp)| stamp.text == text)?;
     let target = same_repository(reference, &stamp.reference)?;
-    let image = Some(entry.name.clone());
-    Some(run(container, reference, &target, image, stamp.reference, None))
+    Some(run(container, reference, &target, Some(image), stamp.reference, None))
 }
 
 fn newer(entry: &Entry, container: &str, reference: &Reference, tag: &str) -> Answer {

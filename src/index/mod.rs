@@ -4,12 +4,14 @@
 //! no snapshot holds is asked by [`question`].
 
 mod answer;
+mod pod;
 pub mod question;
 mod snapshot;
 #[cfg(test)]
 pub(crate) mod testing;
 mod watch;
 
-pub use answer::{Answer, Open, PodView, answer};
+pub use answer::{Answer, Open, answer};
+pub use pod::{PodFacts, PodView};
 pub use snapshot::{Entry, Namespace, Seen, Snapshot};
 pub use watch::{Index, Pause, Scope, start};

@@ -1,6 +1,7 @@
 //! The one question that admission may ask sync: which tag should a Pod run whose Image has none on record?
 
 use std::collections::HashMap;
+use std::hash::{Hash, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use futures::FutureExt;
 use futures::future::{BoxFuture, WeakShared};
 use serde::{Deserialize, Serialize};
 
+use crate::api::ImageSpec;
 use crate::telemetry::{Metrics, QuestionOutcome};
 
 /// How long the answer may take if nothing else is said: well below the webhook's `timeoutSeconds`.
@@ -18,8 +20,57 @@ pub const DEADLINE: Duration = Duration::from_secs(2);
 pub struct Question {
     /// Namespace of the Image.
     pub namespace: String,
-    /// Name of the Image.
+    /// Name of the Image. With `pod`: the first of the names it may have.
     pub image: String,
+    /// Set if no Image is known and annotations ask for one: the container that needs a tag.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<Box<PodQuestion>>,
+}
+
+/// A container whose annotations, or those of its owner, may ask for an Image that is not known yet.
+///
+/// The tag of the answer is the one to run: the own tag in `text` is taken into account by who answers, because only
+/// there the rule is known.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct PodQuestion {
+    /// The Pod's controller; none for a Pod that nobody made.
+    pub controller: Option<Controller>,
+    /// The `pod-template-hash` or `controller-revision-hash` of the Pod, empty if it has none.
+    #[serde(default)]
+    pub hash: String,
+    /// Name of the container.
+    pub container: String,
+    /// Its image text.
+    pub text: String,
+    /// What the Pod's own annotations say of it; none if they do not say which container they mean.
+    pub spec: Option<ImageSpec>,
+    /// Names of the Pod's `imagePullSecrets`.
+    pub pull_secrets: Vec<String>,
+    /// The Pod's ServiceAccount.
+    pub service_account: String,
+    /// The names that its Image may have, in the order in which they are to be tried.
+    pub images: Vec<String>,
+}
+
+/// Who made a Pod: its ownerReference with `controller: true`.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq, Hash)]
+pub struct Controller {
+    /// Its kind, for example `ReplicaSet`.
+    pub kind: String,
+    /// Its name.
+    pub name: String,
+    /// Its UID.
+    pub uid: String,
+}
+
+impl Eq for PodQuestion {} // a spec holds no floating point numbers
+
+impl Hash for PodQuestion {
+    /// Equal questions have equal hashes; the spec, which cannot be hashed, follows from the rest nearly always.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (&self.controller, &self.container, &self.text, &self.service_account).hash(state);
+    }
 }
 
 /// The answer.
@@ -29,6 +80,28 @@ pub struct Answered {
     pub tag: Option<String>,
     /// Why this tag, or why none: shown to whoever created the Pod.
     pub reason: String,
+    /// False: no policy means this container, so it is left as it is.
+    #[serde(default = "covered")]
+    pub covered: bool,
+    /// Name of the Image that the answer is about, if it is another one than that of the question.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+}
+
+fn covered() -> bool {
+    true
+}
+
+impl Answered {
+    /// An answer about the Image of the question.
+    pub fn new(tag: Option<String>, reason: impl Into<String>) -> Self {
+        Self { tag, reason: reason.into(), covered: true, image: None }
+    }
+
+    /// No policy means this container.
+    pub fn not_covered() -> Self {
+        Self { covered: false, ..Self::new(None, "no policy means this container") }
+    }
 }
 
 /// Somebody who answers. The error says why there is no answer, in words for a person.
@@ -104,7 +177,7 @@ mod tests {
                 self.asked.fetch_add(1, Ordering::SeqCst);
                 let _permit = self.permits.acquire().await;
                 let tag = Some(question.image);
-                Ok(Answered { tag, reason: String::new() })
+                Ok(Answered::new(tag, ""))
             }
             .boxed()
         }
@@ -116,7 +189,16 @@ mod tests {
     }
 
     fn question(image: &str) -> Question {
-        Question { namespace: "shop".to_owned(), image: image.to_owned() }
+        Question { namespace: "shop".to_owned(), image: image.to_owned(), pod: None }
+    }
+
+    #[test]
+    fn peers_of_another_version_are_understood() {
+        let old: Question = serde_json::from_str(r#"{"namespace": "shop", "image": "a"}"#).unwrap();
+        assert_eq!(old, question("a"));
+        assert_eq!(serde_json::to_string(&old).unwrap(), r#"{"namespace":"shop","image":"a"}"#);
+        let old: Answered = serde_json::from_str(r#"{"tag": "1", "reason": "settled"}"#).unwrap();
+        assert_eq!(old, Answered::new(Some("1".to_owned()), "settled"));
     }
 
     #[tokio::test(start_paused = true)]

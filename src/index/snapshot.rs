@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::core::DeserializeGuard;
 
-use crate::api::annotations::{AnnotationError, Map, NamespaceSettings, Stamp};
+use crate::api::annotations::{AnnotationError, MANAGED_BY, MANAGED_BY_KIMUP, Map, NamespaceSettings, Stamp};
 use crate::api::{self, Image, Order, RevisionRecord};
 use crate::policy::{self, Repository};
 
@@ -24,7 +24,9 @@ pub struct Namespace {
     settings: Option<NamespaceSettings>,
     errors: Vec<AnnotationError>,
     images: BTreeMap<String, Arc<Entry>>,
+    /// Without the managed ones.
     by_repository: HashMap<Repository, Arc<Entry>>,
+    has_managed: bool,
 }
 
 /// One Image, reduced to what admission needs.
@@ -34,6 +36,10 @@ pub struct Entry {
     pub name: String,
     /// Its UID: a deleted and made again Image is another one.
     pub uid: String,
+    /// Whether sync made it for annotations: then it covers what it was made for, and is not found by repository.
+    pub managed: bool,
+    /// Kind and name of its controller: the workload a managed Image was made for.
+    pub owner: Option<(String, String)>,
     /// When it was created: of two Images for one repository the older counts.
     pub created: Option<Timestamp>,
     /// The normalised `spec.image`; none if it is no repository, so that the Image covers nothing.
@@ -63,8 +69,12 @@ impl Entry {
         for record in status.revisions {
             records.entry(record.uid.clone()).or_default().push(record);
         }
+        let labels = image.metadata.labels.as_ref();
+        let owner = image.metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
         Self {
             name: image.metadata.name.clone().unwrap_or_default(),
+            managed: labels.and_then(|l| l.get(MANAGED_BY)).is_some_and(|by| by == MANAGED_BY_KIMUP),
+            owner: owner.map(|owner| (owner.kind.clone(), owner.name.clone())),
             uid: image.metadata.uid.clone().unwrap_or_default(),
             created: image.metadata.creation_timestamp.as_ref().map(|t| t.0),
             repository,
@@ -83,6 +93,10 @@ impl Entry {
         Stamp::parse(record.containers.get(container)?)
     }
 
+    fn is_owned_by(&self, kind: &str, name: &str) -> bool {
+        self.owner.as_ref().is_some_and(|owner| (owner.0.as_str(), owner.1.as_str()) == (kind, name))
+    }
+
     fn age(&self) -> (bool, Option<Timestamp>, &str) {
         (self.created.is_none(), self.created, &self.name)
     }
@@ -99,8 +113,36 @@ impl Namespace {
         &self.errors
     }
 
+    /// The Image of that name, if sync made it for that owner (kind and name), or for Pods without one.
+    pub fn managed(&self, name: &str, owner: Option<(&str, &str)>) -> Option<&Arc<Entry>> {
+        let is_for = |entry: &&Arc<Entry>| match owner {
+            Some((kind, name)) => entry.is_owned_by(kind, name),
+            None => entry.owner.is_none(),
+        };
+        self.images.get(name).filter(|entry| entry.managed).filter(is_for)
+    }
+
+    /// Whether sync made any Image here: else nobody needs to look for one.
+    pub fn has_managed(&self) -> bool {
+        self.has_managed
+    }
+
+    /// Whether sync made an Image for one of these workloads (kind and name), whatever the container. Cost: all Images.
+    pub fn has_managed_for(&self, owners: &[(&str, String)]) -> bool {
+        let made_for = |entry: &Arc<Entry>| owners.iter().any(|(kind, name)| entry.is_owned_by(kind, name));
+        self.has_managed && self.images.values().any(|entry| entry.managed && made_for(entry))
+    }
+
+    /// What the first Pods of a revision got, whichever managed Image has it on record ([`Entry::record`]). Cost: all
+    /// Images.
+    pub fn record(&self, uid: &str, hash: &str, container: &str) -> Option<(&Arc<Entry>, Stamp)> {
+        let mut managed = self.images.values().filter(|entry| self.has_managed && entry.managed);
+        managed.find_map(|entry| Some((entry, entry.record(uid, hash, container)?)))
+    }
+
     fn index(&mut self) {
-        let mut entries: Vec<&Arc<Entry>> = self.images.values().collect();
+        self.has_managed = self.images.values().any(|entry| entry.managed);
+        let mut entries: Vec<&Arc<Entry>> = self.images.values().filter(|entry| !entry.managed).collect();
         entries.sort_by(|a, b| b.age().cmp(&a.age())); // the oldest last: it overwrites the others
         self.by_repository =
             entries.into_iter().filter_map(|entry| Some((entry.repository.clone()?, Arc::clone(entry)))).collect();
@@ -152,7 +194,7 @@ impl Snapshot {
         self.namespaces.get(name).map(AsRef::as_ref)
     }
 
-    /// The Image that counts for a repository in a namespace.
+    /// The user's Image that counts for a repository in a namespace.
     pub fn image(&self, namespace: &str, repository: &Repository) -> Option<&Arc<Entry>> {
         self.namespaces.get(namespace)?.by_repository.get(repository)
     }

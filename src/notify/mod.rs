@@ -32,6 +32,8 @@ pub enum Reason {
     Duplicate,
     /// The spec, or an annotation, cannot be used.
     PolicyInvalid,
+    /// A container of a workload has no policy any more; its Image is removed.
+    OptedOut,
     /// A registry cannot be reached; said once per host until it answers again.
     RegistryUnreachable,
     /// A pull secret or the list of tags cannot be used.
@@ -50,6 +52,7 @@ impl Reason {
         Self::HeldByManifest,
         Self::Duplicate,
         Self::PolicyInvalid,
+        Self::OptedOut,
         Self::RegistryUnreachable,
         Self::SyncFailed,
         Self::RolloutFailed,
@@ -65,6 +68,7 @@ impl Reason {
             Self::HeldByManifest => "HeldByManifest",
             Self::Duplicate => "Duplicate",
             Self::PolicyInvalid => "PolicyInvalid",
+            Self::OptedOut => "OptedOut",
             Self::RegistryUnreachable => "RegistryUnreachable",
             Self::SyncFailed => "SyncFailed",
             Self::RolloutFailed => "RolloutFailed",

@@ -13,7 +13,11 @@ use serde::Deserialize;
 use tokio::time::Instant;
 use url::Url;
 
-use super::{error::RegistryError, origin::Origin};
+use super::{
+    error::RegistryError,
+    memory::{Challenges, Turns},
+    origin::Origin,
+};
 
 /// All `WWW-Authenticate` headers of one answer together, in bytes.
 const MAX_CHALLENGES: usize = 16 * 1024;
@@ -129,9 +133,13 @@ pub(super) struct TokenKey {
     pub(super) credentials: Option<[u8; 32]>,
 }
 
-/// The tokens that hold, for all listings.
+/// The tokens that hold, for all listings, and what else is remembered of logging in.
 #[derive(Default)]
-pub(super) struct TokenCache(Mutex<HashMap<TokenKey, Token>>);
+pub(super) struct TokenCache {
+    tokens: Mutex<HashMap<TokenKey, Token>>,
+    pub(super) challenges: Challenges,
+    pub(super) turns: Turns,
+}
 
 impl TokenCache {
     pub(super) fn get(&self, key: &TokenKey) -> Option<Token> {
@@ -150,12 +158,16 @@ impl TokenCache {
         tokens.insert(key, token);
     }
 
-    pub(super) fn forget(&self, key: &TokenKey) {
-        self.lock().remove(key);
+    /// Forgets a token that was refused; one that came meanwhile stays.
+    pub(super) fn forget(&self, key: &TokenKey, refused: &HeaderValue) {
+        let mut tokens = self.lock();
+        if tokens.get(key).is_some_and(|token| token.header == *refused) {
+            tokens.remove(key);
+        }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<TokenKey, Token>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.tokens.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -262,9 +274,13 @@ mod tests {
         ] {
             assert!(cache.get(&other).is_none());
         }
+        cache.forget(&ours, &HeaderValue::from_static("Bearer older"));
         tokio::time::advance(Duration::from_secs(53)).await;
         assert!(cache.get(&ours).is_some());
         tokio::time::advance(Duration::from_secs(2)).await;
+        assert!(cache.get(&ours).is_none());
+        cache.insert(ours.clone(), parse_token(br#"{"token":"t"}"#, "r.io", Instant::now()).unwrap());
+        cache.forget(&ours, &HeaderValue::from_static("Bearer t"));
         assert!(cache.get(&ours).is_none());
     }
 

@@ -114,6 +114,28 @@ impl RegistryError {
         }
     }
 
+    /// The error with its texts changed.
+    pub(super) fn map_texts(mut self, change: impl Fn(&str) -> String) -> Self {
+        let texts: [Option<&mut String>; 2] = match &mut self {
+            Self::Unreachable { host, cause, step: _ }
+            | Self::Unauthorized { host, cause, sent: _ }
+            | Self::Malformed { host, cause } => [Some(host), Some(cause)],
+            Self::NotFound { host, repository } | Self::NoManifest { host, repository, manifest: _ } => {
+                [Some(host), Some(repository)]
+            }
+            Self::Refused { host, why } => [Some(host), why.text_mut()],
+            Self::TooMuch { host, cap: _ }
+            | Self::Server { host, status: _ }
+            | Self::RateLimited { host, retry_after: _ }
+            | Self::Timeout { host, after: _ } => [Some(host), None],
+            Self::Config { cause } => [Some(cause), None],
+        };
+        for text in texts.into_iter().flatten() {
+            *text = change(text);
+        }
+        self
+    }
+
     /// The host that the error is about; empty for [`RegistryError::Config`].
     pub fn host(&self) -> &str {
         match self {
@@ -196,6 +218,15 @@ pub enum Refusal {
     Redirect(String),
     /// An address that only a host itself may use (link-local, cloud metadata), or one with a user name in it.
     Address(String),
+}
+
+impl Refusal {
+    fn text_mut(&mut self) -> Option<&mut String> {
+        match self {
+            Self::Realm(text) | Self::Link(text) | Self::Redirect(text) | Self::Address(text) => Some(text),
+            Self::Loop => None,
+        }
+    }
 }
 
 impl fmt::Display for Refusal {

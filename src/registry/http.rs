@@ -4,15 +4,18 @@ use std::time::Duration;
 
 use http::{
     HeaderMap, HeaderValue, Method, StatusCode,
-    header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, LOCATION, RETRY_AFTER},
+    header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, LOCATION},
 };
 use tokio::time::Instant;
 use url::Url;
 
 use super::{
     error::{Cap, Refusal, RegistryError, Step},
-    origin::{self, Origin, host_text},
-    transport::{Transport, transport_error},
+    notice::retry_after,
+    origin::{self, Origin, Reach, host_text},
+    page::PageError,
+    scrub::Scrubber,
+    transport::{Route, Transport, transport_error},
 };
 
 /// Requests that one page may cost: tokens, redirects and retries included.
@@ -26,6 +29,26 @@ const MAX_REPORTED_PAUSE: Duration = Duration::from_secs(60 * 60);
 /// An error's body is read so that the connection can be used again, and for its codes: in bytes, and for how long.
 const MAX_ERROR_BODY: usize = 64 * 1024;
 const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Takes a body as it arrives, so that nobody has to hold it.
+pub(super) trait BodySink: Send {
+    /// A body begins; what came before it was another attempt at the same.
+    fn begin(&mut self);
+    /// The next bytes. An error ends the request.
+    fn chunk(&mut self, bytes: &[u8]) -> Result<(), PageError>;
+}
+
+/// A body that is kept.
+impl BodySink for Vec<u8> {
+    fn begin(&mut self) {
+        self.clear();
+    }
+
+    fn chunk(&mut self, bytes: &[u8]) -> Result<(), PageError> {
+        self.extend_from_slice(bytes);
+        Ok(())
+    }
+}
 
 /// One request; a form makes it a POST.
 pub(super) struct Outgoing<'a> {
@@ -46,7 +69,8 @@ impl<'a> Outgoing<'a> {
     }
 }
 
-/// A complete answer; the body of another status than 200 is what could be read of it within bounds.
+/// A complete answer; the body of another status than 200 is what could be read of it within bounds, that of a 200 may
+/// have gone to a [`BodySink`].
 pub(super) struct Answer {
     pub(super) status: StatusCode,
     pub(super) headers: HeaderMap,
@@ -54,20 +78,57 @@ pub(super) struct Answer {
     pub(super) body: Vec<u8>,
 }
 
+impl Answer {
+    fn with_body(self, body: Vec<u8>) -> Self {
+        if self.status == StatusCode::OK { Self { body, ..self } } else { self }
+    }
+}
+
 /// The requests of one listing: counted, and all before one deadline.
 pub(super) struct Session<'a> {
     transport: &'a Transport,
     registry: Origin,
+    /// The registry's address.
+    home: Url,
+    /// Whether the registry is in a private network; unknown until it matters.
+    home_is_private: Option<bool>,
     skip_verify: bool,
     deadline: Instant,
     requests: usize,
     left_for_page: usize,
+    scrubber: Scrubber,
 }
 
 impl<'a> Session<'a> {
-    /// `skip_verify` holds for requests to `registry` only.
-    pub(super) fn new(transport: &'a Transport, registry: Origin, skip_verify: bool, deadline: Instant) -> Self {
-        Self { transport, registry, skip_verify, deadline, requests: 0, left_for_page: MAX_REQUESTS_PER_PAGE }
+    /// `home` is an address on `registry`; `skip_verify` holds for requests to that origin only.
+    pub(super) fn new(
+        transport: &'a Transport,
+        registry: Origin,
+        home: Url,
+        skip_verify: bool,
+        deadline: Instant,
+    ) -> Self {
+        Self {
+            transport,
+            registry,
+            home,
+            home_is_private: None,
+            skip_verify,
+            deadline,
+            requests: 0,
+            left_for_page: MAX_REQUESTS_PER_PAGE,
+            scrubber: Scrubber::default(),
+        }
+    }
+
+    /// Remembers a secret that goes out in a body; those in headers are seen by themselves.
+    pub(super) fn learn(&mut self, secret: &str) {
+        self.scrubber.learn(secret);
+    }
+
+    /// Takes credentials out of what a registry may have put into an error, by repeating what it was sent.
+    pub(super) fn scrub(&self, error: RegistryError) -> RegistryError {
+        error.map_texts(|text| self.scrubber.text(text))
     }
 
     /// HTTP requests sent so far.
@@ -80,21 +141,30 @@ impl<'a> Session<'a> {
     }
 
     /// GET on the registry, following redirects. The authorization stays behind once a redirect leaves the origin.
-    pub(super) async fn get(
+    /// The body of a 200 goes to `sink`.
+    pub(super) async fn get_into(
         &mut self,
         url: &Url,
         authorization: Option<&HeaderValue>,
+        sink: &mut dyn BodySink,
     ) -> Result<Answer, RegistryError> {
         let max_body = self.transport.limits.max_page_bytes;
-        self.follow(&Outgoing::get(url, authorization, max_body)).await
+        self.follow_into(&Outgoing::get(url, authorization, max_body), sink).await
     }
 
-    /// [`Session::get`] for any request but a form.
+    /// [`Session::get_into`] for any request but a form, with the body in the answer.
     pub(super) async fn follow(&mut self, request: &Outgoing<'_>) -> Result<Answer, RegistryError> {
+        let mut body = Vec::new();
+        let answer = self.follow_into(request, &mut body).await?;
+        Ok(answer.with_body(body))
+    }
+
+    async fn follow_into(&mut self, request: &Outgoing<'_>, sink: &mut dyn BodySink) -> Result<Answer, RegistryError> {
         let &Outgoing { url, head, accept, mut authorization, max_body, .. } = request;
         let mut at = url.clone();
         for _ in 0..=MAX_REDIRECTS {
-            let answer = self.send(&Outgoing { url: &at, head, accept, authorization, form: None, max_body }).await?;
+            let request = Outgoing { url: &at, head, accept, authorization, form: None, max_body };
+            let answer = self.send_into(&request, sink).await?;
             if !is_redirect(answer.status) {
                 return Ok(answer);
             }
@@ -110,23 +180,32 @@ impl<'a> Session<'a> {
 
     /// Sends, and sends again within bounds when the host is busy or the connection breaks. Follows no redirect.
     pub(super) async fn send(&mut self, request: &Outgoing<'_>) -> Result<Answer, RegistryError> {
+        let mut body = Vec::new();
+        let answer = self.send_into(request, &mut body).await?;
+        Ok(answer.with_body(body))
+    }
+
+    async fn send_into(&mut self, request: &Outgoing<'_>, sink: &mut dyn BodySink) -> Result<Answer, RegistryError> {
         let host = host_text(request.url);
-        self.check_target(request.url, &host)?;
+        let route = self.route(request.url, &host).await?;
+        if let Some(authorization) = request.authorization {
+            self.scrubber.learn_authorization(authorization);
+        }
         let mut tries = 0;
         loop {
-            let outcome = self.attempt(request, &host).await;
+            let outcome = self.attempt(request, &host, route, sink).await;
             tries += 1;
             let backoff = self.backoff(tries);
             let (error, pause) = match outcome {
                 Ok(answer) if answer.status == StatusCode::TOO_MANY_REQUESTS => {
                     let asked = retry_after(&answer.headers);
-                    let pause = asked.unwrap_or(backoff);
+                    let pause = asked.unwrap_or_default().max(backoff);
                     self.transport.limiter.pause(&budget_key(request.url), pause.min(MAX_PAUSE));
                     let retry_after = asked.map(|asked| asked.min(MAX_REPORTED_PAUSE));
                     (RegistryError::RateLimited { host: host.clone(), retry_after }, pause)
                 }
                 Ok(answer) if answer.status.is_server_error() => {
-                    let pause = retry_after(&answer.headers).unwrap_or(backoff);
+                    let pause = retry_after(&answer.headers).unwrap_or_default().max(backoff);
                     (RegistryError::Server { host: host.clone(), status: answer.status.as_u16() }, pause)
                 }
                 Err(error @ RegistryError::Unreachable { step: Step::Read, .. }) => (error, backoff),
@@ -136,23 +215,58 @@ impl<'a> Session<'a> {
             if tries >= MAX_TRIES || self.left_for_page == 0 || !fits {
                 return Err(error);
             }
-            tracing::debug!(host, %error, pause_ms = pause.as_millis(), "trying again");
+            let error = self.scrub(error);
+            tracing::debug!(host = self.scrubber.text(&host), %error, pause_ms = pause.as_millis(), "trying again");
             tokio::time::sleep(pause).await;
         }
     }
 
-    fn check_target(&self, url: &Url, host: &str) -> Result<(), RegistryError> {
-        let refused = |why| Err(RegistryError::Refused { host: host.to_owned(), why });
-        if let Err(why) = origin::check_address(url) {
-            return refused(why);
+    /// Whether a request may go there, and over which connection.
+    ///
+    /// Behind a proxy the proxy resolves names, so that only addresses in literal form can be judged here.
+    async fn route(&mut self, url: &Url, host: &str) -> Result<Route, RegistryError> {
+        let refused = |why| RegistryError::Refused { host: host.to_owned(), why };
+        origin::check_address(url).map_err(refused)?;
+        let to = Origin::of(url);
+        if to.as_ref() == Some(&self.registry) {
+            return Ok(if self.skip_verify { Route::Unverified } else { Route::Verified });
         }
-        match Origin::of(url) {
-            Some(origin) if origin.is_https() || origin == self.registry => Ok(()),
-            _ => refused(Refusal::Address("it is not reached over https".to_owned())),
+        let address = |why: &str| refused(Refusal::Address(format!("{host} {why}")));
+        if !to.is_some_and(|to| to.is_https()) {
+            return Err(address("is not reached over https"));
+        }
+        if self.scrubber.is_in(url) {
+            return Err(address("comes with credentials in it"));
+        }
+        if self.home_is_private().await {
+            return Ok(Route::Verified);
+        }
+        match origin::literal(url) {
+            Some(ip) if origin::reach(ip) != Reach::Public => {
+                Err(address("is a private address, and the registry's is not"))
+            }
+            _ if self.transport.is_proxied(url) => Ok(Route::Verified),
+            _ => Ok(Route::PublicOnly),
         }
     }
 
-    async fn attempt(&mut self, request: &Outgoing<'_>, host: &str) -> Result<Answer, RegistryError> {
+    async fn home_is_private(&mut self) -> bool {
+        if let Some(known) = self.home_is_private {
+            return known;
+        }
+        let lookup = tokio::time::timeout_at(self.deadline, self.transport.is_private(&self.home));
+        let found = !self.transport.is_proxied(&self.home) && lookup.await.unwrap_or(false);
+        self.home_is_private = Some(found);
+        found
+    }
+
+    async fn attempt(
+        &mut self,
+        request: &Outgoing<'_>,
+        host: &str,
+        route: Route,
+        sink: &mut dyn BodySink,
+    ) -> Result<Answer, RegistryError> {
         if self.left_for_page == 0 {
             let cap = Cap::Requests(MAX_REQUESTS_PER_PAGE);
             return Err(RegistryError::TooMuch { host: host.to_owned(), cap });
@@ -165,29 +279,36 @@ impl<'a> Session<'a> {
         self.requests += 1;
         let started = Instant::now();
         let limit = self.transport.limits.page_timeout;
-        let answer = tokio::time::timeout_at(self.deadline.min(started + limit), self.exchange(request, host)).await;
+        let answer =
+            tokio::time::timeout_at(self.deadline.min(started + limit), self.exchange(request, host, route, sink))
+                .await;
         let answer = answer.unwrap_or_else(|_| {
             let after = if self.deadline < started + limit { self.transport.limits.deadline } else { limit };
             Err(RegistryError::Timeout { host: host.to_owned(), after })
         });
         let status = answer.as_ref().map_or(0, |answer| answer.status.as_u16());
-        self.transport.metrics.registry_request(host);
+        // Counted for the registry that an Image names: hosts that a registry names could be any number of any names.
+        let home = host_text(&self.home);
+        self.transport.metrics.registry_request(&home);
         if matches!(status, 0 | 429 | 500..) {
-            self.transport.metrics.registry_error(host);
+            self.transport.metrics.registry_error(&home);
         }
-        tracing::debug!(
-            host,
-            path = request.url.path(),
-            status,
-            ms = started.elapsed().as_millis(),
-            "registry request"
-        );
+        if let Ok(answer) = &answer {
+            self.transport.warnings.log(&home, &answer.headers, &self.scrubber);
+        }
+        let (host, path) = (self.scrubber.text(host), self.scrubber.text(request.url.path()));
+        tracing::debug!(host, path, status, ms = started.elapsed().as_millis(), "registry request");
         answer
     }
 
-    async fn exchange(&self, request: &Outgoing<'_>, host: &str) -> Result<Answer, RegistryError> {
-        let skip_verify = self.skip_verify && Origin::of(request.url).as_ref() == Some(&self.registry);
-        let client = self.transport.client(skip_verify)?;
+    async fn exchange(
+        &self,
+        request: &Outgoing<'_>,
+        host: &str,
+        route: Route,
+        sink: &mut dyn BodySink,
+    ) -> Result<Answer, RegistryError> {
+        let client = self.transport.client(route)?;
         let mut builder = match &request.form {
             None if request.head => client.request(Method::HEAD, request.url.clone()),
             None => client.get(request.url.clone()),
@@ -204,14 +325,17 @@ impl<'a> Session<'a> {
         }
         let response = builder.send().await.map_err(|error| transport_error(&error, host))?;
         let (status, headers, url) = (response.status(), response.headers().clone(), response.url().clone());
-        let body = if request.head {
-            Vec::new()
+        let mut body = Vec::new();
+        if request.head {
+            // Nothing follows.
         } else if status == StatusCode::OK {
-            read_body(response, request.max_body, host).await?
+            read_body(response, request.max_body, host, sink).await?;
         } else {
-            let body = tokio::time::timeout(ERROR_BODY_TIMEOUT, read_body(response, MAX_ERROR_BODY, host)).await;
-            body.ok().and_then(Result::ok).unwrap_or_default()
-        };
+            let reading = read_body(response, MAX_ERROR_BODY, host, &mut body);
+            if !matches!(tokio::time::timeout(ERROR_BODY_TIMEOUT, reading).await, Ok(Ok(()))) {
+                body.clear();
+            }
+        }
         Ok(Answer { status, headers, url, body })
     }
 
@@ -221,21 +345,27 @@ impl<'a> Session<'a> {
     }
 }
 
-/// Streams the body, so that at most the cap and one chunk are in memory, whatever it decompresses to.
-async fn read_body(mut response: reqwest::Response, max: usize, host: &str) -> Result<Vec<u8>, RegistryError> {
+/// Streams the body: one chunk is in memory, whatever it decompresses to.
+async fn read_body(
+    mut response: reqwest::Response,
+    max: usize,
+    host: &str,
+    sink: &mut dyn BodySink,
+) -> Result<(), RegistryError> {
     let too_much = || RegistryError::TooMuch { host: host.to_owned(), cap: Cap::PageBytes(max) };
-    let announced = response.content_length().unwrap_or(0);
-    if announced > max as u64 {
+    if response.content_length().unwrap_or(0) > max as u64 {
         return Err(too_much());
     }
-    let mut body = Vec::with_capacity(usize::try_from(announced).unwrap_or(0));
+    let mut read = 0;
+    sink.begin();
     while let Some(chunk) = response.chunk().await.map_err(|error| transport_error(&error, host))? {
-        if body.len() + chunk.len() > max {
+        read += chunk.len();
+        if read > max {
             return Err(too_much());
         }
-        body.extend_from_slice(&chunk);
+        sink.chunk(&chunk).map_err(|error| error.of(host.to_owned()))?;
     }
-    Ok(body)
+    Ok(())
 }
 
 fn is_redirect(status: StatusCode) -> bool {
@@ -264,42 +394,9 @@ fn budget_key(url: &Url) -> String {
     format!("{}:{}", url.host_str().unwrap_or_default(), url.port_or_known_default().unwrap_or_default())
 }
 
-/// An HTTP date is an RFC 2822 date; a wrong day of the week does not make the moment unclear.
-const HTTP_DATE: jiff::fmt::rfc2822::DateTimeParser = jiff::fmt::rfc2822::DateTimeParser::new().relaxed_weekday(true);
-
-/// `Retry-After` in seconds or as a date (RFC 9110, 10.2.3); a date that has passed is no wait.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
-        return Some(Duration::from_secs(text.parse().unwrap_or(u64::from(u32::MAX)).min(u64::from(u32::MAX))));
-    }
-    let at = HTTP_DATE.parse_timestamp(text).ok()?;
-    let wait = at.as_second().saturating_sub(jiff::Timestamp::now().as_second());
-    Some(Duration::from_secs(u64::try_from(wait).unwrap_or(0).min(u64::from(u32::MAX))))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn retry_after_values() {
-        let check = |value: &str, expected: Option<u64>| {
-            let headers = HeaderMap::from_iter([(RETRY_AFTER, value.parse().unwrap())]);
-            assert_eq!(retry_after(&headers), expected.map(Duration::from_secs), "{value:?}");
-        };
-        check("0", Some(0));
-        check(" 120 ", Some(120));
-        check("99999999999999999999999", Some(u64::from(u32::MAX)));
-        check("-1", None);
-        check("1.5", None);
-        check("soon", None);
-        check("", None);
-        check("Sun, 06 Nov 1994 08:49:37 GMT", Some(0));
-        let headers = HeaderMap::from_iter([(RETRY_AFTER, "Sun, 06 Nov 2094 08:49:37 GMT".parse().unwrap())]);
-        assert!(retry_after(&headers).unwrap() > Duration::from_hours(24 * 365 * 60));
-        assert_eq!(retry_after(&HeaderMap::new()), None);
-    }
 
     #[test]
     fn redirect_targets() {

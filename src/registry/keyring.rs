@@ -262,17 +262,20 @@ impl Pattern {
         // `https://index.docker.io/v1/` and the like mean the whole host.
         let path = path.strip_prefix("v1/").or_else(|| path.strip_prefix("v2/")).unwrap_or(path);
         let (host, port) = split_port(host)?;
-        if host.is_empty() || path.contains(['?', '#']) || host.contains(['?', '#', '@', '\\', ' ']) {
+        if host.is_empty() || path.contains(['?', '#']) || host.contains(['#', '@', ' ']) {
             return None;
         }
         let path = path.split('/').filter(|segment| !segment.is_empty()).map(str::to_owned).collect();
         Some(Self { labels: labels(host), port, path })
     }
 
-    /// Sorts the longest match first: the deeper path, then the host with less left open.
-    fn weight(&self) -> (usize, Reverse<usize>, String) {
-        let stars = self.labels.iter().map(|label| label.matches('*').count()).sum();
-        (self.path.len(), Reverse(stars), self.to_string())
+    /// Sorts the longest match first: the deeper path, then the host with more of it written out.
+    fn weight(&self) -> (usize, usize, String) {
+        let written = |label: &String| {
+            let globs = parse_glob(label).unwrap_or_default();
+            globs.iter().filter(|glob| matches!(glob, Glob::Char(_))).count()
+        };
+        (self.path.len(), self.labels.iter().map(written).sum(), self.to_string())
     }
 
     fn matches(&self, target: &Target<'_>) -> bool {
@@ -301,7 +304,7 @@ impl<'a> Target<'a> {
 /// An IPv6 address in brackets is one label.
 fn labels(host: &str) -> Vec<String> {
     let host = host.to_ascii_lowercase();
-    if host.starts_with('[') { vec![host] } else { host.split('.').map(str::to_owned).collect() }
+    if host.contains(':') { vec![host] } else { host.split('.').map(str::to_owned).collect() }
 }
 
 fn split_port(host: &str) -> Option<(&str, Option<u16>)> {
@@ -319,24 +322,85 @@ fn split_port(host: &str) -> Option<(&str, Option<u16>)> {
     }
 }
 
-/// `*` stands for any run of characters within one label. Linear in the label for each star.
-fn glob_matches(glob: &str, label: &str) -> bool {
-    let mut parts = glob.split('*');
-    let first = parts.next().unwrap_or_default();
-    let Some(mut rest) = label.strip_prefix(first) else {
-        return false;
-    };
-    let mut parts: Vec<&str> = parts.collect();
-    let Some(last) = parts.pop() else {
-        return rest.is_empty();
-    };
-    for part in parts {
-        let Some(at) = rest.find(part) else {
-            return false;
-        };
-        rest = &rest[at + part.len()..];
+/// One element of a pattern for a label.
+#[derive(Debug, PartialEq, Eq)]
+enum Glob {
+    /// `*`
+    Any,
+    /// `?`
+    One,
+    /// `[a-z]`, or `[^a-z]`: not one of these.
+    Class {
+        not: bool,
+        ranges: Vec<(char, char)>,
+    },
+    Char(char),
+}
+
+/// The pattern's elements, with the syntax that Kubernetes documents; `None` if it is malformed.
+fn parse_glob(text: &str) -> Option<Vec<Glob>> {
+    let mut globs = Vec::new();
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        globs.push(match c {
+            '*' => Glob::Any,
+            '?' => Glob::One,
+            '\\' => Glob::Char(chars.next()?),
+            '[' => {
+                let rest = chars.as_str();
+                let (inner, after) = rest.split_once(']')?;
+                chars = after.chars();
+                parse_class(inner)?
+            }
+            c => Glob::Char(c),
+        });
     }
-    rest.ends_with(last)
+    Some(globs)
+}
+
+fn parse_class(inner: &str) -> Option<Glob> {
+    let (not, inner) = inner.strip_prefix('^').map_or((false, inner), |inner| (true, inner));
+    let mut ranges = Vec::new();
+    let mut chars = inner.chars().peekable();
+    while let Some(low) = chars.next() {
+        let high = match chars.next_if_eq(&'-') {
+            Some(_) => chars.next()?,
+            None => low,
+        };
+        ranges.push((low, high));
+    }
+    (!ranges.is_empty()).then_some(Glob::Class { not, ranges })
+}
+
+/// Whether a label matches. A malformed pattern matches nothing. Linear in the label for each star.
+fn glob_matches(glob: &str, label: &str) -> bool {
+    if glob.contains(':') || label.contains(':') {
+        return glob == label; // an IPv6 address, whose brackets are no class
+    }
+    let Some(globs) = parse_glob(glob) else { return false };
+    let label: Vec<char> = label.chars().collect();
+    let fits = |glob: Option<&Glob>, c: char| match glob {
+        Some(Glob::One) => true,
+        Some(Glob::Char(own)) => *own == c,
+        Some(Glob::Class { not, ranges }) => ranges.iter().any(|(low, high)| (*low..=*high).contains(&c)) != *not,
+        Some(Glob::Any) | None => false,
+    };
+    // The last star takes one character more each time that what follows it does not fit.
+    let (mut at, mut from, mut star) = (0, 0, None);
+    while let Some(&c) = label.get(at) {
+        if globs.get(from) == Some(&Glob::Any) {
+            star = Some((from, at));
+            from += 1;
+        } else if fits(globs.get(from), c) {
+            (from, at) = (from + 1, at + 1);
+        } else if let Some((glob, taken)) = star {
+            star = Some((glob, taken + 1));
+            (from, at) = (glob + 1, taken + 1);
+        } else {
+            return false;
+        }
+    }
+    globs.iter().skip(from).all(|glob| *glob == Glob::Any)
 }
 
 #[cfg(test)]

@@ -28,6 +28,8 @@ pub(super) struct Login<'a> {
     candidates: Vec<Option<Credentials>>,
     at: usize,
     challenge: Option<Challenge>,
+    /// How the registry asked in an earlier listing that it answered for the candidate at `at`.
+    known_challenge: Option<Challenge>,
     grant: Option<Grant>,
     sent: bool,
 }
@@ -54,18 +56,37 @@ impl<'a> Login<'a> {
             candidates.push(None);
         }
         let host = host_text(first);
-        let mut login = Self { tokens, key, host, scope, candidates, at: 0, challenge: None, grant: None, sent: false };
+        let mut login = Self {
+            tokens,
+            key,
+            host,
+            scope,
+            candidates,
+            at: 0,
+            challenge: None,
+            known_challenge: None,
+            grant: None,
+            sent: false,
+        };
         login.resume();
         login
     }
 
-    /// A token from an earlier listing: this registry has asked for it, so it may be sent at once.
+    /// A token from an earlier listing: this registry has asked for it, so it may be sent at once. Without one, the
+    /// registry need not ask again.
     fn resume(&mut self) {
-        let cached = (0..self.candidates.len()).find_map(|at| Some((at, self.tokens.get(&self.key_of(at))?)));
+        let all = 0..self.candidates.len();
+        let cached = all.clone().find_map(|at| Some((at, self.tokens.get(&self.key_of(at))?)));
         if let Some((at, token)) = cached {
             self.at = at;
             self.sent = self.candidates[at].is_some();
             self.grant = Some(Grant::from_token(token, true));
+            return;
+        }
+        let mut known = all.filter_map(|at| Some((at, self.tokens.challenges.get(&self.key_of(at))?)));
+        if let Some((at, challenge)) = known.next() {
+            self.at = at;
+            self.known_challenge = Some(challenge);
         }
     }
 
@@ -84,13 +105,35 @@ impl<'a> Login<'a> {
                 self.log_in(session, StatusCode::UNAUTHORIZED).await?;
             }
         }
+        if let Some(challenge) = self.known_challenge.take() {
+            self.log_in_again(session, challenge).await?;
+        }
         Ok(self.grant.as_ref().map(|grant| grant.header.clone()))
+    }
+
+    /// Answers as the registry asked the last time. If that does not hold any more, it is asked as if for the first time.
+    async fn log_in_again(&mut self, session: &mut Session<'_>, challenge: Challenge) -> Result<(), RegistryError> {
+        let candidate = self.candidates.get(self.at).cloned().flatten();
+        let grant = self.answer(session, &challenge, candidate.as_ref()).await;
+        if !matches!(grant, Ok(Some(_))) {
+            self.tokens.challenges.forget(&self.key_of(self.at));
+            self.at = 0;
+        }
+        self.grant = grant?;
+        self.challenge = self.grant.is_some().then_some(challenge);
+        Ok(())
     }
 
     /// The last request was answered with tags.
     pub(super) fn accepted(&mut self) {
-        if let Some(grant) = &mut self.grant {
+        let Some(grant) = &mut self.grant else {
+            return;
+        };
+        if !grant.proven
+            && let Some(challenge) = &self.challenge
+        {
             grant.proven = true;
+            self.tokens.challenges.insert(self.key_of(self.at), challenge.clone());
         }
     }
 
@@ -105,7 +148,9 @@ impl<'a> Login<'a> {
             self.challenge = auth::challenge(&answer.headers);
         }
         if let Some(grant) = self.grant.take() {
-            self.tokens.forget(&self.key_of(self.at));
+            let key = self.key_of(self.at);
+            self.tokens.forget(&key, &grant.header);
+            self.tokens.challenges.forget(&key);
             // Only a token can have expired: a password that is refused stays refused.
             let renewable = grant.proven && grant.expires.is_some() && answer.status == StatusCode::UNAUTHORIZED;
             if !renewable {
@@ -123,12 +168,7 @@ impl<'a> Login<'a> {
             return Err(self.failure(status));
         };
         while let Some(candidate) = self.candidates.get(self.at).cloned() {
-            let grant = match &challenge {
-                Challenge::Basic => self.basic(candidate.as_ref()),
-                Challenge::Bearer { realm, service } => {
-                    self.token(session, realm, service.as_deref(), candidate.as_ref()).await?
-                }
-            };
+            let grant = self.answer(session, &challenge, candidate.as_ref()).await?;
             if grant.is_some() {
                 self.grant = grant;
                 return Ok(());
@@ -136,6 +176,18 @@ impl<'a> Login<'a> {
             self.at += 1;
         }
         Err(self.failure(status))
+    }
+
+    async fn answer(
+        &mut self,
+        session: &mut Session<'_>,
+        challenge: &Challenge,
+        candidate: Option<&Credentials>,
+    ) -> Result<Option<Grant>, RegistryError> {
+        match challenge {
+            Challenge::Basic => Ok(self.basic(candidate)),
+            Challenge::Bearer { realm, service } => self.token(session, realm, service.as_deref(), candidate).await,
+        }
     }
 
     fn basic(&mut self, credentials: Option<&Credentials>) -> Option<Grant> {
@@ -155,6 +207,13 @@ impl<'a> Login<'a> {
     ) -> Result<Option<Grant>, RegistryError> {
         origin::check_realm(&self.key.registry, realm)
             .map_err(|why| RegistryError::Refused { host: self.host.clone(), why })?;
+        let key = self.key_of(self.at);
+        // Two listings at once fetch one token. What has been refused is not in the cache.
+        let _turn = self.tokens.turns.take(&key).await;
+        if let Some(token) = self.tokens.get(&key) {
+            self.sent |= credentials.is_some();
+            return Ok(Some(Grant::from_token(token, false)));
+        }
         let identity_token = credentials.and_then(Credentials::identity_token);
         let form = identity_token.map(|token| auth::token_form(service, &self.scope, token));
         let mut authorization = None;
@@ -164,6 +223,9 @@ impl<'a> Login<'a> {
             let pair = credentials.and_then(Credentials::user_and_password);
             authorization = pair.and_then(|(username, password)| auth::basic(username, password));
         }
+        if let Some(token) = identity_token {
+            session.learn(token);
+        }
         self.sent |= credentials.is_some();
         let asked_at = Instant::now();
         let request = Outgoing { form, ..Outgoing::get(&url, authorization.as_ref(), MAX_TOKEN_BODY) };
@@ -172,7 +234,7 @@ impl<'a> Login<'a> {
         match answer.status.as_u16() {
             200 => {
                 let token = auth::parse_token(&answer.body, &host, asked_at)?;
-                self.tokens.insert(self.key_of(self.at), token.clone());
+                self.tokens.insert(key, token.clone());
                 Ok(Some(Grant::from_token(token, false)))
             }
             // 400 is how OAuth 2 says that a refresh token does not hold (RFC 6749, 5.2).

@@ -98,7 +98,7 @@ impl<'a> Inquiry<'a> {
 
     fn finish<T>(&self, outcome: Result<Result<T, RegistryError>, Elapsed>) -> Result<T, RegistryError> {
         let late = |_| Err(RegistryError::Timeout { host: host_text(&self.url), after: self.inner.limits.deadline });
-        let outcome = outcome.unwrap_or_else(late);
+        let outcome = outcome.unwrap_or_else(late).map_err(|error| self.session.scrub(error));
         let (repository, tag, requests) = (&self.request.repository, &self.request.tag, self.session.requests());
         match &outcome {
             Ok(_) => tracing::debug!(%repository, tag, requests, "asked for a manifest"),

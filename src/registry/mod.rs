@@ -6,24 +6,38 @@
 //! | `origin` | where requests and tokens may go (pure) |
 //! | `keyring` | pull secrets, matched as the kubelet does (pure) |
 //! | `auth` | challenges, tokens and their cache |
-//! | `login` | which credentials to try next in one listing |
+//! | `login`, `memory` | which credentials to try next in one listing; what the next listing need not ask again |
 //! | `http` | sending: rate, retries, redirects, caps |
-//! | `transport` | connections, TLS, resolver, what a broken connection means |
-//! | `link`, `page` | the next page's address; a page's tags (pure) |
+//! | `transport`, `resolver` | connections, TLS, proxies, names; what a broken connection means |
+//! | `notice` | `Retry-After` and `Warning` |
+//! | `scrub` | keeps what was sent out of what is shown (pure) |
+//! | `link` | the next page's address (pure) |
+//! | `page`, `json` | the tags of all pages; one page as it arrives (pure) |
 //! | `manifest`, `document` | asking for a tag's manifest; reading it (pure) |
 //! | `limiter` | the budget of each host |
+//! | `progress` | how far a listing is |
+//! | `hosts` | places and pauses of each host |
+//! | `shared` | one listing for all who ask for the same |
 
 mod auth;
 mod document;
 mod error;
+mod hosts;
 mod http;
+mod json;
 mod keyring;
 mod limiter;
 mod link;
 mod login;
 mod manifest;
+mod memory;
+mod notice;
 mod origin;
 mod page;
+mod progress;
+mod resolver;
+mod scrub;
+mod shared;
 #[cfg(test)]
 mod tests;
 mod transport;
@@ -35,16 +49,21 @@ use url::Url;
 
 use self::{
     auth::{TokenCache, TokenKey},
+    hosts::Hosts,
     http::{Answer, Session},
     login::Login,
     origin::{Origin, PlainHttp, host_text},
-    page::{Collector, PageError},
+    page::Collector,
+    shared::Shared,
     transport::{Transport, Tuning},
 };
 pub use self::{
     error::{Cap, PullSecretError, Refusal, RegistryError, Step},
+    hosts::Asker,
     keyring::{Credentials, Keyring, PullSecret},
     manifest::{Manifest, ManifestRequest},
+    page::Tags,
+    progress::Progress,
 };
 use crate::policy;
 /// What a [`Manifest`] is made of.
@@ -62,6 +81,8 @@ pub struct Config {
     pub extra_ca_pem: Option<Vec<u8>>,
     /// Where requests are counted.
     pub metrics: Metrics,
+    /// Where pages are counted while they are read.
+    pub progress: Progress,
 }
 
 /// What a registry may cost at most.
@@ -108,12 +129,18 @@ pub struct ListRequest {
 /// All tags of a repository.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listing {
-    /// Legal tags without duplicates, in the registry's order.
-    pub tags: Vec<String>,
+    pub(crate) tags: Tags,
     /// How many tags were left out because a container runtime could not pull them.
     pub dropped: usize,
     /// HTTP requests that it took: pages, tokens, redirects and retries.
     pub requests: usize,
+}
+
+impl Listing {
+    /// Legal tags without duplicates, in the registry's order.
+    pub fn tags(&self) -> impl ExactSizeIterator<Item = &str> + Clone {
+        self.tags.iter()
+    }
 }
 
 /// A registry client. Clones share connections, rates and tokens; one per process is meant.
@@ -125,6 +152,9 @@ struct Inner {
     tokens: TokenCache,
     plain_http: PlainHttp,
     limits: Limits,
+    progress: Progress,
+    hosts: Hosts,
+    shared: Arc<Shared>,
 }
 
 impl Client {
@@ -143,8 +173,17 @@ impl Client {
             plain_http: PlainHttp::parse(&config.plain_http)?,
             tokens: TokenCache::default(),
             limits: config.limits.clone(),
+            progress: config.progress.clone(),
+            hosts: Hosts::default(),
+            shared: Arc::new(Shared::new()?),
             transport: Transport::new(config, tuning)?,
         })))
+    }
+
+    /// Where the repository's registry is asked: `https://registry-1.docker.io`, without a port if it is the scheme's own.
+    pub fn endpoint(&self, repository: &policy::Repository) -> Result<String, RegistryError> {
+        let url = origin::tags_url(repository, &self.0.plain_http)?;
+        Ok(url.origin().ascii_serialization())
     }
 
     /// Lists all tags, or fails: never a part of them. Costs one request per page once a token is cached.
@@ -180,7 +219,7 @@ impl Inner {
     ) -> Result<(Origin, Session<'_>, Login<'_>), RegistryError> {
         let unusable = || RegistryError::Config { cause: format!("{repository} has no usable host") };
         let registry = Origin::of(first).ok_or_else(unusable)?;
-        let session = Session::new(&self.transport, registry.clone(), skip_verify, deadline);
+        let session = Session::new(&self.transport, registry.clone(), first.clone(), skip_verify, deadline);
         let path = repository.path().to_owned();
         let key = TokenKey { registry: registry.clone(), skip_verify, repository: path, credentials: None };
         let login = Login::new(&self.tokens, key, first, keyring.credentials_for(repository));
@@ -188,13 +227,25 @@ impl Inner {
     }
 
     async fn list(&self, request: &ListRequest, first: &Url, deadline: Instant) -> Result<Listing, RegistryError> {
-        let host = host_text(first);
-        let skip_verify = request.insecure_skip_tls_verify;
         let (registry, mut session, mut login) =
-            self.begin(&request.repository, &request.keyring, skip_verify, first, deadline)?;
+            self.begin(&request.repository, &request.keyring, request.insecure_skip_tls_verify, first, deadline)?;
+        let listing = self.list_in(&mut session, &mut login, &registry, request, first).await;
+        listing.map_err(|error| session.scrub(error))
+    }
+
+    async fn list_in(
+        &self,
+        session: &mut Session<'_>,
+        login: &mut Login<'_>,
+        registry: &Origin,
+        request: &ListRequest,
+        first: &Url,
+    ) -> Result<Listing, RegistryError> {
+        let host = host_text(first);
         let mut collector = Collector::new(self.limits.max_tags);
         let mut seen = HashSet::new();
         let mut next = Some(first.clone());
+        let (mut links, mut probing) = (false, false);
         let round = || RegistryError::Refused { host: host.clone(), why: Refusal::Loop };
         while let Some(url) = next {
             if seen.len() >= self.limits.max_pages {
@@ -205,11 +256,20 @@ impl Inner {
                 return Err(round());
             }
             session.begin_page();
-            let answer = fetch_page(&mut session, &mut login, &url, &request.repository).await?;
-            collector.read(&answer.body).map_err(|error| page_error(error, &answer.url))?;
-            next = link::next_page(&answer.headers, &answer.url, &registry, first)?;
+            self.progress.next_page();
+            let answer = fetch_page(session, login, &url, &request.repository, &mut collector).await?;
+            let page = collector.end_page().map_err(|error| error.of(host_text(&answer.url)))?;
+            let link = link::next_page(&answer.headers, &answer.url, registry, first)?;
+            links |= link.is_some();
+            next = if probing && page.new == 0 { None } else { link };
             if next.is_some() && collector.is_going_round() {
                 return Err(round());
+            }
+            // A Link is optional (OCI distribution specification): where there are none, a page as full as it was allowed
+            // to be is only the last if nothing new follows it.
+            probing = !links && page.received == origin::PAGE_SIZE && page.new > 0;
+            if probing {
+                next = collector.last().map(|last| origin::page_after(first, last));
             }
         }
         let (tags, dropped) = collector.finish();
@@ -223,10 +283,11 @@ async fn fetch_page(
     login: &mut Login<'_>,
     url: &Url,
     repository: &policy::Repository,
+    collector: &mut Collector,
 ) -> Result<Answer, RegistryError> {
     loop {
         let authorization = login.header(session).await?;
-        let answer = session.get(url, authorization.as_ref()).await?;
+        let answer = session.get_into(url, authorization.as_ref(), collector).await?;
         let host = host_text(&answer.url);
         match answer.status.as_u16() {
             200 => {
@@ -244,13 +305,5 @@ async fn fetch_page(
             }
             status => return Err(RegistryError::Server { host, status }),
         }
-    }
-}
-
-fn page_error(error: PageError, url: &Url) -> RegistryError {
-    let host = host_text(url);
-    match error {
-        PageError::TooMuch(cap) => RegistryError::TooMuch { host, cap },
-        PageError::Malformed(cause) => RegistryError::Malformed { host, cause },
     }
 }

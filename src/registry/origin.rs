@@ -66,9 +66,19 @@ fn host_port(text: &str, default: u16) -> Result<(Host<String>, u16), RegistryEr
     Ok((host, url.port().unwrap_or(if text.ends_with(":443") { 443 } else { default })))
 }
 
+/// Tags that a page may hold, as far as it is up to us.
+pub(super) const PAGE_SIZE: usize = 1000;
+
+/// The page after this tag (OCI distribution specification, "Listing Tags").
+pub(super) fn page_after(first: &Url, last: &str) -> Url {
+    let mut url = first.clone();
+    url.query_pairs_mut().append_pair("last", last);
+    url
+}
+
 /// The first page's address: `GET /v2/<path>/tags/list?n=1000` (OCI distribution specification, "Listing Tags").
 pub(super) fn tags_url(repository: &Repository, plain_http: &PlainHttp) -> Result<Url, RegistryError> {
-    repository_url(repository, plain_http, "tags/list?n=1000")
+    repository_url(repository, plain_http, &format!("tags/list?n={PAGE_SIZE}"))
 }
 
 /// `/v2/<path>/<tail>` on the repository's registry. The tail is not escaped.
@@ -92,30 +102,81 @@ pub(super) fn check_address(url: &Url) -> Result<(), Refusal> {
     if !url.username().is_empty() || url.password().is_some() {
         return Err(Refusal::Address(format!("{} comes with a user name in it", host_text(url))));
     }
-    let ip = match url.host() {
-        Some(Host::Ipv4(ip)) => IpAddr::V4(ip),
-        Some(Host::Ipv6(ip)) => IpAddr::V6(ip),
-        _ => return Ok(()),
-    };
-    if is_forbidden(ip) { Err(Refusal::Address(format!("{ip} is a link-local or metadata address"))) } else { Ok(()) }
-}
-
-/// Link-local addresses and the metadata services of the clouds: a request there speaks with the node's identity.
-pub(super) fn is_forbidden(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(ip) => forbidden_v4(ip),
-        IpAddr::V6(ip) => {
-            ip.is_unicast_link_local()
-                || ip == Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254) // AWS
-                || ip.to_ipv4_mapped().is_some_and(forbidden_v4)
+    match literal(url) {
+        Some(ip) if reach(ip) == Reach::Forbidden => {
+            Err(Refusal::Address(format!("{ip} is a link-local or metadata address")))
         }
+        _ => Ok(()),
     }
 }
 
-fn forbidden_v4(ip: Ipv4Addr) -> bool {
-    ip.is_link_local() // 169.254.169.254 and 169.254.170.2: AWS, Azure, Google and most others
-        || [Ipv4Addr::new(100, 100, 100, 200), Ipv4Addr::new(168, 63, 129, 16), Ipv4Addr::new(192, 0, 0, 192)]
-            .contains(&ip) // Alibaba, Azure's host, Oracle
+/// Who can be at an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reach {
+    /// Link-local addresses and the metadata services of the clouds: a request there speaks with the node's identity.
+    Forbidden,
+    /// The node itself and networks that are not the Internet's.
+    Private,
+    Public,
+}
+
+/// What an address means, IPv4 addresses inside IPv6 ones included (mapped; NAT64, RFC 6052).
+pub(super) fn reach(ip: IpAddr) -> Reach {
+    match ip {
+        IpAddr::V4(ip) => reach_v4(ip),
+        IpAddr::V6(ip) => match embedded_v4(ip) {
+            Some(ip) => reach_v4(ip),
+            None => reach_v6(ip),
+        },
+    }
+}
+
+fn embedded_v4(ip: Ipv6Addr) -> Option<Ipv4Addr> {
+    let [a, b, c, d, e, f, g, h] = ip.segments();
+    let nat64 = [a, b, c, d, e, f] == [0x64, 0xff9b, 0, 0, 0, 0];
+    let [g1, g2] = g.to_be_bytes();
+    let [h1, h2] = h.to_be_bytes();
+    ip.to_ipv4_mapped().or(nat64.then(|| Ipv4Addr::new(g1, g2, h1, h2)))
+}
+
+fn reach_v6(ip: Ipv6Addr) -> Reach {
+    if ip.is_unicast_link_local() || ip == Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254) {
+        return Reach::Forbidden; // the latter: AWS
+    }
+    let site_local = ip.segments()[0] & 0xffc0 == 0xfec0;
+    let odd = ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || ip.to_ipv4().is_some();
+    if odd || site_local || ip.is_unique_local() { Reach::Private } else { Reach::Public }
+}
+
+fn reach_v4(ip: Ipv4Addr) -> Reach {
+    let metadata = [
+        Ipv4Addr::new(100, 100, 100, 200), // Alibaba
+        Ipv4Addr::new(168, 63, 129, 16),   // Azure's host
+        Ipv4Addr::new(192, 0, 0, 192),     // Oracle
+    ];
+    // Link-local: 169.254.169.254 and 169.254.170.2 are those of AWS, Azure, Google and most others.
+    if ip.is_link_local() || metadata.contains(&ip) {
+        return Reach::Forbidden;
+    }
+    let [a, b, c, _] = ip.octets();
+    let shared = a == 100 && b & 0xc0 == 64; // carrier-grade NAT, RFC 6598: Pod networks use it
+    let benchmark = a == 198 && b & 0xfe == 18;
+    let protocols = [a, b, c] == [192, 0, 0];
+    let nowhere = a == 0 || a >= 224; // this host, multicast, reserved
+    if ip.is_private() || ip.is_loopback() || shared || benchmark || protocols || nowhere {
+        Reach::Private
+    } else {
+        Reach::Public
+    }
+}
+
+/// The address of a host that is written as one.
+pub(super) fn literal(url: &Url) -> Option<IpAddr> {
+    match url.host()? {
+        Host::Ipv4(ip) => Some(IpAddr::V4(ip)),
+        Host::Ipv6(ip) => Some(IpAddr::V6(ip)),
+        Host::Domain(_) => None,
+    }
 }
 
 /// Token hosts of registries that do not share a registrable domain with them, or that are too important to depend on
@@ -222,6 +283,23 @@ https://[fe80::1] https://[fe80::1]/token refused";
         check("https://100.100.100.200/", false);
         check("https://user@registry.example.com/", false);
         check("https://:secret@registry.example.com/", false);
+    }
+
+    #[test]
+    fn reaches() {
+        for (reach_of, addresses) in [
+            (Reach::Forbidden, "169.254.0.1 169.254.169.254 169.254.170.2 100.100.100.200 168.63.129.16 192.0.0.192"),
+            (Reach::Forbidden, "fe80::1 febf::1 fd00:ec2::254 ::ffff:169.254.169.254 64:ff9b::a9fe:a9fe"),
+            (Reach::Private, "10.0.0.1 172.16.0.1 172.31.255.255 192.168.1.1 127.0.0.1 127.9.9.9 0.0.0.0 0.1.2.3"),
+            (Reach::Private, "100.64.0.1 100.127.255.255 198.18.0.1 198.19.0.1 192.0.0.1 224.0.0.1 255.255.255.255"),
+            (Reach::Private, "::1 :: fc00::1 fd12::1 fec0::1 ff02::1 ::ffff:10.0.0.1 64:ff9b::a00:1 ::7f00:1"),
+            (Reach::Public, "1.1.1.1 9.255.255.255 11.0.0.1 172.32.0.1 100.63.0.1 100.128.0.1 169.253.0.1 198.20.0.1"),
+            (Reach::Public, "2606:4700::1 ::ffff:1.1.1.1 64:ff9b::101:101 fe00::1"),
+        ] {
+            for address in addresses.split(' ') {
+                assert_eq!(reach(address.parse().unwrap()), reach_of, "{address}");
+            }
+        }
     }
 
     #[test]

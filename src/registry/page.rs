@@ -1,32 +1,112 @@
-//! One page of a tag list, read straight into the listing: only the tags that are kept are ever in memory.
+//! The tags of a listing, collected page by page in as little memory as they need.
 
 use std::{
-    collections::{HashMap, HashSet},
     fmt,
     hash::{BuildHasher, RandomState},
 };
 
-use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
-
-use super::error::Cap;
+use super::{
+    error::{Cap, RegistryError},
+    http::BodySink,
+    json::{Flaw, TagReader},
+};
 use crate::policy;
 
 /// Pages in a row without a new tag, after which the registry is taken to go round in a circle.
 const MAX_BARREN_PAGES: usize = 10;
 
-/// The tags of a listing so far.
+/// Many tags in one piece of memory: a `String` for each would cost three times as much.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Tags {
+    text: String,
+    /// Where each tag ends in `text`.
+    ends: Vec<u32>,
+}
+
+impl fmt::Debug for Tags {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
+    }
+}
+
+impl Tags {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    /// The tags in the registry's order.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &str> + Clone {
+        (0..self.len()).map(|at| self.at(at))
+    }
+
+    fn at(&self, at: usize) -> &str {
+        let offset = |at: usize| self.ends.get(at).map_or(0, |&end| end as usize);
+        let from = if at == 0 { 0 } else { offset(at - 1) };
+        self.text.get(from..offset(at)).unwrap_or_default()
+    }
+
+    /// False if they are too many to be counted: 4 GiB.
+    fn push(&mut self, tag: &str) -> bool {
+        let Ok(end) = u32::try_from(self.text.len() + tag.len()) else { return false };
+        self.text.push_str(tag);
+        self.ends.push(end);
+        true
+    }
+
+    fn truncate(&mut self, len: usize) {
+        self.ends.truncate(len);
+        self.text.truncate(self.ends.last().map_or(0, |&end| end as usize));
+    }
+}
+
+/// As they come; what is too much to be counted is left out.
+impl<'a> FromIterator<&'a str> for Tags {
+    fn from_iter<I: IntoIterator<Item = &'a str>>(tags: I) -> Self {
+        let mut found = Self::default();
+        for tag in tags {
+            found.push(tag);
+        }
+        found
+    }
+}
+
+/// The tags of a listing so far, without duplicates.
 #[derive(Default)]
 pub(super) struct Collector {
-    tags: Vec<String>,
+    tags: Tags,
+    /// Open addressing: 1 + the index of a tag, 0 for a free slot. At most half full.
+    slots: Vec<u32>,
+    hasher: RandomState,
+    max_tags: usize,
     dropped: usize,
     received: usize,
-    max_tags: usize,
     barren: usize,
-    /// Where a tag with this hash is in `tags`: a second set of the strings would double the memory.
-    seen: HashMap<u64, usize>,
-    /// The tags whose hash another one has taken.
-    collided: HashSet<String>,
-    hasher: RandomState,
+    reader: TagReader,
+    /// As it was before the page that is being read.
+    before: Before,
+    last: String,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Before {
+    tags: usize,
+    dropped: usize,
+    received: usize,
+}
+
+/// What a page was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Page {
+    /// Tags on it, illegal ones and duplicates included.
+    pub(super) received: usize,
+    /// Tags that no page before had.
+    pub(super) new: usize,
 }
 
 /// Why a page is no page.
@@ -37,28 +117,48 @@ pub(super) enum PageError {
     Malformed(String),
 }
 
+impl PageError {
+    /// As an error of this host.
+    pub(super) fn of(self, host: String) -> RegistryError {
+        match self {
+            Self::TooMuch(cap) => RegistryError::TooMuch { host, cap },
+            Self::Malformed(cause) => RegistryError::Malformed { host, cause },
+        }
+    }
+}
+
+impl BodySink for Collector {
+    /// Forgets what a broken connection left of the page.
+    fn begin(&mut self) {
+        let Before { tags, dropped, received } = self.before;
+        (self.dropped, self.received) = (dropped, received);
+        self.reader = TagReader::default();
+        if self.tags.len() > tags {
+            self.tags.truncate(tags);
+            self.rebuild(self.slots.len());
+        }
+    }
+
+    fn chunk(&mut self, bytes: &[u8]) -> Result<(), PageError> {
+        let mut reader = std::mem::take(&mut self.reader);
+        let read = reader.feed(bytes, &mut |tag| self.push(tag));
+        self.reader = reader;
+        read.map_err(|flaw| self.error(flaw))
+    }
+}
+
 impl Collector {
     pub(super) fn new(max_tags: usize) -> Self {
         Self { max_tags, ..Self::default() }
     }
 
-    /// Reads the body of a 200. An error leaves the collector useless: the listing is over.
-    pub(super) fn read(&mut self, body: &[u8]) -> Result<(), PageError> {
-        let before = self.tags.len();
-        let text = std::str::from_utf8(body).map_err(|_| PageError::Malformed("it is not UTF-8".to_owned()))?;
-        let mut json = serde_json::Deserializer::from_str(text);
-        let page = PageSeed(self).deserialize(&mut json).and_then(|page| json.end().map(|()| page));
-        if self.received > self.max_tags {
-            return Err(PageError::TooMuch(Cap::Tags(self.max_tags)));
-        }
-        match page {
-            Ok(Seen { errors: true }) => Err(PageError::Malformed("it reports errors with status 200".to_owned())),
-            Ok(Seen { errors: false }) => {
-                self.barren = if self.tags.len() > before { 0 } else { self.barren + 1 };
-                Ok(())
-            }
-            Err(error) => Err(PageError::Malformed(describe(&error, text))),
-        }
+    /// The body of the page is complete.
+    pub(super) fn end_page(&mut self) -> Result<Page, PageError> {
+        self.reader.end().map_err(|flaw| self.error(flaw))?;
+        let page = Page { received: self.received - self.before.received, new: self.tags.len() - self.before.tags };
+        self.barren = if page.new > 0 { 0 } else { self.barren + 1 };
+        self.before = Before { tags: self.tags.len(), dropped: self.dropped, received: self.received };
+        Ok(page)
     }
 
     /// Whether the pages read last brought nothing new for so long that more will not either.
@@ -66,132 +166,76 @@ impl Collector {
         self.barren >= MAX_BARREN_PAGES
     }
 
+    /// The tag that came last, if it is legal: where a next page would go on.
+    pub(super) fn last(&self) -> Option<&str> {
+        (!self.last.is_empty()).then_some(&self.last)
+    }
+
     /// The tags in the registry's order and the number of illegal ones.
-    pub(super) fn finish(self) -> (Vec<String>, usize) {
+    pub(super) fn finish(mut self) -> (Tags, usize) {
+        self.tags.text.shrink_to_fit();
+        self.tags.ends.shrink_to_fit();
         (self.tags, self.dropped)
     }
 
+    fn error(&self, flaw: Flaw) -> PageError {
+        PageError::Malformed(match flaw {
+            Flaw::Stopped => return PageError::TooMuch(Cap::Tags(self.max_tags)),
+            Flaw::Markup => "it is a web page, no tag list: check the registry's name and port".to_owned(),
+            Flaw::NotUtf8 => "it is not UTF-8".to_owned(),
+            Flaw::Errors => "it reports errors with status 200".to_owned(),
+            Flaw::Syntax { line, column } => format!("it is no tag list (line {line}, column {column})"),
+        })
+    }
+
     /// False once the cap is passed.
-    fn push(&mut self, tag: &str) -> bool {
+    fn push(&mut self, tag: Option<&str>) -> bool {
         self.received += 1;
         if self.received > self.max_tags {
             return false;
         }
-        if !policy::is_legal_tag(tag) {
+        self.last.clear();
+        let Some(tag) = tag.filter(|tag| policy::is_legal_tag(tag)) else {
             self.dropped += 1;
             return true;
+        };
+        self.last.push_str(tag);
+        if (self.tags.len() + 1) * 2 > self.slots.len() {
+            self.rebuild((self.slots.len() * 2).max(64));
         }
+        let slot = self.slot_of(tag);
+        if self.slots.get(slot).is_none_or(|&taken| taken != 0) {
+            return true;
+        }
+        let Ok(index) = u32::try_from(self.tags.len() + 1) else { return false };
+        if let Some(free) = self.slots.get_mut(slot) {
+            *free = index;
+        }
+        self.tags.push(tag)
+    }
+
+    /// The slot that holds this tag, or the free one that would.
+    fn slot_of(&self, tag: &str) -> usize {
+        let mask = self.slots.len() - 1; // a power of two
         let hash = self.hasher.hash_one(tag);
-        match self.seen.get(&hash) {
-            None => {
-                self.seen.insert(hash, self.tags.len());
-                self.tags.push(tag.to_owned());
+        let mut slot = usize::try_from(hash & mask as u64).unwrap_or(0);
+        while let Some(&taken) = self.slots.get(slot) {
+            if taken == 0 || self.tags.at(taken as usize - 1) == tag {
+                break;
             }
-            Some(&at) if self.tags[at] == tag => {}
-            Some(_) => {
-                if self.collided.insert(tag.to_owned()) {
-                    self.tags.push(tag.to_owned());
-                }
+            slot = (slot + 1) & mask;
+        }
+        slot
+    }
+
+    fn rebuild(&mut self, size: usize) {
+        self.slots = vec![0; size];
+        for at in 0..self.tags.len() {
+            let slot = self.slot_of(self.tags.at(at));
+            if let (Some(free), Ok(index)) = (self.slots.get_mut(slot), u32::try_from(at + 1)) {
+                *free = index;
             }
         }
-        true
-    }
-}
-
-fn describe(error: &serde_json::Error, text: &str) -> String {
-    if text.trim_start().starts_with('<') {
-        return "it is a web page, no tag list: check the registry's name and port".to_owned();
-    }
-    // serde_json's own text may quote the answer.
-    format!("it is no tag list (line {}, column {})", error.line(), error.column())
-}
-
-struct Seen {
-    errors: bool,
-}
-
-struct PageSeed<'a>(&'a mut Collector);
-
-impl<'de> DeserializeSeed<'de> for PageSeed<'_> {
-    type Value = Seen;
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Seen, D::Error> {
-        deserializer.deserialize_map(self)
-    }
-}
-
-impl<'de> Visitor<'de> for PageSeed<'_> {
-    type Value = Seen;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a tag list")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Seen, A::Error> {
-        let mut seen = Seen { errors: false };
-        let mut had_tags = false;
-        while let Some(key) = map.next_key::<std::borrow::Cow<'_, str>>()? {
-            match key.as_ref() {
-                "tags" if had_tags => return Err(A::Error::custom("tags twice")),
-                "tags" => {
-                    had_tags = true;
-                    map.next_value_seed(TagsSeed(self.0))?;
-                }
-                "errors" => seen.errors |= map.next_value::<Option<IgnoredAny>>()?.is_some(),
-                _ => drop(map.next_value::<IgnoredAny>()?),
-            }
-        }
-        Ok(seen)
-    }
-}
-
-struct TagsSeed<'a>(&'a mut Collector);
-
-impl<'de> DeserializeSeed<'de> for TagsSeed<'_> {
-    type Value = ();
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_option(self)
-    }
-}
-
-impl<'de> Visitor<'de> for TagsSeed<'_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("tags or null")
-    }
-
-    fn visit_none<E>(self) -> Result<(), E> {
-        Ok(())
-    }
-
-    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_seq(self)
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
-        while seq.next_element_seed(TagSeed(self.0))?.is_some() {}
-        Ok(())
-    }
-}
-
-struct TagSeed<'a>(&'a mut Collector);
-
-impl<'de> DeserializeSeed<'de> for TagSeed<'_> {
-    type Value = ();
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_str(self)
-    }
-}
-
-impl Visitor<'_> for TagSeed<'_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a tag")
-    }
-
-    fn visit_str<E: serde::de::Error>(self, tag: &str) -> Result<(), E> {
-        if self.0.push(tag) { Ok(()) } else { Err(E::custom("too many tags")) }
     }
 }
 
@@ -202,9 +246,18 @@ mod tests {
     fn read(max_tags: usize, pages: &[&[u8]]) -> Result<(Vec<String>, usize), PageError> {
         let mut collector = Collector::new(max_tags);
         for page in pages {
-            collector.read(page)?;
+            read_page(&mut collector, page)?;
         }
-        Ok(collector.finish())
+        let (tags, dropped) = collector.finish();
+        Ok((tags.iter().map(str::to_owned).collect(), dropped))
+    }
+
+    fn read_page(collector: &mut Collector, page: &[u8]) -> Result<Page, PageError> {
+        collector.begin();
+        for piece in page.chunks(3) {
+            collector.chunk(piece)?;
+        }
+        collector.end_page()
     }
 
     #[test]
@@ -233,18 +286,9 @@ mod tests {
             other => panic!("{:?}: {other:?}", String::from_utf8_lossy(body)),
         };
         check(b"", "line 1");
-        check(b"null", "line 1");
-        check(b"[]", "line 1");
-        check(br#"{"tags":["1"]"#, "line 1");
-        check(br#"{"tags":["1"]} x"#, "line 1");
-        check(br#"{"tags":["1"]}{"#, "line 1");
-        check(br#"{"tags":"1"}"#, "line 1");
-        check(br#"{"tags":["1",2]}"#, "line 1");
-        check(br#"{"tags":["1",null]}"#, "line 1");
-        check(br#"{"tags":["1"],"tags":["2"]}"#, "line 1");
-        check(br#"{"tags":["\ud800"]}"#, "line 1");
+        check(b"null", "line 1, column 1");
+        check(br#"{"tags":["1"]"#, "line 1, column 13");
         check(b"{\"tags\":[\"\xff\"]}", "UTF-8");
-        check(b"{\"name\":\"\xff\",\"tags\":[]}", "UTF-8");
         check(b" <html></html>", "web page");
         check(br#"{"errors":[{"code":"UNAUTHORIZED"}]}"#, "errors");
         check(br#"{"tags":["1"],"errors":[]}"#, "errors");
@@ -262,24 +306,40 @@ mod tests {
     #[test]
     fn going_round() {
         let mut collector = Collector::new(100);
-        collector.read(br#"{"tags":["1"]}"#).unwrap();
+        read_page(&mut collector, br#"{"tags":["1"]}"#).unwrap();
         for _ in 0..MAX_BARREN_PAGES {
             assert!(!collector.is_going_round());
-            collector.read(br#"{"tags":["1"]}"#).unwrap();
+            assert_eq!(read_page(&mut collector, br#"{"tags":["1"]}"#), Ok(Page { received: 1, new: 0 }));
         }
         assert!(collector.is_going_round());
     }
 
     #[test]
-    fn equal_hashes_are_not_equal_tags() {
-        let mut collector = Collector::new(100);
-        collector.tags.push("other".to_owned());
-        collector.seen.insert(collector.hasher.hash_one("1"), 0);
-        collector.read(br#"{"tags":["1","1"]}"#).unwrap();
-        assert_eq!(collector.finish().0, ["other", "1"]);
+    fn a_page_that_breaks_off_leaves_nothing() {
+        let mut collector = Collector::new(6);
+        read_page(&mut collector, br#"{"tags":["1","-"]}"#).unwrap();
+        collector.begin();
+        collector.chunk(br#"{"tags":["1","2","3","-","#).unwrap();
+        assert_eq!(collector.last(), None);
+        assert_eq!(read_page(&mut collector, br#"{"tags":["4","3"]}"#), Ok(Page { received: 2, new: 2 }));
+        assert_eq!(collector.last(), Some("3"));
+        let (tags, dropped) = collector.finish();
+        assert_eq!((tags.iter().collect::<Vec<_>>(), dropped), (vec!["1", "4", "3"], 1));
     }
 
     proptest::proptest! {
+        #[test]
+        fn a_set_in_order(tags in proptest::collection::vec("[a-c]{1,3}", 0..300)) {
+            let mut expected: Vec<String> = Vec::new();
+            for tag in &tags {
+                if !expected.contains(tag) {
+                    expected.push(tag.clone());
+                }
+            }
+            let body = serde_json::json!({ "tags": tags }).to_string();
+            proptest::prop_assert_eq!(read(1000, &[body.as_bytes()]), Ok((expected, 0)));
+        }
+
         #[test]
         fn never_panics(body in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..60)) {
             let _ = read(3, &[&body]);

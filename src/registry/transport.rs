@@ -1,15 +1,18 @@
-//! What all listings share: connections with and without verified certificates, the resolver, the hosts' budgets; and
-//! what a failed connection means.
+//! What all listings share: connections with and without verified certificates, the hosts' budgets, proxies; and what a
+//! failed connection means.
 
-use std::{error::Error as StdError, io, sync::OnceLock, time::Duration};
+use std::{error::Error as StdError, io, net::IpAddr, sync::OnceLock, time::Duration};
 
-use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use hyper_util::client::proxy::matcher::Matcher;
+use url::Url;
 
 use super::{
     Config, Limits,
     error::{Refusal, RegistryError, Step},
     limiter::Limiter,
-    origin,
+    notice::Warnings,
+    origin::{self, Reach},
+    resolver::{ForbiddenName, Names, Resolver},
 };
 use crate::telemetry::Metrics;
 
@@ -17,29 +20,49 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The connections and budgets that all listings share.
 pub(super) struct Transport {
+    /// Apart from each other: a connection whose certificate nobody checked is never used by those who want it checked,
+    /// and one to a private address never by those who may not reach it.
     verifying: reqwest::Client,
-    /// Apart from the other: a connection whose certificate nobody checked is never used by those who want it checked.
     skipping: OnceLock<reqwest::Client>,
+    public_only: OnceLock<reqwest::Client>,
     extra_ca: Vec<reqwest::Certificate>,
+    /// The rules of `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY`, as the connections follow them.
+    proxies: Option<Matcher>,
     pub(super) limiter: Limiter,
     pub(super) limits: Limits,
     pub(super) tuning: Tuning,
     pub(super) metrics: Metrics,
+    pub(super) warnings: Warnings,
 }
 
 /// What only tests change.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(super) struct Tuning {
     /// The wait before the first retry; doubles with each.
     pub(super) first_backoff: Duration,
     /// Whether the environment's proxies are used.
     pub(super) proxies: bool,
+    /// Whether the system's trust roots count beside the extra ones; reading them takes a while.
+    pub(super) system_roots: bool,
+    /// Names that are not asked of the system.
+    pub(super) names: Option<Names>,
 }
 
 impl Default for Tuning {
     fn default() -> Self {
-        Self { first_backoff: Duration::from_millis(500), proxies: true }
+        Self { first_backoff: Duration::from_millis(500), proxies: true, system_roots: true, names: None }
     }
+}
+
+/// Which connection a request may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Route {
+    /// To the registry itself, or wherever it may lead: any address but forbidden ones.
+    Verified,
+    /// The same, with any certificate.
+    Unverified,
+    /// To a host that the registry named, from a registry that is not in a private network itself.
+    PublicOnly,
 }
 
 impl Transport {
@@ -53,36 +76,63 @@ impl Transport {
                 .ok_or_else(|| RegistryError::Config { cause: "the extra CA is no PEM certificate".to_owned() })?,
         };
         Ok(Self {
-            verifying: build_client(&extra_ca, false, tuning)?,
+            verifying: build_client(&extra_ca, Route::Verified, &tuning)?,
             skipping: OnceLock::new(),
+            public_only: OnceLock::new(),
             extra_ca,
+            proxies: tuning.proxies.then(Matcher::from_system),
             limiter: Limiter::new(config.limits.rate),
             limits: config.limits,
             tuning,
             metrics: config.metrics,
+            warnings: Warnings::default(),
         })
     }
 
-    pub(super) fn client(&self, skip_verify: bool) -> Result<&reqwest::Client, RegistryError> {
-        if !skip_verify {
-            return Ok(&self.verifying);
-        }
-        if let Some(client) = self.skipping.get() {
+    pub(super) fn client(&self, route: Route) -> Result<&reqwest::Client, RegistryError> {
+        let cell = match route {
+            Route::Verified => return Ok(&self.verifying),
+            Route::Unverified => &self.skipping,
+            Route::PublicOnly => &self.public_only,
+        };
+        if let Some(client) = cell.get() {
             return Ok(client);
         }
-        let client = build_client(&self.extra_ca, true, self.tuning)?;
-        Ok(self.skipping.get_or_init(|| client))
+        let client = build_client(&self.extra_ca, route, &self.tuning)?;
+        Ok(cell.get_or_init(|| client))
+    }
+
+    /// Whether a proxy is asked for this address: then it resolves the name, and where it may connect is its business.
+    pub(super) fn is_proxied(&self, url: &Url) -> bool {
+        let uri = url.as_str().parse::<http::Uri>();
+        self.proxies.as_ref().zip(uri.ok()).is_some_and(|(proxies, uri)| proxies.intercept(&uri).is_some())
+    }
+
+    /// Whether a host is in a private network: all its addresses are. A name that does not resolve is in none.
+    pub(super) async fn is_private(&self, url: &Url) -> bool {
+        let private = |ip: IpAddr| origin::reach(ip) == Reach::Private;
+        if let Some(ip) = origin::literal(url) {
+            return private(ip);
+        }
+        let resolver = Resolver::new(self.tuning.names.clone(), false);
+        match resolver.lookup(url.host_str().unwrap_or_default()).await {
+            Ok(found) => !found.is_empty() && found.iter().all(|found| private(found.ip)),
+            Err(_) => false,
+        }
     }
 }
 
-/// Proxies come from the environment (`HTTP_PROXY`, `HTTPS_PROXY`, `NO_PROXY`): reqwest's default.
 fn build_client(
     extra_ca: &[reqwest::Certificate],
-    skip_verify: bool,
-    tuning: Tuning,
+    route: Route,
+    tuning: &Tuning,
 ) -> Result<reqwest::Client, RegistryError> {
     let builder = reqwest::Client::builder();
+    // Otherwise proxies come from the environment: reqwest's default.
     let builder = if tuning.proxies { builder } else { builder.no_proxy() };
+    let extra_ca = extra_ca.iter().cloned();
+    let builder =
+        if tuning.system_roots { builder.tls_certs_merge(extra_ca) } else { builder.tls_certs_only(extra_ca) };
     builder
         .user_agent(concat!("kimup/", env!("CARGO_PKG_VERSION")))
         .redirect(reqwest::redirect::Policy::none())
@@ -91,30 +141,10 @@ fn build_client(
         .connect_timeout(CONNECT_TIMEOUT)
         .pool_idle_timeout(Duration::from_secs(60))
         .pool_max_idle_per_host(4)
-        .dns_resolver(Resolver)
-        .tls_certs_merge(extra_ca.iter().cloned())
-        .tls_danger_accept_invalid_certs(skip_verify)
+        .dns_resolver(Resolver::new(tuning.names.clone(), route == Route::PublicOnly))
+        .tls_danger_accept_invalid_certs(route == Route::Unverified)
         .build()
         .map_err(|error| RegistryError::Config { cause: innermost(&error) })
-}
-
-/// The system's resolver, but for names that lead to the node's own services.
-struct Resolver;
-
-#[derive(thiserror::Error, Debug)]
-#[error("it resolves to a link-local or metadata address")]
-struct ForbiddenName;
-
-impl Resolve for Resolver {
-    fn resolve(&self, name: Name) -> Resolving {
-        Box::pin(async move {
-            let found: Vec<_> = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
-            if found.iter().any(|address| origin::is_forbidden(address.ip())) {
-                return Err(ForbiddenName.into());
-            }
-            Ok(Box::new(found.into_iter()) as Addrs)
-        })
-    }
 }
 
 /// Every error in the chain, with those that an I/O error wraps.
@@ -141,8 +171,8 @@ fn innermost(error: &(dyn StdError + 'static)) -> String {
 pub(super) fn transport_error(error: &reqwest::Error, host: &str) -> RegistryError {
     let host = host.to_owned();
     let has = |test: fn(&(dyn StdError + 'static)) -> bool| chain(error).any(test);
-    if has(<dyn StdError>::is::<ForbiddenName>) {
-        return RegistryError::Refused { why: Refusal::Address(format!("{host} {ForbiddenName}")), host };
+    if let Some(name) = chain(error).find_map(<dyn StdError>::downcast_ref::<ForbiddenName>) {
+        return RegistryError::Refused { why: Refusal::Address(format!("{host} {name}")), host };
     }
     // A body that ends too early is a broken connection, whoever notices first; what is left is broken compression.
     let cut_off = |error: &(dyn StdError + 'static)| {

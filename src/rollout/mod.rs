@@ -10,4 +10,4 @@ mod workload;
 pub use apply::{ApplyError, FIELD_MANAGER, apply};
 pub use facts::{Facts, FactsError, observe};
 pub use plan::{Blocked, Change, ContainerPlan, Hold, Plan, Target, id, plan};
-pub use workload::{Container, Kind, Workload, WorkloadKey};
+pub use workload::{Container, Kind, PullAccess, Workload, WorkloadKey};

@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, StatefulSet};
-use k8s_openapi::api::core::v1::PodTemplateSpec;
+use k8s_openapi::api::core::v1::{Container as PodContainer, PodSpec, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ManagedFieldsEntry, ObjectMeta};
 use serde_json::Value;
 
-use crate::api::annotations::{self, AnnotationError, Map, NamespaceSettings, STAMP_PREFIX, Stamp};
+use crate::api::annotated::Levels;
+use crate::api::annotations::{AnnotationError, Map, NamespaceSettings, STAMP_PREFIX, Stamp};
 
 /// Kind of a workload that kimup rolls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -57,6 +58,18 @@ pub struct Container {
     pub name: String,
     /// Its image as the manifest has it.
     pub text: String,
+    /// Whether it is an init container.
+    pub init: bool,
+}
+
+/// Where the kubelet finds the credentials for the images of a Pod
+/// (<https://kubernetes.io/docs/concepts/containers/images/#referring-to-an-imagepullsecrets-on-a-pod>).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PullAccess {
+    /// Names of the Pod's `imagePullSecrets`.
+    pub secrets: Vec<String>,
+    /// Its ServiceAccount, `default` if it names none; its secrets come after the Pod's own.
+    pub service_account: String,
 }
 
 /// A workload as kimup sees it.
@@ -76,6 +89,10 @@ pub struct Workload {
     pub template_annotations: Map,
     /// Containers and init containers of the template.
     pub containers: Vec<Container>,
+    /// Where the credentials for its images come from.
+    pub access: PullAccess,
+    /// It is being deleted.
+    pub deleting: bool,
     /// By container: the field managers that own its stamp.
     pub stamp_owners: BTreeMap<String, BTreeSet<String>>,
     /// `spec.selector` as a query string; none if it selects by expressions that a query cannot say.
@@ -145,11 +162,6 @@ impl Workload {
         selector: Option<&LabelSelector>,
     ) -> Option<Self> {
         let pod = template.spec.as_ref()?;
-        let init = pod.init_containers.iter().flatten();
-        let containers = init
-            .chain(&pod.containers)
-            .filter_map(|c| Some(Container { name: c.name.clone(), text: c.image.clone()? }))
-            .collect();
         Some(Self {
             key: WorkloadKey { kind, namespace: metadata.namespace.clone()?, name: metadata.name.clone()? },
             uid: metadata.uid.clone()?,
@@ -157,7 +169,9 @@ impl Workload {
             generation: metadata.generation.unwrap_or(0),
             annotations: metadata.annotations.clone().unwrap_or_default(),
             template_annotations: template.metadata.as_ref().and_then(|m| m.annotations.clone()).unwrap_or_default(),
-            containers,
+            containers: Container::of(pod),
+            access: PullAccess::of(pod),
+            deleting: metadata.deletion_timestamp.is_some(),
             stamp_owners: stamp_owners(metadata.managed_fields.as_deref().unwrap_or_default()),
             selector: selector.and_then(selector_query),
             replicas: 0,
@@ -172,13 +186,36 @@ impl Workload {
         Stamp::of(&self.template_annotations, container)
     }
 
-    /// Whether sync rolls this workload: the Pod template's word first, then the workload's own, then its Namespace.
+    /// Whether a container of this workload follows what covers it: the Pod template's word first, then the workload's
+    /// own, then its Namespace.
     ///
     /// A stamp alone does not opt in: it is what is left after somebody opted out.
-    pub fn enabled(&self, namespace: NamespaceSettings) -> Result<bool, AnnotationError> {
-        let own = annotations::enabled(&self.template_annotations)?;
-        let own = own.or(annotations::enabled(&self.annotations)?);
-        Ok(own.unwrap_or(namespace.enabled))
+    ///
+    /// # Errors
+    /// `enabled`, or the container's own `enabled.`, is neither `"true"` nor `"false"`.
+    pub fn follows(&self, container: &str, namespace: NamespaceSettings) -> Result<bool, AnnotationError> {
+        Levels(&[&self.template_annotations, &self.annotations]).enabled(container, false, namespace)
+    }
+}
+
+impl Container {
+    /// The init containers and containers of a Pod or Pod template. One without an image is left out.
+    pub fn of(pod: &PodSpec) -> Vec<Self> {
+        let read = |c: &PodContainer, init| Some(Self { name: c.name.clone(), text: c.image.clone()?, init });
+        let init = pod.init_containers.iter().flatten().filter_map(|c| read(c, true));
+        init.chain(pod.containers.iter().filter_map(|c| read(c, false))).collect()
+    }
+}
+
+impl PullAccess {
+    /// Those of a Pod or Pod template.
+    pub fn of(pod: &PodSpec) -> Self {
+        let secrets = pod.image_pull_secrets.iter().flatten().map(|secret| secret.name.clone());
+        let account = pod.service_account_name.clone().filter(|name| !name.is_empty());
+        Self {
+            secrets: secrets.filter(|name| !name.is_empty()).collect(),
+            service_account: account.unwrap_or_else(|| "default".to_owned()),
+        }
     }
 }
 
@@ -223,6 +260,7 @@ fn selector_query(selector: &LabelSelector) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::annotations::ENABLED;
     use serde_json::json;
 
     fn deployment(patch: &Value) -> Deployment {
@@ -281,8 +319,9 @@ mod tests {
     #[test]
     fn a_template_is_read() {
         let workload = Workload::from_deployment(&deployment(&json!({}))).unwrap();
-        let containers: Vec<_> = workload.containers.iter().map(|c| (c.name.as_str(), c.text.as_str())).collect();
-        assert_eq!(containers, [("init", "busybox:1"), ("app", "app:1.0.0")]);
+        let containers: Vec<_> =
+            workload.containers.iter().map(|c| (c.name.as_str(), c.text.as_str(), c.init)).collect();
+        assert_eq!(containers, [("init", "busybox:1", true), ("app", "app:1.0.0", false)]);
         assert_eq!(workload.selector.as_deref(), Some("app=web,tier in (a,b)"));
         assert_eq!(workload.key.to_string(), "Deployment/web");
     }
@@ -302,17 +341,17 @@ mod tests {
     }
 
     #[test]
-    fn a_workload_is_opted_in() {
+    fn a_container_follows() {
         fn check(template: &[(&str, &str)], own: &[(&str, &str)], namespace: bool, expected: Option<bool>) {
             let map = |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
             let mut workload = Workload::from_deployment(&deployment(&json!({}))).unwrap();
             workload.template_annotations = map(template);
             workload.annotations = map(own);
             let settings = NamespaceSettings { enabled: namespace, ..NamespaceSettings::default() };
-            assert_eq!(workload.enabled(settings).ok(), expected, "{template:?} {own:?} {namespace}");
+            assert_eq!(workload.follows("app", settings).ok(), expected, "{template:?} {own:?} {namespace}");
         }
-        let yes = &[(annotations::ENABLED, "true")][..];
-        let no = &[(annotations::ENABLED, "false")][..];
+        let yes = &[(ENABLED, "true")][..];
+        let no = &[(ENABLED, "false")][..];
         check(&[], &[], false, Some(false));
         check(&[], &[], true, Some(true));
         check(&[], yes, false, Some(true));
@@ -321,6 +360,12 @@ mod tests {
         check(yes, no, false, Some(true));
         check(&[], no, true, Some(false));
         check(&[("stamp.kimup.cloudavenue.io/app", "a:1 a:2")], &[], false, Some(false));
-        check(&[(annotations::ENABLED, "on")], &[], true, None);
+        check(&[(ENABLED, "on")], &[], true, None);
+        // One container's own word.
+        check(&[("enabled.kimup.cloudavenue.io/app", "false")], yes, true, Some(false));
+        check(&[], &[("enabled.kimup.cloudavenue.io/app", "true")], false, Some(true));
+        check(no, &[("enabled.kimup.cloudavenue.io/app", "true")], false, Some(false));
+        check(&[("enabled.kimup.cloudavenue.io/other", "false")], yes, true, Some(true));
+        check(&[], &[("kimup.cloudavenue.io/policy", "semver")], false, Some(true));
     }
 }

@@ -42,7 +42,7 @@ pub enum Verdict {
 }
 
 /// Decides over a complete list of tags. The answer does not depend on their order.
-pub fn decide(spec: &CompiledSpec, known: Known<'_>, tags: &[String]) -> Verdict {
+pub fn decide<T: AsRef<str>>(spec: &CompiledSpec, known: Known<'_>, tags: &[T]) -> Verdict {
     let order = Order::from(spec);
     // A stamp that no rule can compare is nothing to start from.
     let stamped = known.stamped.filter(|tag| known.settled.is_none() && order.compare(tag, tag).is_some());
@@ -52,7 +52,7 @@ pub fn decide(spec: &CompiledSpec, known: Known<'_>, tags: &[String]) -> Verdict
         tag: tag.to_owned(),
         rule: String::new(),
         why: "no rule allows a newer one".to_owned(),
-        missing: !tags.iter().any(|t| t == tag),
+        missing: !tags.iter().any(|t| t.as_ref() == tag),
         adopted: adopted.clone(),
     };
     if tags.is_empty() {
@@ -77,7 +77,7 @@ pub fn decide(spec: &CompiledSpec, known: Known<'_>, tags: &[String]) -> Verdict
             Verdict::Tag { tag: tag.to_owned(), rule, why, missing: false, adopted }
         }
         // The starting tag is an input to the choice: nobody runs it unless the registry lists it.
-        (_, _, Some(tag)) if current != Some(tag) && !tags.iter().any(|t| t == tag) => match current {
+        (_, _, Some(tag)) if current != Some(tag) && !tags.iter().any(|t| t.as_ref() == tag) => match current {
             Some(current) => kept(current),
             None => Verdict::None { why: format!("the registry does not list the starting tag {tag}, and {why}") },
         },

@@ -18,14 +18,17 @@ use crate::rollout::WorkloadKey;
 use crate::telemetry::Metrics;
 
 use super::image::Memo;
+use super::pace::Places;
 use super::queue::Queue;
+use super::source::SourceKey;
 use super::watch;
 use super::workload::View;
 use super::world::{ImageKey, World};
 
-/// Images handled at once. Most wait for a registry; the registry client has limits of its own.
+/// Images at once that use the API server. Those that wait for a registry do not count: the registry client has limits of
+/// its own.
 const IMAGE_WORKERS: usize = 64;
-/// Workloads handled at once, beside the Images: registries that hang must not hold up rollouts under way.
+/// Workloads handled at once, beside the Images: these must not hold up rollouts under way.
 const WORKLOAD_WORKERS: usize = 16;
 /// For what is being written when sync stops.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -60,6 +63,10 @@ pub struct Sync {
     pub(super) options: Options,
     pub(super) world: World,
     pub(super) queue: Queue<Key>,
+    /// Taken by Images for what they ask the API server.
+    pub(super) places: Places,
+    /// Images that Pods wait for.
+    asked: Mutex<HashMap<ImageKey, usize>>,
     memos: Mutex<HashMap<ImageKey, Memo>>,
     views: Mutex<HashMap<WorkloadKey, View>>,
     hosts_down: Mutex<HashSet<String>>,
@@ -67,6 +74,7 @@ pub struct Sync {
     pub(super) rolling: tokio::sync::Mutex<()>,
     waiting: Mutex<HashSet<WorkloadKey>>,
     pending: Mutex<HashMap<WorkloadKey, Instant>>,
+    told: Mutex<HashMap<SourceKey, (String, Vec<String>)>>,
 }
 
 /// What the queue holds.
@@ -76,6 +84,8 @@ pub(super) enum Key {
     Image(ImageKey),
     /// One workload, for all its Images.
     Workload(WorkloadKey),
+    /// One annotated object, for all its Images.
+    Source(SourceKey),
 }
 
 /// Sync, running.
@@ -107,12 +117,15 @@ pub fn start(
         options,
         world: World::default(),
         queue: Queue::default(),
+        places: Places::new(IMAGE_WORKERS),
+        asked: Mutex::default(),
         memos: Mutex::default(),
         views: Mutex::default(),
         hosts_down: Mutex::default(),
         rolling: tokio::sync::Mutex::default(),
         waiting: Mutex::default(),
         pending: Mutex::default(),
+        told: Mutex::default(),
     });
     let (warm_sender, warm) = tokio::sync::watch::channel(false);
     let task = tokio::spawn(run(sync.clone(), warm_sender, shutdown));
@@ -145,47 +158,48 @@ async fn run(sync: Arc<Sync>, warm: tokio::sync::watch::Sender<bool>, shutdown: 
             }
         }
     }
-    workers.stop().await;
+    workers.stop(&sync).await;
 }
 
-/// Handles keys, as many at once as there are places. The queue gives a key to one task at a time, so there are never
-/// more tasks than Images and workloads.
+/// Handles keys: workloads as many at once as there are places, Images as they take places themselves. The queue gives a
+/// key to one task at a time, so there are never more tasks than Images and workloads.
 struct Workers {
-    images: Arc<Semaphore>,
     workloads: Arc<Semaphore>,
     tasks: TaskTracker,
 }
 
 impl Default for Workers {
     fn default() -> Self {
-        let places = |count| Arc::new(Semaphore::new(count));
-        Self { images: places(IMAGE_WORKERS), workloads: places(WORKLOAD_WORKERS), tasks: TaskTracker::new() }
+        Self { workloads: Arc::new(Semaphore::new(WORKLOAD_WORKERS)), tasks: TaskTracker::new() }
     }
 }
 
 impl Workers {
     fn handle(&self, sync: Arc<Sync>, key: Key) {
-        let places = match &key {
-            Key::Image(_) => self.images.clone(),
-            Key::Workload(_) => self.workloads.clone(),
-        };
+        let workloads = self.workloads.clone();
         self.tasks.spawn(async move {
             // A panic in one key's work must not leave the key marked as running for ever.
             let _done = Done { sync: &sync, key: key.clone() };
-            // Waited for here and not where the queue is read: that would keep the process from stopping.
-            let Ok(_place) = places.acquire().await else {
-                return;
-            };
             match &key {
                 Key::Image(image) => sync.reconcile_image(image).await,
-                Key::Workload(workload) => sync.reconcile_workload(workload).await,
+                Key::Workload(workload) => {
+                    // Waited for here and not where the queue is read: that would keep the process from stopping.
+                    if let Ok(_place) = workloads.acquire().await {
+                        sync.reconcile_workload(workload).await;
+                    }
+                }
+                Key::Source(source) => {
+                    if let Ok(_place) = workloads.acquire().await {
+                        sync.reconcile_source(source).await;
+                    }
+                }
             }
         });
     }
 
     /// What is being written may end; nothing new begins.
-    async fn stop(&self) {
-        self.images.close();
+    async fn stop(&self, sync: &Sync) {
+        sync.places.close();
         self.workloads.close();
         self.tasks.close();
         let _ = tokio::time::timeout(DRAIN, self.tasks.wait()).await;
@@ -217,6 +231,11 @@ impl Sync {
         self.hosts_down.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// How many Pods wait for the first tag of each Image.
+    pub(super) fn asked(&self) -> MutexGuard<'_, HashMap<ImageKey, usize>> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Workloads that wait for a place in the limits.
     pub(super) fn waiting(&self) -> MutexGuard<'_, HashSet<WorkloadKey>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
@@ -227,7 +246,15 @@ impl Sync {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What was said of each annotated object: its UID, and what is wrong.
+    pub(super) fn told(&self) -> MutexGuard<'_, HashMap<SourceKey, (String, Vec<String>)>> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(super) fn queue_everything(&self) {
+        for key in self.world.source_keys() {
+            self.queue.add_now(Key::Source(key));
+        }
         for key in self.world.image_keys() {
             self.queue.add_now(Key::Image(key));
         }

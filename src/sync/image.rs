@@ -5,24 +5,27 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use kube::ResourceExt;
+use tokio::sync::SemaphorePermit;
 use tokio::time::Instant;
 
 use crate::api::annotations::{ACTION, REQUESTED_AT};
 use crate::api::{self, CompiledSpec, Image, ImageStatus, SyncResult};
 use crate::policy::Repository;
+use crate::registry::Asker;
+use crate::rollout::PullAccess;
 
 use super::decide::{self, Known, Verdict};
 use super::engine::{Key, Sync};
+use super::managed;
 use super::observe;
+use super::pace::{self, RETRY_MAX, Wanted};
 use super::records;
 use super::status::{self, Failure, Outcome, Subject};
 use super::world::{Cached, ImageKey, status_of};
 use super::write::{self, WriteError};
 
-/// First pause after a failed sync; doubled each time.
-const RETRY_FIRST: Duration = Duration::from_secs(5);
-/// Longest pause after a failed sync.
-const RETRY_MAX: Duration = Duration::from_mins(5);
+/// Pause before a broken Image is recorded again.
+const BROKEN_PAUSE: Duration = Duration::from_secs(5);
 /// Pause after a conflict: the watch needs a moment to bring what we lost against.
 const CONFLICT_PAUSE: Duration = Duration::from_millis(200);
 /// Missed intervals after which an Image is `Stale`.
@@ -67,6 +70,10 @@ impl Request {
 impl Sync {
     /// Handles one Image. Failures are recorded, logged and tried again; none reaches another Image.
     pub(super) async fn reconcile_image(&self, key: &ImageKey) {
+        // None: sync is stopping.
+        let Some(place) = self.places.take().await else {
+            return;
+        };
         let image = match self.world.image(key) {
             None => {
                 self.memos().remove(key);
@@ -79,14 +86,14 @@ impl Sync {
                     Ok(Some(message)) => self.report_broken(&metadata, &message).await,
                     Err(write) => {
                         tracing::warn!(image = %key, error = %write, "cannot record that the Image is broken");
-                        self.queue.add(Key::Image(key.clone()), Instant::now() + RETRY_FIRST);
+                        self.queue.add(Key::Image(key.clone()), Instant::now() + BROKEN_PAUSE);
                     }
                 }
                 return;
             }
             Some(Cached::Read(image)) => image,
         };
-        match self.reconcile_read(key, image).await {
+        match self.reconcile_read(key, image, place).await {
             Ok(()) => {}
             Err(WriteError::Conflict | WriteError::NotLeader) => {
                 self.queue.add(Key::Image(key.clone()), Instant::now() + CONFLICT_PAUSE);
@@ -103,8 +110,12 @@ impl Sync {
         }
     }
 
-    async fn reconcile_read(&self, key: &ImageKey, image: Arc<Image>) -> Result<(), WriteError> {
-        let mut image = image;
+    async fn reconcile_read<'a>(
+        &'a self,
+        key: &ImageKey,
+        mut image: Arc<Image>,
+        mut place: SemaphorePermit<'a>,
+    ) -> Result<(), WriteError> {
         if status_of(&image).result.is_none() {
             let status = ImageStatus { result: Some(SyncResult::Scheduled), ..status_of(&image) };
             image = write::status(self, key, &image, &status).await?;
@@ -116,16 +127,21 @@ impl Sync {
         let mut new = old.clone();
         let mut selected = None;
         let mut began = None;
-        let due = self.is_due(key, &image, &old, &request, now);
-        if due {
+        let wanted = self.wanted(key, &image, &old, &request, compiled.as_ref().ok(), now);
+        let due = wanted.is_some();
+        if let Some(wanted) = wanted {
             began = Some(Instant::now());
-            let outcome = self.sync(key, &image, &old, compiled.as_ref().ok(), compiled.as_ref().err()).await;
+            let spec = compiled.as_ref().ok();
+            // A registry may take long: the place is for others until it has answered.
+            drop(place);
+            let outcome = self.sync(key, &image, &old, compiled.as_ref(), wanted).await;
+            place = self.places.take().await.ok_or(WriteError::NotLeader)?;
             let retry = matches!(&outcome, Outcome::Failed(failure) if !failure.stalled);
-            let subject = self.subject(&image, compiled.as_ref().ok());
+            let subject = self.subject(&image, spec);
             selected = status::after_sync(&mut new, &subject, &outcome);
             self.metrics.sync(new.result.map_or("Error", SyncResult::as_str));
-            self.schedule(key, &image, compiled.as_ref().ok(), retry);
-            self.mark_stale(key, &mut new, &subject, compiled.as_ref().ok(), retry);
+            self.schedule(key, &image, spec, retry);
+            self.mark_stale(key, &mut new, &subject, spec, retry);
             if request.requested_at.is_some() {
                 new.last_handled_request.clone_from(&request.requested_at);
             }
@@ -156,6 +172,7 @@ impl Sync {
         if due && request.refresh {
             write::remove_action(self, key, &written).await?;
         }
+        drop(place);
         self.queue_next(key);
         Ok(())
     }
@@ -166,17 +183,17 @@ impl Sync {
         key: &ImageKey,
         image: &Image,
         status: &ImageStatus,
-        compiled: Option<&CompiledSpec>,
-        error: Option<&api::SpecError>,
+        compiled: Result<&CompiledSpec, &api::SpecError>,
+        wanted: Wanted,
     ) -> Outcome {
-        let Some(spec) = compiled else {
-            let message = error.map(ToString::to_string).unwrap_or_default();
-            let (result, reason) = error.map_or((SyncResult::Error, "Invalid"), |e| (e.result(), e.reason()));
-            let message = format!("Image {key}: {message}");
-            return Outcome::Failed(Failure { result, reason, message, stalled: true });
+        let spec = match compiled {
+            Ok(spec) => spec,
+            Err(error) => {
+                let (result, reason, message) = (error.result(), error.reason(), format!("Image {key}: {error}"));
+                return Outcome::Failed(Failure { result, reason, message, stalled: true });
+            }
         };
-        let counts = self.world.images_by_repository(&key.namespace).get(&spec.repository).cloned();
-        if let Some(other) = counts.filter(|other| other.uid() != image.uid()) {
+        if let Some(other) = self.duplicate_of(image, &spec.repository) {
             let message = format!(
                 "Image {key}: {} is followed by the older Image {} already; remove one of them",
                 spec.repository,
@@ -189,7 +206,18 @@ impl Sync {
                 stalled: true,
             });
         }
-        self.choose(key, image, status, spec).await.unwrap_or_else(Outcome::Failed)
+        let access = self.pull_access(image);
+        self.choose(key, image, status, spec, access.as_ref(), wanted).await.unwrap_or_else(Outcome::Failed)
+    }
+
+    /// The older Image of a person that counts for the repository. An Image that kimup made counts beside it.
+    pub(super) fn duplicate_of(&self, image: &Image, repository: &Repository) -> Option<Arc<Image>> {
+        if managed::is_managed(&image.metadata) {
+            return None;
+        }
+        let namespace = image.metadata.namespace.as_deref().unwrap_or_default();
+        let counts = self.world.images_by_repository(namespace).get(repository).cloned();
+        counts.filter(|other| other.uid() != image.uid())
     }
 
     /// Asks the registry and decides; also answers the webhook's question, so it writes nothing.
@@ -199,17 +227,25 @@ impl Sync {
         image: &Image,
         status: &ImageStatus,
         spec: &CompiledSpec,
+        access: Option<&PullAccess>,
+        wanted: Wanted,
     ) -> Result<Outcome, Failure> {
-        let listing = observe::list_tags(&self.client, &self.registry, image, spec).await;
-        let host = spec.repository.host();
-        let listing = match listing {
-            Ok(listing) => {
-                self.hosts_down().remove(host);
-                listing
-            }
-            Err(failure) => return Err(failure),
+        let stopping = || Failure {
+            result: SyncResult::Error,
+            reason: "Stopping",
+            message: "kimup is stopping".to_owned(),
+            stalled: false,
         };
-        let stamped = self.newest_stamp(key, spec);
+        // Secrets come from the API server; without any there is nothing to wait for.
+        let asks = !image.spec.image_pull_secrets.is_empty() || access.is_some();
+        let place = if asks { self.places.take().await } else { None };
+        let asked = observe::request(&self.client, image, spec, access).await?;
+        drop(place);
+        let wanted = Wanted { asker: wanted.asker.max(self.asker(key)), ..wanted };
+        let listing = self.places.outside(observe::list_tags(&self.registry, &asked, wanted)).await;
+        let listing = listing.ok_or_else(stopping)??;
+        self.hosts_down().remove(spec.repository.host());
+        let stamped = self.newest_stamp(image, spec);
         let known = Known {
             settled: status.tag.as_deref(),
             in_flight: status.rollout.as_ref().map(|r| r.tag.as_str()),
@@ -221,7 +257,8 @@ impl Sync {
             message: format!("Image {key}: {message}"),
             stalled: false,
         };
-        match decide::decide(spec, known, &listing.tags) {
+        let tags: Vec<&str> = listing.tags().collect();
+        match decide::decide(spec, known, &tags) {
             Verdict::Tag { tag, rule, why, missing, adopted } => Ok(Outcome::Tag { tag, rule, why, missing, adopted }),
             Verdict::Empty => Err(failure("NoTags", format!("{} lists no tags", spec.repository))),
             Verdict::None { why } => {
@@ -231,11 +268,11 @@ impl Sync {
         }
     }
 
-    /// The newest tag that stamps of the namespace name for this repository (an Image that lost its status adopts it).
-    fn newest_stamp(&self, key: &ImageKey, spec: &CompiledSpec) -> Option<String> {
+    /// The newest tag that stamps of its users name for this repository (an Image that lost its status adopts it).
+    fn newest_stamp(&self, image: &Image, spec: &CompiledSpec) -> Option<String> {
         let order = api::Order::from(spec);
-        let users = self.world.users(&key.namespace, &spec.repository);
-        let stamps = users.iter().flat_map(|w| w.containers.iter().filter_map(|c| w.stamp(&c.name)));
+        let users = self.world.users_of(image);
+        let stamps = users.iter().flat_map(|user| user.containers.iter().filter_map(|c| user.workload.stamp(c)));
         let tags = stamps.filter_map(|stamp| {
             let reference = crate::policy::Reference::parse(&stamp.reference).ok()?;
             (reference.repository() == &spec.repository).then(|| reference.tag().map(str::to_owned))?
@@ -244,9 +281,8 @@ impl Sync {
     }
 
     pub(super) fn subject<'a>(&self, image: &'a Image, compiled: Option<&CompiledSpec>) -> Subject<'a> {
-        let namespace = image.metadata.namespace.as_deref().unwrap_or_default();
         let repository = Repository::parse(&image.spec.image).ok();
-        let used = repository.as_ref().is_some_and(|r| !self.world.users(namespace, r).is_empty());
+        let used = !self.world.users_of(image).is_empty();
         Subject {
             uid: image.metadata.uid.as_deref().unwrap_or_default(),
             generation: image.metadata.generation,
@@ -261,7 +297,21 @@ impl Sync {
         }
     }
 
-    fn is_due(&self, key: &ImageKey, image: &Image, status: &ImageStatus, request: &Request, now: Timestamp) -> bool {
+    fn asker(&self, key: &ImageKey) -> Asker {
+        if self.asked().contains_key(key) { Asker::Question } else { Asker::Schedule }
+    }
+
+    /// Whether a sync is due, and how new the list of tags must be.
+    fn wanted(
+        &self,
+        key: &ImageKey,
+        image: &Image,
+        status: &ImageStatus,
+        request: &Request,
+        spec: Option<&CompiledSpec>,
+        now: Timestamp,
+    ) -> Option<Wanted> {
+        let asker = self.asker(key);
         let mut memos = self.memos();
         let memo = memos.entry(key.clone()).or_default();
         let uid = image.uid().unwrap_or_default();
@@ -269,26 +319,34 @@ impl Sync {
             *memo = Memo { uid, generation: status.observed_generation, last_success: Some(now), ..Memo::default() };
             // Taken over from an earlier process: its last sync counts, so that a restart is not a burst.
             let last = status.time.as_deref().and_then(|time| time.parse().ok()).filter(|_| status.tag.is_some());
-            memo.next = Some(last.and_then(|last| next_time(image, last, now)).unwrap_or(now));
+            let resume = |(last, spec)| pace::resume(spec, last, now, self.options.status_heartbeat);
+            memo.next = Some(last.zip(spec).and_then(resume).unwrap_or(now));
         }
         let changed = memo.generation != image.metadata.generation;
         let fresh = status.observed_generation.is_none();
+        if request.any() {
+            memo.forced = false;
+            return Some(Wanted::new_list(Asker::Person));
+        }
+        // Whoever creates or changes an Image, or waits for all Images of a workload, means what is there by now.
+        if std::mem::take(&mut memo.forced) || changed || fresh {
+            return Some(Wanted::new_list(asker));
+        }
         let passed = memo.next.is_some_and(|next| next <= now);
-        request.any() || changed || fresh || passed || std::mem::take(&mut memo.forced)
+        passed.then(|| spec.map_or_else(|| Wanted::new_list(asker), |spec| Wanted::shared_list(asker, spec, now)))
     }
 
     /// Remembers when the next sync is due.
     fn schedule(&self, key: &ImageKey, image: &Image, spec: Option<&CompiledSpec>, failed: bool) {
         let now = Timestamp::now();
-        let regular = spec.and_then(|spec| next_of(spec, now)).map(jittered(now));
+        let regular = spec.and_then(|spec| pace::next(spec, now));
         let mut memos = self.memos();
         let memo = memos.entry(key.clone()).or_default();
         memo.generation = image.metadata.generation;
         memo.forced = true; // until the outcome is written: a conflict must not lose it
         if failed {
             memo.failures = memo.failures.saturating_add(1);
-            let pause = RETRY_FIRST.saturating_mul(1 << (memo.failures - 1).min(16)).min(RETRY_MAX);
-            let retry = now.saturating_add(pause).unwrap_or(now);
+            let retry = now.saturating_add(pace::retry_pause(spec, memo.failures)).unwrap_or(now);
             memo.next = Some(regular.map_or(retry, |regular| regular.min(retry)));
         } else {
             memo.failures = 0;
@@ -308,7 +366,7 @@ impl Sync {
         let Some(last) = self.memos().get(key).and_then(|memo| memo.last_success).filter(|_| failed) else {
             return;
         };
-        let Some(next) = spec.and_then(|spec| next_of(spec, last)) else {
+        let Some(next) = spec.and_then(|spec| pace::next_unspread(spec, last)) else {
             return;
         };
         let missed = last.checked_add(last.duration_until(next) * STALE_INTERVALS);
@@ -334,21 +392,5 @@ impl Sync {
             let wait = Duration::try_from(wait).unwrap_or_default();
             self.queue.add(Key::Image(key.clone()), Instant::now() + wait);
         }
-    }
-}
-
-fn next_of(spec: &CompiledSpec, after: Timestamp) -> Option<Timestamp> {
-    spec.schedules.iter().filter_map(|schedule| schedule.next_after(after)).min()
-}
-
-fn next_time(image: &Image, last: Timestamp, now: Timestamp) -> Option<Timestamp> {
-    next_of(&api::compile(&image.spec, now).ok()?, last)
-}
-
-/// Spreads syncs a little, so that a thousand Images of one interval are not one burst: at most 5 %, at most 10 s.
-fn jittered(now: Timestamp) -> impl Fn(Timestamp) -> Timestamp {
-    move |next| {
-        let spread = (now.duration_until(next).as_secs_f64() * 0.05).clamp(0.0, 10.0);
-        next.saturating_add(Duration::from_secs_f64(spread * fastrand::f64())).unwrap_or(next)
     }
 }

@@ -1,17 +1,22 @@
 //! Reconciles one Image: observe, decide (pure), act, report.
 //!
-//! `decide`, `records` and `status` are pure. `world` is what is known of the cluster, `watch` fills it, `engine` runs the
+//! `decide`, `pace`, `records` and `status` are pure. `world` is what is known of the cluster, `watch` fills it, `engine` runs the
 //! queue, `image` and `workload` are what is done for one key, `write` and `observe` are the I/O shells.
 
+mod access;
 mod decide;
 mod engine;
+mod follow;
 mod image;
+mod managed;
 mod observe;
+mod pace;
 mod question;
 mod queue;
 mod records;
 mod report;
 mod settle;
+mod source;
 mod status;
 mod watch;
 mod workload;

@@ -1,6 +1,7 @@
 //! Asks the registry for an Image: its Secrets, then the list of tags.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Secret;
@@ -8,27 +9,50 @@ use kube::api::Api;
 
 use crate::api::{CompiledSpec, Image, SyncResult};
 use crate::registry::{self, Keyring, ListRequest, Listing, PullSecret, RegistryError};
+use crate::rollout::PullAccess;
 
+use super::access;
+use super::pace::Wanted;
 use super::status::Failure;
 
-const SECRET_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const SECRET_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Lists the tags of an Image's repository with its pull secrets.
+/// What to ask a registry for.
+pub struct Asked {
+    /// The repository, with the credentials that may be sent.
+    pub request: ListRequest,
+    /// Pull secrets by default that are not there, as the kubelet skips them too.
+    skipped: Vec<String>,
+}
+
+/// What to ask the registry for: an Image's repository, with its pull secrets; with those of `access` if it names none.
 ///
 /// Secrets are read by `get` at each call, so a changed one takes effect at the next sync and a removed one stops use at
-/// once. Nothing of them outlives the call but in the registry client's token cache.
-pub async fn list_tags(
+/// once. Nothing of them outlives the listing but in the registry client's token cache.
+pub async fn request(
     client: &kube::Client,
-    registry: &registry::Client,
     image: &Image,
     spec: &CompiledSpec,
-) -> Result<Listing, Failure> {
+    access: Option<&PullAccess>,
+) -> Result<Asked, Failure> {
+    let (keyring, skipped) = match access.filter(|_| image.spec.image_pull_secrets.is_empty()) {
+        Some(access) => {
+            access::keyring(client, image.metadata.namespace.as_deref().unwrap_or_default(), access).await?
+        }
+        None => (keyring(client, image).await?, Vec::new()),
+    };
     let request = ListRequest {
         repository: spec.repository.clone(),
-        keyring: keyring(client, image).await?,
+        keyring,
         insecure_skip_tls_verify: image.spec.insecure_skip_tls_verify,
     };
-    registry.list_tags(&request).await.map_err(|error| registry_failure(&error))
+    Ok(Asked { request, skipped })
+}
+
+/// Lists the tags, together with the other Images that ask for the same.
+pub async fn list_tags(registry: &registry::Client, asked: &Asked, wanted: Wanted) -> Result<Arc<Listing>, Failure> {
+    let listing = registry.list_tags_shared(&asked.request, wanted.not_before, wanted.asker).await;
+    listing.map_err(|error| access::explain(registry_failure(&error), &error, &asked.skipped))
 }
 
 async fn keyring(client: &kube::Client, image: &Image) -> Result<Keyring, Failure> {
@@ -44,9 +68,7 @@ async fn keyring(client: &kube::Client, image: &Image) -> Result<Keyring, Failur
                 return Err(failure(format!("not found; create it or fix spec.imagePullSecrets[{index}].name")));
             }
             Ok(Err(kube::Error::Api(status))) if status.code == 403 => {
-                return Err(failure(format!(
-                    "kimup may not read it; bind the ClusterRole kimup-pull-secrets to its ServiceAccount by a RoleBinding in namespace {namespace}"
-                )));
+                return Err(failure(forbidden(namespace)));
             }
             Ok(Err(error)) => return Err(failure(format!("cannot be read: {error}"))),
             Err(_) => {
@@ -60,7 +82,15 @@ async fn keyring(client: &kube::Client, image: &Image) -> Result<Keyring, Failur
     Keyring::from_secrets(secrets).map_err(|error| secret_failure(error.to_string()))
 }
 
-fn secret_failure(message: String) -> Failure {
+/// What is missing if the API server refuses a Secret.
+pub(super) fn forbidden(namespace: &str) -> String {
+    format!(
+        "kimup may not read it; bind the ClusterRole kimup-pull-secrets to its ServiceAccount by a RoleBinding in \
+         namespace {namespace}"
+    )
+}
+
+pub(super) fn secret_failure(message: String) -> Failure {
     Failure { result: SyncResult::PullSecretsError, reason: "PullSecretInvalid", message, stalled: false }
 }
 

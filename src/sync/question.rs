@@ -2,6 +2,7 @@
 //!
 //! Read-only: the answer comes from the status as soon as there is one, else from a decision that nobody writes.
 
+use std::collections::hash_map::Entry;
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -11,10 +12,16 @@ use tokio::time::Instant;
 
 use crate::api::{self, Image, SyncResult, condition};
 use crate::index::question::{Answered, Ask, Question};
+use crate::policy::Repository;
+use crate::registry::Asker;
+use crate::rollout::PullAccess;
 
 use super::engine::{Key, Sync};
+use super::pace::Wanted;
 use super::status::Outcome;
 use super::world::{Cached, ImageKey, status_of};
+
+mod pod;
 
 impl Ask for Sync {
     fn ask(&self, question: Question) -> BoxFuture<'_, Result<Answered, String>> {
@@ -24,11 +31,15 @@ impl Ask for Sync {
 
 impl Sync {
     async fn answer(&self, question: Question) -> Result<Answered, String> {
+        if let Some(pod) = &question.pod {
+            return self.answer_pod(&question, pod).await;
+        }
         let key = ImageKey { namespace: question.namespace, name: question.image };
         let deadline = Instant::now() + self.options.question_timeout;
         // The leader records the tag any moment; only if it does not, a replica decides for itself.
         let patience = Instant::now() + self.options.question_timeout / 2;
-        let mut changed = self.world.images_changed();
+        let mut changed = self.world.changed();
+        let _asked = Asked::new(self, &key);
         if self.leadership.is_leader() {
             self.queue.add_now(Key::Image(key.clone()));
         }
@@ -45,25 +56,60 @@ impl Sync {
                 return Ok(answer);
             }
             let until = if self.leadership.is_leader() { deadline } else { patience };
-            match tokio::time::timeout_at(until, changed.changed()).await {
-                Ok(Ok(())) => {}
-                _ => return self.decide_alone(&key, image.as_deref(), deadline).await,
+            if !matches!(tokio::time::timeout_at(until, changed.changed()).await, Ok(Ok(()))) {
+                let image = image.ok_or_else(|| format!("Image {key} is not known here yet"))?;
+                let access = self.pull_access(&image);
+                return self.decide_alone(&key, &image, access.as_ref(), deadline).await;
             }
         }
     }
 
-    async fn decide_alone(&self, key: &ImageKey, image: Option<&Image>, deadline: Instant) -> Result<Answered, String> {
-        let image = image.ok_or_else(|| format!("Image {key} is not known here yet"))?;
+    async fn decide_alone(
+        &self,
+        key: &ImageKey,
+        image: &Image,
+        access: Option<&PullAccess>,
+        deadline: Instant,
+    ) -> Result<Answered, String> {
         let spec = api::compile(&image.spec, Timestamp::now()).map_err(|e| format!("Image {key}: {e}"))?;
         let status = status_of(image);
+        let wanted = Wanted::shared_list(Asker::Question, &spec, Timestamp::now());
         // Even with the time used up a cached token and a near registry can still answer.
         let deadline = deadline.max(Instant::now() + Duration::from_millis(50));
-        match tokio::time::timeout_at(deadline, self.choose(key, image, &status, &spec)).await {
-            Ok(Ok(Outcome::Tag { tag, why, adopted, .. })) => {
-                Ok(Answered { tag: Some(adopted.unwrap_or(tag)), reason: why })
-            }
-            Ok(Ok(Outcome::Failed(failure)) | Err(failure)) => Ok(Answered { tag: None, reason: failure.message }),
+        match tokio::time::timeout_at(deadline, self.choose(key, image, &status, &spec, access, wanted)).await {
+            Ok(Ok(Outcome::Tag { tag, why, adopted, .. })) => Ok(Answered::new(Some(adopted.unwrap_or(tag)), why)),
+            Ok(Ok(Outcome::Failed(failure)) | Err(failure)) => Ok(Answered::new(None, failure.message)),
             Err(_) => Err(format!("Image {key}: the registry did not answer in time")),
+        }
+    }
+}
+
+/// While it lives, the registry is asked for the Image ahead of the schedule.
+struct Asked<'a> {
+    sync: &'a Sync,
+    key: &'a ImageKey,
+}
+
+impl<'a> Asked<'a> {
+    fn new(sync: &'a Sync, key: &'a ImageKey) -> Self {
+        *sync.asked().entry(key.clone()).or_default() += 1;
+        // Its listing may wait for its turn already.
+        if let Some(Cached::Read(image)) = sync.world.image(key)
+            && let Ok(repository) = Repository::parse(&image.spec.image)
+        {
+            sync.registry.hurry(&repository);
+        }
+        Self { sync, key }
+    }
+}
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        if let Entry::Occupied(mut waiting) = self.sync.asked().entry(self.key.clone()) {
+            *waiting.get_mut() -= 1;
+            if *waiting.get() == 0 {
+                waiting.remove();
+            }
         }
     }
 }
@@ -72,12 +118,12 @@ impl Sync {
 fn on_record(image: &Image) -> Option<Answered> {
     let status = status_of(image);
     if let Some(tag) = status.tag {
-        return Some(Answered { tag: Some(tag), reason: "settled".to_owned() });
+        return Some(Answered::new(Some(tag), "settled"));
     }
     if matches!(status.result, None | Some(SyncResult::Scheduled)) {
         return None;
     }
     let current = status.observed_generation == image.metadata.generation;
     let ready = status.conditions.into_iter().find(|c| c.type_ == condition::READY && c.status == "False")?;
-    current.then_some(Answered { tag: None, reason: ready.message })
+    current.then(|| Answered::new(None, ready.message))
 }

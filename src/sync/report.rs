@@ -10,8 +10,9 @@ use crate::policy::{Reference, Repository};
 use crate::telemetry::RolloutOutcome;
 
 use super::engine::{Key, Sync};
+use super::managed;
 use super::status::{DUPLICATE, Selected};
-use super::world::ImageKey;
+use super::world::{ImageKey, User};
 
 impl Sync {
     #[allow(clippy::too_many_arguments)] // everything that one reconcile may have to say
@@ -35,7 +36,7 @@ impl Sync {
                 .await;
             let rollout = new.rollout.as_ref().map(|r| r.id.as_str()).unwrap_or_default();
             Audit { image: &name, workload: "", what: "select", from: &from, to: &to, rule: &rule, rollout }.log();
-            self.queue_users(key);
+            self.queue_users(key, image);
         }
         if let Some(rollout) = settled {
             let from = rollout.from.as_deref().unwrap_or("no tag");
@@ -46,7 +47,7 @@ impl Sync {
             self.metrics.rollout(RolloutOutcome::Settled);
             let (to, rule, rollout) = (&rollout.tag, &rollout.rule, &rollout.id);
             Audit { image: &name, workload: "", what: "settle", from, to, rule, rollout }.log();
-            self.queue_users(key);
+            self.queue_users(key, image);
         }
         for hold in holds {
             let (why, note) = (&hold.why, format!("{} stays at {}: {}", hold.workload, hold.tag, hold.why));
@@ -68,8 +69,8 @@ impl Sync {
         let Ok(repository) = Repository::parse(&image.spec.image) else {
             return;
         };
-        for workload in self.world.users(&key.namespace, &repository) {
-            let stamps = workload.containers.iter().filter_map(|c| workload.stamp(&c.name));
+        for User { workload, containers } in self.world.users_of(image) {
+            let stamps = containers.iter().filter_map(|container| workload.stamp(container));
             let stamped = stamps.filter_map(|stamp| Reference::parse(&stamp.reference).ok());
             if stamped.into_iter().any(|r| *r.repository() == repository && r.tag() == Some(&rollout.tag)) {
                 let note = format!("rollout {}: its Pods run {repository}:{} (Image {key})", rollout.id, rollout.tag);
@@ -118,7 +119,10 @@ impl Sync {
     }
 
     /// Asks for every workload that uses an Image, and for the other Images it shares them with.
-    pub(super) fn queue_users(&self, key: &ImageKey) {
+    pub(super) fn queue_users(&self, key: &ImageKey, image: &Image) {
+        if let Some(owner) = managed::source_of(&key.namespace, &image.metadata) {
+            return owner.workload().into_iter().for_each(|workload| self.queue.add_now(Key::Workload(workload)));
+        }
         for workload in self.world.workloads(Some(&key.namespace)) {
             self.queue.add_now(Key::Workload(workload.key.clone()));
         }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, StatefulSet};
+use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::api::{Api, PartialObjectMeta};
 use kube::core::{DeserializeGuard, NamespaceResourceScope};
@@ -24,6 +25,7 @@ use crate::rollout::{self, Workload, WorkloadKey};
 
 use super::engine::{Key, Sync};
 use super::records;
+use super::source::{self, Source, SourceKey, SourceKind};
 use super::world::{Cached, ImageKey, Kind};
 
 /// How often a Namespace is read that a Role lets us `get` but not watch.
@@ -53,23 +55,45 @@ pub(super) fn start(sync: &Arc<Sync>, shutdown: &CancellationToken) -> Watches {
         |sync, object: DeserializeGuard<Image>| sync.saw_image(object),
         |sync, namespace, name| {
             let key = ImageKey { namespace: namespace.to_owned(), name: name.to_owned() };
-            sync.world.remove_image(&key);
+            let removed = sync.world.remove_image(&key);
             sync.queue.add_now(Key::Image(key));
-            sync.queue_namespace(namespace);
-            sync.revisit_duplicates(namespace);
+            if !removed.is_some_and(|image| sync.queue_owner(namespace, &image)) {
+                sync.queue_namespace(namespace);
+                sync.queue_told(namespace);
+                sync.revisit_duplicates(namespace);
+            }
         },
     );
     each.workloads(rollout::Kind::Deployment, |object: &Deployment| Workload::from_deployment(object));
     each.workloads(rollout::Kind::StatefulSet, |object: &StatefulSet| Workload::from_stateful_set(object));
     each.workloads(rollout::Kind::DaemonSet, |object: &DaemonSet| Workload::from_daemon_set(object));
     each.watch(
+        Kind::CronJobs,
+        |sync, object: CronJob| {
+            if let Some(source) = Source::of_cron_job(&object) {
+                sync.saw_source(&source.key.clone(), Some(source));
+            }
+        },
+        |sync, namespace, name| sync.saw_source(&named(SourceKind::CronJob, namespace, name), None),
+    );
+    each.watch(
+        Kind::Jobs,
+        |sync, object: Job| sync.saw_job(&object),
+        |sync, namespace, name| sync.world.remove_job(&named(SourceKind::Job, namespace, name)),
+    );
+    each.watch(
         Kind::Pods,
         |sync, pod: Pod| sync.saw_pod(&pod),
         |sync, namespace, name| {
             sync.world.remove_pod(namespace, name);
+            sync.saw_source(&named(SourceKind::Pod, namespace, name), None);
         },
     );
     Watches { first }
+}
+
+fn named(kind: SourceKind, namespace: &str, name: &str) -> SourceKey {
+    SourceKey { kind, namespace: namespace.to_owned(), name: name.to_owned() }
 }
 
 struct Each<'a> {
@@ -98,6 +122,7 @@ impl Each<'_> {
             move |sync, namespace, name| {
                 let key = WorkloadKey { kind, namespace: namespace.to_owned(), name: name.to_owned() };
                 sync.world.remove_workload(&key);
+                sync.queue.add_now(Key::Source(SourceKey::from(&key)));
                 sync.queue.add_now(Key::Workload(key));
             },
         );
@@ -249,9 +274,11 @@ impl Sync {
             return;
         };
         let key = ImageKey { namespace, name };
-        if self.world.put_image(&key, cached) {
-            self.queue_namespace(&key.namespace);
-            self.revisit_duplicates(&key.namespace);
+        if self.world.put_image(&key, cached.clone()) {
+            if !self.queue_owner(&key.namespace, &cached) {
+                self.queue_namespace(&key.namespace);
+                self.revisit_duplicates(&key.namespace);
+            }
             self.queue.add_now(Key::Image(key));
         }
     }
@@ -268,8 +295,30 @@ impl Sync {
 
     fn saw_workload(&self, workload: Workload) {
         let key = workload.key.clone();
+        let source = SourceKey::from(&key);
+        let before = self.world.is_annotated(&source);
         if self.world.put_workload(workload) {
             self.queue.add_now(Key::Workload(key));
+            if before || self.world.is_annotated(&source) {
+                self.queue.add_now(Key::Source(source));
+            }
+        }
+    }
+
+    fn saw_source(&self, key: &SourceKey, source: Option<Source>) {
+        if self.world.put_source(key, source) {
+            let key = if key.kind == SourceKind::Pod { SourceKey::pods(&key.namespace) } else { key.clone() };
+            self.queue.add_now(Key::Source(key));
+        }
+    }
+
+    fn saw_job(&self, job: &Job) {
+        let (Some(namespace), Some(name)) = (job.namespace(), job.metadata.name.as_deref()) else {
+            return;
+        };
+        let key = named(SourceKind::Job, &namespace, name);
+        if source::of_job(job).is_some_and(|seen| self.world.put_job(&key, seen)) {
+            self.queue.add_now(Key::Source(key));
         }
     }
 
@@ -277,6 +326,7 @@ impl Sync {
         let (Some(namespace), Some(name)) = (pod.namespace(), pod.metadata.name.as_deref()) else {
             return;
         };
+        self.saw_source(&named(SourceKind::Pod, &namespace, name), Source::of_pod(pod));
         let Some(record) = records::of_pod(pod) else {
             return;
         };

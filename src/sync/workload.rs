@@ -10,13 +10,13 @@ use tokio::time::Instant;
 
 use crate::api::{self, Held, Image, ImageStatus, Order, annotations};
 use crate::notify::{Audit, Reason};
-use crate::policy::{Reference, Repository};
+use crate::policy::Repository;
 use crate::rollout::{self, ApplyError, Blocked, FIELD_MANAGER, Hold, Plan, Target, Workload, WorkloadKey};
 use crate::telemetry::RolloutOutcome;
 
 use super::engine::{Key, Sync};
 use super::status::Progress;
-use super::world::{Cached, ImageKey, status_of};
+use super::world::{Cached, ImageKey, User, same_group, status_of};
 
 /// After one Image of a workload chose a tag, how long tags of its other Images may still arrive to share the rollout.
 const GATHER: Duration = Duration::from_secs(1);
@@ -138,24 +138,10 @@ impl Sync {
         }
     }
 
-    /// What the Images of the namespace want of each container; empty if the workload is not opted in.
+    /// What the Images of the namespace want of each container.
     fn targets(&self, workload: &Workload) -> BTreeMap<String, Target> {
-        let namespace = &workload.key.namespace;
-        match workload.enabled(self.world.settings(namespace)) {
-            Ok(true) => {}
-            Ok(false) => return BTreeMap::new(),
-            Err(error) => {
-                tracing::warn!(namespace, workload = %workload.key, "{} {namespace}: {error}", workload.key);
-                return BTreeMap::new();
-            }
-        }
-        let images = self.world.images_by_repository(namespace);
-        let targets = workload.containers.iter().filter_map(|container| {
-            let reference = Reference::parse(&container.text).ok()?;
-            let image = images.get(reference.repository())?;
-            Some((container.name.clone(), target(image, workload, &container.name)?))
-        });
-        targets.collect()
+        let images = self.world.images_of(workload).into_iter();
+        images.filter_map(|(name, image)| target(&image, workload, &name).map(|target| (name, target))).collect()
     }
 
     async fn plan(
@@ -313,17 +299,15 @@ impl Sync {
         {
             return false;
         }
-        let images = self.world.images_by_repository(namespace);
-        let groups = plan.changes.iter().filter_map(|change| targets.get(&change.container)).map(|t| &t.image);
-        groups.collect::<BTreeSet<_>>().into_iter().all(|name| {
-            let Some((repository, image)) = images.iter().find(|(_, image)| image.name_any() == *name) else {
+        let used: Vec<Vec<Arc<Image>>> = here.map(|w| self.world.images_of(w).into_values().collect()).collect();
+        let images = plan.changes.iter().filter_map(|change| targets.get(&change.container)).map(|t| &t.image);
+        images.collect::<BTreeSet<_>>().into_iter().all(|name| {
+            let key = ImageKey { namespace: namespace.clone(), name: name.clone() };
+            let Some(Cached::Read(image)) = self.world.image(&key) else {
                 return true;
             };
-            let uses = |w: &Workload| {
-                w.containers.iter().any(|c| Reference::parse(&c.text).is_ok_and(|r| r.repository() == repository))
-            };
-            let most = image.spec.rollout.as_ref().and_then(|r| r.max_concurrent).unwrap_or(1).max(1);
-            here.clone().filter(|w| uses(w)).count() < most as usize
+            let moving = used.iter().filter(|used| used.iter().any(|other| same_group(&image, other))).count();
+            moving < self.world.max_concurrent(&image)
         })
     }
 
@@ -402,12 +386,11 @@ impl Sync {
         let Ok(repository) = Repository::parse(&image.spec.image) else {
             return Progress { excluded: true, ..progress };
         };
-        let counts = self.world.images_by_repository(&key.namespace).get(&repository).cloned();
-        if counts.is_some_and(|counts| counts.uid() != image.uid()) {
+        if self.duplicate_of(image, &repository).is_some() {
             return Progress { excluded: true, ..progress };
         }
         let views = self.views();
-        for workload in self.world.users(&key.namespace, &repository) {
+        for User { workload, .. } in self.world.users_of(image) {
             progress.total += 1;
             let view = views.get(&workload.key).filter(|v| v.uid == workload.uid);
             let Some(seen) = view.and_then(|v| v.uses.get(&key.name)).filter(|seen| seen.tag == wanted) else {

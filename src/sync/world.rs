@@ -10,11 +10,18 @@ use tokio::sync::watch;
 
 use crate::api::annotations::NamespaceSettings;
 use crate::api::{Image, ImageStatus, condition};
-use crate::policy::{Reference, Repository};
+use crate::policy::Repository;
 use crate::rollout::{Workload, WorkloadKey};
 
+use super::managed;
 use super::records::PodRecord;
+use super::source::{Source, SourceKey, SourceKind};
 use super::status::DUPLICATE;
+
+mod cover;
+mod sources;
+
+pub use cover::{User, same_group};
 
 /// Names an Image.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -42,7 +49,7 @@ pub enum Cached {
 }
 
 impl Cached {
-    fn metadata(&self) -> &ObjectMeta {
+    pub(super) fn metadata(&self) -> &ObjectMeta {
         match self {
             Self::Read(image) => &image.metadata,
             Self::Broken(metadata, _) => metadata,
@@ -56,30 +63,39 @@ struct Namespace {
     images: BTreeMap<String, Cached>,
     workloads: BTreeMap<WorkloadKey, Arc<Workload>>,
     pods: BTreeMap<String, Arc<PodRecord>>,
+    /// Of workloads only those with annotations of ours.
+    sources: BTreeMap<SourceKey, Arc<Source>>,
+    /// Jobs that a `CronJob` made: UID of the Job and name of the `CronJob`.
+    jobs: BTreeMap<String, (String, String)>,
 }
 
 impl Namespace {
     fn is_empty(&self) -> bool {
-        self.settings.is_none() && self.images.is_empty() && self.workloads.is_empty() && self.pods.is_empty()
+        self.settings.is_none()
+            && self.images.is_empty()
+            && self.workloads.is_empty()
+            && self.pods.is_empty()
+            && self.sources.is_empty()
+            && self.jobs.is_empty()
     }
 }
 
 /// The known world.
 pub struct World {
     namespaces: Mutex<HashMap<String, Namespace>>,
-    images_changed: watch::Sender<u64>,
+    changed: watch::Sender<u64>,
 }
 
 impl Default for World {
     fn default() -> Self {
-        Self { namespaces: Mutex::default(), images_changed: watch::Sender::new(0) }
+        Self { namespaces: Mutex::default(), changed: watch::Sender::new(0) }
     }
 }
 
 impl World {
-    /// Wakes at every change of an Image.
-    pub fn images_changed(&self) -> watch::Receiver<u64> {
-        self.images_changed.subscribe()
+    /// Wakes at every change of an Image, and of what asks for Images.
+    pub fn changed(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
     }
 
     /// Takes in an Image, unless a newer one is known already (our own writes arrive before the watch tells of them).
@@ -92,14 +108,16 @@ impl World {
         }
         images.insert(key.name.clone(), image);
         drop(namespaces);
-        self.images_changed.send_modify(|version| *version += 1);
+        self.changed.send_modify(|version| *version += 1);
         true
     }
 
-    /// Forgets an Image.
-    pub fn remove_image(&self, key: &ImageKey) {
-        self.edit(&key.namespace, |namespace| _ = namespace.images.remove(&key.name));
-        self.images_changed.send_modify(|version| *version += 1);
+    /// Forgets an Image; returns it.
+    pub fn remove_image(&self, key: &ImageKey) -> Option<Cached> {
+        let mut removed = None;
+        self.edit(&key.namespace, |namespace| removed = namespace.images.remove(&key.name));
+        self.changed.send_modify(|version| *version += 1);
+        removed
     }
 
     /// An Image.
@@ -131,25 +149,6 @@ impl World {
         found.map(|(name, _)| ImageKey { namespace: namespace.to_owned(), name: name.clone() }).collect()
     }
 
-    /// The Images of a namespace by repository: of several for one repository, the oldest.
-    pub fn images_by_repository(&self, namespace: &str) -> HashMap<Repository, Arc<Image>> {
-        let mut by_repository: HashMap<Repository, Arc<Image>> = HashMap::new();
-        let namespaces = self.lock();
-        for cached in namespaces.get(namespace).into_iter().flat_map(|n| n.images.values()) {
-            let Cached::Read(image) = cached else {
-                continue;
-            };
-            let Ok(repository) = Repository::parse(&image.spec.image) else {
-                continue;
-            };
-            match by_repository.get(&repository) {
-                Some(known) if age(known) <= age(image) => {}
-                _ => _ = by_repository.insert(repository, image.clone()),
-            }
-        }
-        by_repository
-    }
-
     /// Takes in a Namespace; returns whether its settings changed.
     pub fn put_namespace(&self, name: &str, settings: NamespaceSettings) -> bool {
         let mut namespaces = self.lock();
@@ -169,19 +168,30 @@ impl World {
 
     /// Takes in a workload, unless a newer one is known already; returns whether it changed.
     pub fn put_workload(&self, workload: Workload) -> bool {
+        let source = Source::is_annotated(&workload).then(|| Source::of_workload(&workload));
         let mut namespaces = self.lock();
-        let workloads = &mut namespaces.entry(workload.key.namespace.clone()).or_default().workloads;
+        let namespace = namespaces.entry(workload.key.namespace.clone()).or_default();
         let version = |w: &Workload| (Some(w.uid.clone()), Some(w.resource_version.clone()));
-        if workloads.get(&workload.key).is_some_and(|known| is_newer(&version(known), &version(&workload))) {
+        let known = namespace.workloads.get(&workload.key);
+        if known.is_some_and(|known| is_newer(&version(known), &version(&workload))) {
             return false;
         }
-        workloads.insert(workload.key.clone(), Arc::new(workload));
+        // At once with the workload: an annotated one never goes by the Images of other people for a moment.
+        let changed = namespace.put_source(&SourceKey::from(&workload.key), source);
+        namespace.workloads.insert(workload.key.clone(), Arc::new(workload));
+        drop(namespaces);
+        if changed {
+            self.changed.send_modify(|version| *version += 1);
+        }
         true
     }
 
     /// Forgets a workload.
     pub fn remove_workload(&self, key: &WorkloadKey) {
-        self.edit(&key.namespace, |namespace| _ = namespace.workloads.remove(key));
+        self.edit(&key.namespace, |namespace| {
+            namespace.put_source(&SourceKey::from(key), None);
+            namespace.workloads.remove(key);
+        });
     }
 
     /// A workload.
@@ -194,18 +204,6 @@ impl World {
         let namespaces = self.lock();
         let wanted = namespaces.iter().filter(|(name, _)| namespace.is_none_or(|n| n == name.as_str()));
         wanted.flat_map(|(_, known)| known.workloads.values().cloned()).collect()
-    }
-
-    /// The opted-in workloads of a namespace that have a container of this repository which is not pinned by digest.
-    pub fn users(&self, namespace: &str, repository: &Repository) -> Vec<Arc<Workload>> {
-        let settings = self.settings(namespace);
-        let uses = |workload: &Workload| {
-            let mut containers = workload.containers.iter().filter_map(|c| Reference::parse(&c.text).ok());
-            containers.any(|r| r.repository() == repository && r.digest().is_none())
-        };
-        let mut found = self.workloads(Some(namespace));
-        found.retain(|w| w.enabled(settings).unwrap_or(false) && uses(w));
-        found
     }
 
     /// Takes in what a Pod tells of its revision.
@@ -237,7 +235,9 @@ impl World {
         let known = listed.flat_map(|(namespace, known)| {
             let names: Vec<&String> = match kind {
                 Kind::Images => known.images.keys().collect(),
-                Kind::Pods => known.pods.keys().collect(),
+                Kind::Pods => known.pods.keys().chain(known.source_names(SourceKind::Pod)).collect(),
+                Kind::Jobs => known.jobs.keys().chain(known.source_names(SourceKind::Job)).collect(),
+                Kind::CronJobs => known.source_names(SourceKind::CronJob).collect(),
                 Kind::Workloads(kind) => known.workloads.keys().filter(|k| k.kind == kind).map(|k| &k.name).collect(),
                 // A Namespace is in none.
                 Kind::Namespaces => return vec![(String::new(), namespace.clone())],
@@ -272,6 +272,10 @@ pub enum Kind {
     Namespaces,
     /// `Pod`
     Pods,
+    /// `Job`
+    Jobs,
+    /// `CronJob`
+    CronJobs,
     /// Deployments, `StatefulSets` or `DaemonSets`.
     Workloads(crate::rollout::Kind),
 }
@@ -301,5 +305,7 @@ fn age(image: &Image) -> (Option<jiff::Timestamp>, &str) {
     (created, image.metadata.name.as_deref().unwrap_or_default())
 }
 
+#[cfg(test)]
+mod cover_tests;
 #[cfg(test)]
 mod tests;

@@ -1,7 +1,7 @@
 //! A real Kubernetes control plane and OCI registries, as plain processes on this machine: no containers, no root.
 //!
 //! [`Cluster`] is etcd, kube-apiserver, kube-controller-manager, kube-scheduler and kwok (a simulated kubelet);
-//! [`Registry`] is the distribution registry; [`KimupProcess`] is kimup itself. `tools/build` builds the programs on
+//! [`Registry`] is the distribution registry; [`KimupProcess`] is kimup itself. [`FaultServer`] is a host that misbehaves. `tools/build` builds the programs on
 //! first use. Everything started here ends with the process that started it, however that ends (see [`Process`]), and
 //! its files with it, unless something panicked or `KIMUP_KEEP_LOGS` is set: then the logs stay.
 //!
@@ -13,6 +13,7 @@ mod background;
 mod balancer;
 mod cluster;
 mod control_plane;
+mod fault;
 mod kimup;
 mod pki;
 mod ports;
@@ -25,7 +26,9 @@ mod wait;
 
 pub use balancer::Balancer;
 pub use cluster::{Cluster, KubectlOutput};
+pub use fault::{FaultReply, FaultRequest, FaultServer};
 pub use kimup::{KimupOptions, KimupProcess, WebhookUrl};
+pub use pki::{ServerCertificate, TestCa};
 pub use ports::free_port;
 pub use process::{Process, ProcessSpec};
 pub use registry::Registry;

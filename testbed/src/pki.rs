@@ -48,3 +48,67 @@ fn write(folder: &Path, name: &str, pem: &str) -> Result<()> {
     let path = folder.join(name);
     fs::write(&path, pem).with_context(|| format!("writing {}", path.display()))
 }
+
+/// A certificate authority for hosts of a test ([`crate::FaultServer`]).
+pub struct TestCa {
+    pem: String,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+/// A certificate with its key, in DER.
+pub struct ServerCertificate {
+    pub(crate) chain: Vec<Vec<u8>>,
+    pub(crate) key: Vec<u8>,
+    pem: String,
+}
+
+impl ServerCertificate {
+    /// The certificate in PEM.
+    pub fn pem(&self) -> &str {
+        &self.pem
+    }
+
+    /// Signed by itself.
+    pub fn self_signed(names: &[&str]) -> Result<Self> {
+        let key = KeyPair::generate()?;
+        Ok(Self::new(&params("self-signed", names)?.self_signed(&key)?, &key))
+    }
+
+    fn new(certificate: &rcgen::Certificate, key: &KeyPair) -> Self {
+        Self { chain: vec![certificate.der().to_vec()], key: key.serialize_der(), pem: certificate.pem() }
+    }
+}
+
+impl TestCa {
+    pub fn new() -> Result<Self> {
+        let mut params = params("kimup-testbed-fault-ca", &[])?;
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let key = KeyPair::generate()?;
+        let pem = params.self_signed(&key)?.pem();
+        Ok(Self { pem, issuer: Issuer::new(params, key) })
+    }
+
+    /// Its own certificate in PEM.
+    pub fn pem(&self) -> &str {
+        &self.pem
+    }
+
+    /// A certificate for these names and IP addresses.
+    pub fn server(&self, names: &[&str]) -> Result<ServerCertificate> {
+        self.sign(&params("server", names)?)
+    }
+
+    /// The same, but it expired in the year 2001.
+    pub fn expired(&self, names: &[&str]) -> Result<ServerCertificate> {
+        let mut params = params("server", names)?;
+        params.not_before = rcgen::date_time_ymd(2000, 1, 1);
+        params.not_after = rcgen::date_time_ymd(2001, 1, 1);
+        self.sign(&params)
+    }
+
+    fn sign(&self, params: &CertificateParams) -> Result<ServerCertificate> {
+        let key = KeyPair::generate()?;
+        Ok(ServerCertificate::new(&params.signed_by(&key, &self.issuer)?, &key))
+    }
+}

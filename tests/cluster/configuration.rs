@@ -22,6 +22,11 @@ const IGNORE: (&str, &str) = ("kimup.cloudavenue.io/failure-policy", "ignore");
 const OTHER: (&str, &str) = ("example.org/note", "x");
 const STAMPED: (&str, &str) = ("kimup.cloudavenue.io/rollout", "ab12");
 
+const PATCH: (&str, &str) = ("kimup.cloudavenue.io/policy", "patch");
+const PATCH_APP: (&str, &str) = ("policy.kimup.cloudavenue.io/app", "patch");
+const IN_APP: (&str, &str) = ("enabled.kimup.cloudavenue.io/app", "true");
+const INTERVAL_APP: (&str, &str) = ("interval.kimup.cloudavenue.io/app", "1m");
+
 type Pairs = &'static [(&'static str, &'static str)];
 
 /// Name, labels and annotations.
@@ -34,7 +39,7 @@ const NAMESPACES: [(&str, Pairs, Pairs); 5] = [
 ];
 
 /// Namespace, labels and annotations of the Pod, the entry that selects it, whether it is denied while nobody answers.
-const PODS: [(&str, Pairs, Pairs, Option<&str>, bool); 24] = [
+const PODS: [(&str, Pairs, Pairs, Option<&str>, bool); 33] = [
     ("plain", &[], &[], None, false),
     ("plain", &[OTHER], &[OTHER], None, false),
     ("plain", &[], &[IN], Some("pods-fail"), true),
@@ -56,6 +61,15 @@ const PODS: [(&str, Pairs, Pairs, Option<&str>, bool); 24] = [
     ("annotated", &[STAMPED], &[IN], Some("annotated-fail"), true),
     ("annotated", &[], &[IGNORE], Some("annotated-pod-ignores"), false),
     ("annotated", &[], &[OUT], None, false),
+    ("plain", &[], &[PATCH], Some("pods-fail"), true),
+    ("plain", &[OTHER], &[OTHER, PATCH_APP], Some("pods-fail"), true),
+    ("plain", &[], &[IN_APP], Some("pods-fail"), true),
+    ("plain", &[], &[INTERVAL_APP], None, false),
+    ("plain", &[], &[PATCH, OUT], None, false),
+    ("plain", &[], &[PATCH_APP, IGNORE], Some("pods-pod-ignores"), false),
+    ("opted-out", &[], &[PATCH], Some("pods-fail"), true),
+    ("labelled", &[], &[PATCH], Some("labelled-fail"), true),
+    ("annotated", &[], &[PATCH_APP], Some("annotated-fail"), true),
     ("kube-system", &[STAMPED], &[IN], None, false),
     ("kube-node-lease", &[STAMPED], &[IN], None, false),
     ("kimup-system", &[STAMPED], &[IN], None, false),

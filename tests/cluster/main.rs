@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // in helpers too: everything here is a test
 
 mod admission;
+mod annotated;
 mod apiserver;
 mod chaos;
 mod configuration;

@@ -45,7 +45,12 @@ fn holds(condition: &MatchCondition, labels: Pairs, annotations: Pairs) -> bool 
     match condition.name.as_str() {
         "not-opted-out" => get(annotations, ENABLED) != Some("false"),
         "no-mirror-pod" => get(annotations, MIRROR_POD).is_none(),
-        "opted-in" => get(annotations, ENABLED) == Some("true") || get(labels, ROLLOUT).is_some(),
+        "opted-in" => {
+            let own = |key: &str| key == POLICY || key.starts_with(POLICY_PREFIX) || key.starts_with(ENABLED_PREFIX);
+            get(annotations, ENABLED) == Some("true")
+                || get(labels, ROLLOUT).is_some()
+                || annotations.iter().any(|(key, _)| own(key))
+        }
         "failure-policy" => match condition.expression.split_once(r#".orValue("") "#) {
             Some((_, r#"!= "ignore""#)) => own != "ignore",
             Some((_, r#"== "ignore""#)) => own == "ignore",
@@ -66,7 +71,12 @@ const STAMPED: (&str, &str) = (ROLLOUT, "ab12");
 /// Namespace and its labels, labels and annotations of the Pod, the entry that selects it and its policy.
 type Selected = (&'static str, Pairs<'static>, Pairs<'static>, Pairs<'static>, Option<(&'static str, &'static str)>);
 
-const SELECTED: [Selected; 25] = [
+const PATCH: (&str, &str) = (POLICY, "patch");
+const PATCH_APP: (&str, &str) = ("policy.kimup.cloudavenue.io/app", "patch");
+const IN_APP: (&str, &str) = ("enabled.kimup.cloudavenue.io/app", "true");
+const INTERVAL_APP: (&str, &str) = ("interval.kimup.cloudavenue.io/app", "1m");
+
+const SELECTED: [Selected; 32] = [
     ("a", &[], &[], &[], None),
     ("a", &[IN], &[], &[], Some(("labelled-fail", "Fail"))),
     ("a", &[IN], &[], &[FAIL], Some(("labelled-fail", "Fail"))),
@@ -92,6 +102,13 @@ const SELECTED: [Selected; 25] = [
     ("a", &[IGNORE], &[], &[IN], Some(("pods-ignore", "Ignore"))),
     ("a", &[IGNORE], &[], &[IN, FAIL], Some(("pods-pod-fails", "Fail"))),
     ("a", &[], &[], &[IN, (MIRROR_POD, "x")], None),
+    ("a", &[], &[], &[PATCH], Some(("pods-fail", "Fail"))),
+    ("a", &[], &[], &[PATCH_APP], Some(("pods-fail", "Fail"))),
+    ("a", &[OUT], &[], &[IN_APP, IGNORE], Some(("pods-pod-ignores", "Ignore"))),
+    ("a", &[], &[], &[INTERVAL_APP], None),
+    ("a", &[], &[], &[PATCH, OUT], None),
+    ("a", &[IN], &[], &[PATCH], Some(("labelled-fail", "Fail"))),
+    ("by-annotation", &[], &[], &[PATCH_APP], Some(("annotated-fail", "Fail"))),
 ];
 
 #[test]

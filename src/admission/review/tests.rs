@@ -126,13 +126,26 @@ fn who_is_opted_in() {
     let wrong = json!({annotations::ENABLED: "true", FAILURE_POLICY: "Ignore"});
     check(&none, &wrong, true, "Namespace shop: annotation kimup.cloudavenue.io/failure-policy: unknown value");
     check(&wrong, &none, true, "annotation kimup.cloudavenue.io/failure-policy: unknown value \"Ignore\"");
-    for key in NOT_ACTED_ON {
-        check(&json!({key: "x"}), &on, true, &format!("annotation {key}: this version does not act on it"));
-        check(&json!({key: "x"}), &none, false, "");
-    }
-    for prefix in NOT_ACTED_ON_PREFIXES {
-        check(&json!({format!("{prefix}app"): "x"}), &on, true, &format!("annotation {prefix}app: this"));
-    }
+    let wrong = |key: &str, value: &str| json!({format!("kimup.cloudavenue.io/{key}"): value});
+    check(&wrong("policy", "patsh"), &on, false, "annotation kimup.cloudavenue.io/policy: unknown policy \"patsh\"");
+    check(&wrong("policy", "patsh"), &none, false, "annotation kimup.cloudavenue.io/policy: unknown policy \"patsh\"");
+    check(&wrong("pattern", "^v"), &on, true, "annotation kimup.cloudavenue.io/pattern has no effect without");
+    check(&wrong("interval", "1m"), &none, false, "");
+    let own = |value: &str| json!({"enabled.kimup.cloudavenue.io/app": value});
+    check(&own("true"), &none, true, "");
+    check(&own("true"), &off, true, "");
+    check(&own("false"), &on, false, "");
+    check(&own("no"), &on, false, "annotation enabled.kimup.cloudavenue.io/app: unknown value \"no\"; use");
+    // No Image covers it, and nothing else opts in: only the stamp is left.
+    let other = json!({"stamp.kimup.cloudavenue.io/app": "ghcr.io/org/x:1 ghcr.io/org/x:2"});
+    let containers = json!([{"name": "app", "image": "ghcr.io/org/x:1"}]);
+    let known = |labels: &Value| {
+        let mut known = snapshot(&[json!({})]);
+        known.put_namespace("shop", &serde_json::from_value(labels.clone()).unwrap(), &Map::new());
+        known
+    };
+    assert_eq!(decided(&pod(&other, &containers), &known(&none)).patch(), None);
+    assert!(decided(&pod(&other, &containers), &known(&on)).patch().is_some());
 }
 
 #[test]
@@ -158,8 +171,8 @@ fn a_pod_without_an_answer_goes_by_the_failure_policy() {
         annotations.insert(annotations::ENABLED.to_owned(), "true".to_owned());
         let containers = json!([{"name": "app", "image": TEXT}, {"name": "b", "image": "ghcr.io/org/app"}]);
         let pod = pod(&json!(annotations), &containers);
-        let no_tag = Answered { tag: None, reason: "the registry refuses.".to_owned() };
-        let illegal = Answered { tag: Some("a b".to_owned()), reason: String::new() };
+        let no_tag = Answered::new(None, "the registry refuses.");
+        let illegal = Answered::new(Some("a b".to_owned()), "");
         for answer in [Ok(no_tag), Ok(illegal), Err("sync did not answer".to_owned())] {
             let verdict = decide_with(&review(&pod), &known, &answer).unwrap();
             assert_eq!(verdict.refusal().is_some(), denied, "{own:?} {label:?} {annotation:?}");
@@ -188,7 +201,7 @@ fn a_denial_says_what_to_do() {
         let containers = json!([{"name": "app", "image": TEXT}]);
         let pod = pod(&json!({}), &containers);
         let known = snapshot(std::slice::from_ref(image));
-        let answered = Ok(Answered { tag: None, reason: answer.to_owned() });
+        let answered = Ok(Answered::new(None, answer));
         let verdict = decide_with(&review(&pod), &known, &answered).unwrap();
         assert_eq!(verdict.refusal(), Some(expected));
     }
@@ -208,6 +221,61 @@ fn a_denial_says_what_to_do() {
 }
 
 #[test]
+fn a_policy_without_an_image_is_asked_for() {
+    #[track_caller]
+    fn check(own: &Value, owner: &Value, containers: &[&str], answer: &Result<Answered, String>, expected: &str) {
+        let containers: Vec<Value> = containers.iter().map(|name| json!({"name": name, "image": TEXT})).collect();
+        let mut pod = pod(own, &json!(containers));
+        pod["metadata"]["ownerReferences"] = owner.clone();
+        pod["metadata"]["labels"] = json!({"pod-template-hash": "5d8f"});
+        pod["spec"]["imagePullSecrets"] = json!([{"name": "pull"}, {}]);
+        let verdict = decide_with(&review(&pod), &snapshot(&[]), answer).unwrap();
+        let result = patched(&pod, &verdict);
+        let told = match verdict.refusal() {
+            Some(refusal) => refusal.to_owned(),
+            None => {
+                format!("{} {}", result["metadata"]["annotations"][annotations::APPLIED], verdict.warnings().join(""))
+            }
+        };
+        assert_eq!(told, expected, "{own}");
+    }
+    let web = json!([{"kind": "ReplicaSet", "name": "web-5d8f", "uid": "1", "controller": true}]);
+    let policy = json!({"kimup.cloudavenue.io/policy": "semver"});
+    let image = crate::api::annotated::image_name("Deployment", "web", "app");
+    let tag = Ok(Answered::new(Some("1.5.0".to_owned()), ""));
+    check(&policy, &web, &["app"], &tag, &format!("\"app: 1.0.0 -> 1.5.0 (Image {image})\" "));
+    let other = Ok(Answered { image: Some("n".to_owned()), ..Answered::new(Some("1.5.0".to_owned()), "") });
+    check(&policy, &web, &["app"], &other, "\"app: 1.0.0 -> 1.5.0 (Image n)\" ");
+    let hint = "or set kimup.cloudavenue.io/failure-policy: ignore on the Pod or the Namespace";
+    let denied = |name: &str, reason: &str| {
+        format!(
+            "kimup: container {name:?}: no tag is known yet for its policy: {reason}. Wait for its Image {image} (kubectl \
+             describe images -n shop), {hint}"
+        )
+    };
+    check(&policy, &web, &["app"], &Err("no answer".to_owned()), &denied("app", "no answer"));
+    check(&policy, &web, &["app"], &Ok(Answered::new(None, "nothing matches.")), &denied("app", "nothing matches"));
+    // A container was added on the way: sync tells which one is meant, and the other one is left alone.
+    check(&policy, &web, &["app", "proxy"], &Ok(Answered::not_covered()), "null ");
+    check(
+        &policy,
+        &Value::Null,
+        &["app", "proxy"],
+        &Err(String::new()),
+        "null kimup: annotation kimup.cloudavenue.io/policy does not say which of the containers app, proxy it means; \
+         name them in kimup.cloudavenue.io/containers, or use policy.kimup.cloudavenue.io/<container>",
+    );
+    let ignores = json!({"kimup.cloudavenue.io/policy": "semver", FAILURE_POLICY: "ignore"});
+    check(
+        &ignores,
+        &web,
+        &["app"],
+        &Err("no answer".to_owned()),
+        "null kimup: container \"app\" keeps its own image: no tag is known yet for its policy: no answer",
+    );
+}
+
+#[test]
 fn answers_are_put_in_and_each_question_is_asked_once() {
     let known = snapshot(&[
         json!({"status": null}),
@@ -222,7 +290,7 @@ fn answers_are_put_in_and_each_question_is_asked_once() {
     let Step::Ask(plan) = parsed.decide(&known).unwrap() else { panic!("should ask") };
     let images: Vec<String> = plan.questions().into_iter().map(|q| q.image).collect();
     assert_eq!(images, ["web", "db"]);
-    let tag = |tag: &str| Ok(Answered { tag: Some(tag.to_owned()), reason: String::new() });
+    let tag = |tag: &str| Ok(Answered::new(Some(tag.to_owned()), ""));
     let answers = plan.questions().into_iter().zip([tag("1.5.0"), tag("16.2.0")]).collect();
     let result = patched(&pod, &plan.finish(&answers));
     let image = |i: usize| result["spec"]["containers"][i]["image"].as_str().unwrap();
@@ -311,6 +379,14 @@ fn any_containers() -> impl Strategy<Value = Value> {
     })
 }
 
+/// Annotations of the annotation mode, right and wrong.
+fn any_settings() -> impl Strategy<Value = Map> {
+    let prefix = "(policy\\.|pattern\\.|enabled\\.|interval\\.|stamp\\.)kimup\\.cloudavenue\\.io/(c0|c1|i0|x)";
+    let key = prop_oneof![prefix, "kimup\\.cloudavenue\\.io/(policy|pattern|interval|containers|enabled|applied)"];
+    let value = prop_oneof!["(patch|semver|semver:\\^1|true|false|5m|c0|c0,i0|\\^v)", any_image(), ".{0,12}"];
+    prop::collection::btree_map(key, value, 0..5)
+}
+
 fn any_pod() -> impl Strategy<Value = Value> {
     let annotations = prop_oneof![
         Just(Value::Null),
@@ -320,6 +396,7 @@ fn any_pod() -> impl Strategy<Value = Value> {
             "stamp.kimup.cloudavenue.io/c1": "ghcr.io/org/app ghcr.io/org/app:1.3.0",
         })),
         ".{0,30}".prop_map(|text| json!({annotations::APPLIED: text})),
+        any_settings().prop_map(|map| json!(map)),
     ];
     (annotations, any_containers(), any_containers(), ".{0,8}").prop_map(|(annotations, main, mut init, stray)| {
         for (i, container) in init.as_array_mut().unwrap().iter_mut().enumerate() {
@@ -351,13 +428,16 @@ fn rest(pod: &Value) -> Value {
 
 proptest! {
     #[test]
-    fn nothing_else_changes_and_a_second_time_nothing_does(pod in any_pod()) {
+    fn nothing_else_changes_and_a_second_time_nothing_does(pod in any_pod(), answered in any::<bool>()) {
         let known = snapshot(&[json!({})]);
-        let verdict = decided(&pod, &known);
-        prop_assert_eq!(verdict.refusal(), None);
+        let tag = Some("1.5.0".to_owned()).filter(|_| answered);
+        let ask = |pod: &Value| decide_with(&review(pod), &known, &Ok(Answered::new(tag.clone(), ""))).unwrap();
+        let verdict = ask(&pod);
+        // Only a policy without an Image needs an answer.
+        prop_assert!(verdict.refusal().is_none() || !answered);
         let result = patched(&pod, &verdict);
         prop_assert_eq!(rest(&result), rest(&pod));
-        let again = decided(&result, &known);
+        let again = ask(&result);
         prop_assert_eq!(again.patch(), None);
     }
 

@@ -128,6 +128,14 @@ fn what_is_wrong_is_said_and_nothing_happens() {
         &["!annotation policy.kimup.cloudavenue.io/web: there is no container \"web\""],
     );
     check("pattern=^v", "", one, &[], &["!annotation kimup.cloudavenue.io/pattern has no effect without"]);
+    check("", "interval.k/app=1m", one, &[], &["!annotation interval.kimup.cloudavenue.io/app has no effect without"]);
+    check(
+        "image-pull-secrets=a",
+        "",
+        one,
+        &[],
+        &["!annotation kimup.cloudavenue.io/image-pull-secrets has no effect without"],
+    );
     check(
         "policy=semver;enabled=yes",
         "",
@@ -175,6 +183,27 @@ fn a_container_follows_what_covers_it() {
 }
 
 #[test]
+fn a_pod_is_read_on_if_anything_in_it_may_follow_something() {
+    #[track_caller]
+    fn check(pod: &str, stamped: bool, namespace: bool, expected: Option<bool>) {
+        let pod = map(pod);
+        let settings = NamespaceSettings { enabled: namespace, ..NamespaceSettings::default() };
+        assert_eq!(Levels(&[&pod]).any_enabled(stamped, settings).ok(), expected, "{pod:?} {stamped} {namespace}");
+    }
+    check("", false, false, Some(false));
+    check("", false, true, Some(true));
+    check("", true, false, Some(true));
+    check("enabled=true", false, false, Some(true));
+    check("enabled=false", true, true, Some(false));
+    check("enabled=false;policy=semver", true, true, Some(false));
+    check("enabled=yes", true, true, None);
+    check("policy=semver", false, false, Some(true));
+    check("policy.k/app=semver", false, false, Some(true));
+    check("enabled.k/app=true", false, false, Some(true));
+    check("pattern=^v", false, false, Some(false));
+}
+
+#[test]
 fn an_image_says_what_the_annotations_say() {
     let annotations = map("policy=semver:^1;pattern=^v;interval=1m;image-pull-secrets=a, b");
     let found = read(Levels(&[&annotations]), Containers { regular: &["app"], init: &[] });
@@ -213,4 +242,23 @@ fn a_controller_tells_whose_annotations_count() {
     check("Job", "once", "", &[("Job", "once")]);
     check("Job", "nightly-29012345", "", &[("Job", "nightly-29012345"), ("CronJob", "nightly")]);
     check("Rollout", "web", "5d8f", &[]);
+}
+
+#[test]
+fn what_cannot_be_used_is_told_apart_from_what_is_not_said() {
+    #[track_caller]
+    fn check(text: &str, wrong: &[&str], beside_ambiguity: usize) {
+        let annotations = map(text);
+        let found = read(Levels(&[&annotations]), Containers { regular: &["app", "proxy"], init: &["setup"] });
+        assert_eq!(found.wrong.iter().map(String::as_str).collect::<Vec<_>>(), wrong);
+        assert_eq!(found.problems_beside_ambiguity().len(), beside_ambiguity, "{:?}", found.problems);
+        assert!(found.problems_beside_ambiguity().iter().all(|problem| !problem.contains("does not say which")));
+    }
+    check("", &[], 0);
+    check("policy=semver;containers=app", &[], 0);
+    check("policy=sem;containers=app,setup", &["app", "setup"], 1);
+    check("policy=semver", &[], 0);
+    check("policy=semver;policy.k/app=sem", &["app"], 1);
+    check("policy=semver;policy.k/app=semver;enabled.k/app=x", &["app"], 1);
+    check("policy=semver;policy.k/web=semver", &[], 1);
 }

@@ -1,6 +1,11 @@
 use super::*;
+use crate::api::annotations::{Map, NamespaceSettings};
+use crate::index::PodFacts;
+use crate::index::question::Controller;
 use crate::index::testing::{image, put, snapshot};
 use serde_json::{Value, json};
+
+mod policies;
 
 /// A Pod's annotations, labels and controller.
 type Facts<'a> = (&'a [(&'a str, &'a str)], &'a [(&'a str, &'a str)], &'a str);
@@ -12,9 +17,24 @@ fn map(entries: &[(&str, &str)]) -> Map {
 
 /// `run REFERENCE | ENTRY`, `keep`, `keep, WARNING`, `ask NAMESPACE/IMAGE`, `refuse IMAGE: REASON`.
 fn ask(snapshot: &Snapshot, (annotations, labels, uid): Facts, text: &str) -> String {
-    let controller = Some(uid).filter(|uid| !uid.is_empty());
-    let pod = PodView::new("shop", map(annotations), &map(labels), controller);
+    let pod = PodView::new(PodFacts {
+        controller: controller("", "", uid),
+        annotations: map(annotations),
+        labels: map(labels),
+        ..facts()
+    });
     words(&answer(snapshot, &pod, "app", text))
+}
+
+/// A Pod of one container in an opted-in namespace.
+fn facts() -> PodFacts<'static> {
+    let settings = NamespaceSettings { enabled: true, ..NamespaceSettings::default() };
+    PodFacts { namespace: "shop", settings, regular: vec!["app"], ..PodFacts::default() }
+}
+
+fn controller(kind: &str, name: &str, uid: &str) -> Option<Controller> {
+    let [kind, name, uid] = [kind, name, uid].map(str::to_owned);
+    (!uid.is_empty()).then_some(Controller { kind, name, uid })
 }
 
 fn words(answer: &Answer) -> String {
@@ -255,11 +275,11 @@ fn an_answer_of_syncs_counts_like_a_settled_tag() {
     #[track_caller]
     fn check(text: &str, tag: &str, expected: &str) {
         let known = snapshot(&[json!({"status": null})]);
-        let pod = PodView::new("shop", Map::new(), &Map::new(), None);
+        let pod = PodView::new(facts());
         let Answer::Ask(open) = answer(&known, &pod, "app", text) else {
             panic!("{text} should be asked");
         };
-        assert_eq!(words(&open.answered(tag)), expected);
+        assert_eq!(words(&open.answered(tag, Some("elsewhere"))), expected);
     }
     check("ghcr.io/org/app:1.0.0", "1.5.0", "run ghcr.io/org/app:1.5.0 | app: 1.0.0 -> 1.5.0 (Image web)");
     check("ghcr.io/org/app:1.6.0", "1.5.0", "run ghcr.io/org/app:1.6.0 | app: 1.6.0 (Image web)");

@@ -141,7 +141,7 @@ async fn remember(log: &Mutex<Vec<Seen>>, request: Request) -> Seen {
 
 pub(super) fn client(config: Config) -> Client {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let tuning = Tuning { first_backoff: Duration::from_millis(1), proxies: false };
+    let tuning = Tuning { first_backoff: Duration::from_millis(1), proxies: false, system_roots: false, names: None };
     Client::tuned(config, tuning).unwrap()
 }
 

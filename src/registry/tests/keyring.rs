@@ -65,6 +65,17 @@ fn matching() {
     check("r.example.com:5000", "r.example.com/app", false);
     check("*.example.com:5000", "r.example.com:5000/app", true);
     check("r.example.com:*", "r.example.com:5000/app", false);
+    check("registry?.example.com", "registry2.example.com/app", true);
+    check("registry?.example.com", "registry.example.com/app", false);
+    check("registry[1-3].example.com", "registry2.example.com/app", true);
+    check("registry[1-3].example.com", "registry4.example.com/app", false);
+    check("[rq].example.com:5000", "r.example.com:5000/app", true);
+    check("[^rq].example.com", "r.example.com/app", false);
+    check("[^rq].example.com", "s.example.com/app", true);
+    check("registry[].example.com", "registry.example.com/app", false);
+    check("registry[1.example.com", "registry1.example.com/app", false);
+    check(r"r\*.example.com", "r1.example.com/app", false);
+    check("[::1]:5000", "1:5000/app", false);
     check("[::1]:5000", "[::1]:5000/app", true);
     check("[::1]:5000", "[::2]:5000/app", false);
     check("docker.io", "alpine", true);
@@ -89,6 +100,11 @@ fn longest_match_first() {
         &["ghcr.io/org/app", "ghcr.io/org", "ghcr.io"],
     );
     check(&["*.example.com", "r.example.com"], "r.example.com/a", &["r.example.com", "*.example.com"]);
+    check(
+        &["*.example.com", "r*.example.com", "re*.example.com"],
+        "registry.example.com/a",
+        &["re*.example.com", "r*.example.com", "*.example.com"],
+    );
     check(&["*.example.com/a", "r.example.com"], "r.example.com/a", &["*.example.com/a", "r.example.com"]);
     // Docker Hub's own key counts only where no other matches.
     check(&["docker.io", "https://index.docker.io/v1/"], "alpine", &["docker.io"]);
@@ -193,8 +209,8 @@ fn for_registry() {
 
 proptest::proptest! {
     #[test]
-    fn globs_agree_with_a_regex(glob in "[ab*]{0,6}", label in "[ab]{0,8}") {
-        let regex = regex::Regex::new(&format!("^{}$", glob.replace('*', ".*"))).unwrap();
+    fn globs_agree_with_a_regex(glob in r"([ab*?]|\[a\]|\[\^a\]|\[a-b\]){0,6}", label in "[abc]{0,8}") {
+        let regex = regex::Regex::new(&format!("^{}$", glob.replace('?', ".").replace('*', ".*"))).unwrap();
         proptest::prop_assert_eq!(glob_matches(&glob, &label), regex.is_match(&label));
     }
 

@@ -1,7 +1,14 @@
 //! The client against a registry in this process that does what a test tells it to.
 
 mod access;
+mod canary;
 mod fake;
 mod listing;
+mod logins;
 mod manifest;
+mod rows_access;
+mod rows_hosts;
+mod rows_listing;
+mod sharing;
 mod tls;
+mod world;

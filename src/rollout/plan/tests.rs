@@ -2,7 +2,7 @@ use super::*;
 use crate::api::ImageSpec;
 use crate::api::annotations::{Map, stamp_key};
 use crate::rollout::facts::{PodImages, Revision};
-use crate::rollout::{Kind, WorkloadKey};
+use crate::rollout::{Kind, PullAccess, WorkloadKey};
 use serde_json::json;
 
 fn order(rule: &str, value: Option<&str>) -> Order {
@@ -35,7 +35,9 @@ fn workload(text: &str) -> Workload {
         generation: 1,
         annotations: Map::new(),
         template_annotations: Map::new(),
-        containers: vec![Container { name: "app".to_owned(), text: text.to_owned() }],
+        containers: vec![Container { name: "app".to_owned(), text: text.to_owned(), init: false }],
+        access: PullAccess::default(),
+        deleting: false,
         stamp_owners: BTreeMap::new(),
         selector: None,
         replicas: 2,
@@ -277,7 +279,7 @@ fn an_undo_to_an_unstamped_revision() {
 fn sidecars() -> (Workload, BTreeMap<String, Target>) {
     let mut workload = workload("app:1.0.0");
     for (name, text) in [("side", "app:1.0.0"), ("log", "log:3"), ("own", "own:1")] {
-        workload.containers.push(Container { name: name.to_owned(), text: text.to_owned() });
+        workload.containers.push(Container { name: name.to_owned(), text: text.to_owned(), init: false });
     }
     stamp(&mut workload, "app", "app:1.0.0 app:1.1.0", &[OURS]);
     stamp(&mut workload, "side", "app:1.0.0 app:1.1.0", &[OURS]);

@@ -1,5 +1,6 @@
 use super::*;
 use crate::rollout;
+use crate::sync::source::JobSeen;
 use k8s_openapi::api::apps::v1::Deployment;
 use serde_json::{Value, json};
 
@@ -53,7 +54,7 @@ const ARRIVALS: [(&str, &str, bool); 9] = [
 #[test]
 fn older_versions_never_replace_newer() {
     let world = World::default();
-    let changed = world.images_changed();
+    let changed = world.changed();
     for (step, (uid, number, taken)) in ARRIVALS.into_iter().enumerate() {
         let before = *changed.borrow();
         assert_eq!(put(&world, image("web", &version(uid, number))), taken, "Image, step {step}");
@@ -109,9 +110,11 @@ fn users_of_a_repository() {
         let world = World::default();
         world.put_namespace("shop", NamespaceSettings { enabled: namespace, ..NamespaceSettings::default() });
         world.put_workload(workload("web", patch));
-        let found = world.users("shop", &Repository::parse("app").unwrap());
-        assert_eq!(found.len(), usize::from(used), "{namespace} {patch}");
-        assert!(world.users("other", &Repository::parse("app").unwrap()).is_empty());
+        let web = image("web", &json!({}));
+        put(&world, web.clone());
+        assert_eq!(world.users_of(&web).len(), usize::from(used), "{namespace} {patch}");
+        assert!(world.users_of(&image("web", &json!({"metadata": {"namespace": "other"}}))).is_empty());
+        assert!(world.users_of(&image("other", &json!({}))).is_empty());
     };
     let enabled = |value: &str| json!({"metadata": {"annotations": {"kimup.cloudavenue.io/enabled": value}}});
     let image = |text: &str| json!({"spec": {"template": {"spec": {"containers": [{"name": "app", "image": text}]}}}});
@@ -147,6 +150,10 @@ fn what_a_complete_list_does_not_show_is_unseen() {
     };
     let deployments = Kind::Workloads(rollout::Kind::Deployment);
     check(Kind::Images, None, &[("shop", "a")], &[("shop", "b")]);
+    let job = |name: &str| SourceKey { kind: SourceKind::Job, namespace: "shop".to_owned(), name: name.to_owned() };
+    world.put_job(&job("made"), JobSeen::Of { uid: "u".to_owned(), cron_job: "c".to_owned() });
+    check(Kind::Jobs, None, &[], &[("shop", "made")]);
+    check(Kind::CronJobs, None, &[], &[]);
     check(Kind::Workloads(rollout::Kind::StatefulSet), None, &[], &[]);
     check(deployments, None, &[("shop", "b")], &[("shop", "a")]);
     check(Kind::Pods, None, &[("other", "a")], &[("other", "c"), ("shop", "a"), ("shop", "b")]);
@@ -169,8 +176,14 @@ fn a_namespace_of_which_nothing_is_left_is_forgotten() {
     assert!(!world.settings("shop").enabled);
     world.remove_pod("shop", "a");
     world.remove_workload(&web.key);
+    let job = SourceKey { kind: SourceKind::Job, namespace: "shop".to_owned(), name: "a".to_owned() };
+    world.put_job(&job, JobSeen::Of { uid: "u".to_owned(), cron_job: "c".to_owned() });
+    assert_eq!(world.cron_job_of("shop", "a", "u").as_deref(), Some("c"));
+    assert_eq!(world.cron_job_of("shop", "a", "other"), None);
     assert_eq!((namespaces(), world.image_keys().len()), (1, 1));
     world.remove_image(&key("a"));
+    assert_eq!(namespaces(), 1);
+    world.remove_job(&job);
     assert_eq!(namespaces(), 0);
 }
 

@@ -1,0 +1,221 @@
+//! What counts of a Pod, whatever its container: whose Image may cover it, and what its own annotations say.
+
+use std::sync::Arc;
+
+use crate::api::Applied;
+use crate::api::annotated::{
+    self, Annotated, Containers, Levels, Wanted, bare_image_name, image_name, is_beside_policy, owners_of,
+};
+use crate::api::annotations::{AnnotationError, Map, NamespaceSettings, ROLLOUT};
+use crate::policy::Reference;
+
+use super::question::{Controller, PodQuestion, Question};
+use super::snapshot::{Entry, Snapshot};
+
+/// Labels that name a Pod's revision: the first is set by Deployments, the second by `StatefulSets` and `DaemonSets`.
+const REVISION_LABELS: [&str; 2] = ["pod-template-hash", "controller-revision-hash"];
+/// Most pull secrets of a Pod that a question names, as many as an Image may have.
+const MAX_PULL_SECRETS: usize = 16;
+
+/// What a caller reads of a Pod. `annotations` and `labels` may leave out what is not kimup's and no revision label.
+#[derive(Clone, Debug, Default)]
+pub struct PodFacts<'a> {
+    /// Its namespace.
+    pub namespace: &'a str,
+    /// What the namespace says.
+    pub settings: NamespaceSettings,
+    /// Its annotations.
+    pub annotations: Map,
+    /// Its labels.
+    pub labels: Map,
+    /// Who made it.
+    pub controller: Option<Controller>,
+    /// The names of its containers.
+    pub regular: Vec<&'a str>,
+    /// The names of its init containers.
+    pub init: Vec<&'a str>,
+    /// The names of its `imagePullSecrets`.
+    pub pull_secrets: Vec<&'a str>,
+    /// Its ServiceAccount.
+    pub service_account: &'a str,
+}
+
+/// A Pod, read.
+#[derive(Clone, Debug, Default)]
+pub struct PodView<'a> {
+    facts: PodFacts<'a>,
+    applied: Vec<Applied>,
+    hash: String,
+    /// Whose annotations may count for it; empty if nobody knows: then only its own do.
+    owners: Vec<(&'static str, String)>,
+    annotated: Option<Annotated>,
+}
+
+/// Whether a container follows what covers it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Opted {
+    In,
+    /// Nobody said anything.
+    Not,
+    /// Somebody said no.
+    Out,
+}
+
+/// What the Pod's own annotations say of a container for which no Image was made yet.
+pub(super) enum Policy<'a> {
+    /// Nothing.
+    None,
+    /// Something that cannot be used; [`PodView::problems`] says what.
+    Wrong,
+    /// A policy.
+    Own(&'a Wanted),
+    /// A Pod-wide policy that may mean it: the owner's annotations may say so.
+    Perhaps,
+}
+
+impl<'a> PodView<'a> {
+    /// Reads a Pod.
+    pub fn new(facts: PodFacts<'a>) -> Self {
+        let hash = REVISION_LABELS.iter().find_map(|label| facts.labels.get(*label)).cloned().unwrap_or_default();
+        let owners = facts.controller.as_ref().map(|c| owners_of(&c.kind, &c.name, &hash)).unwrap_or_default();
+        let levels = Levels(&[&facts.annotations]);
+        // What is beside no policy may be beside one of the workload, if there is a workload.
+        let counts =
+            levels.has_policy() || owners.is_empty() && facts.annotations.keys().any(|key| is_beside_policy(key));
+        let containers = Containers { regular: &facts.regular, init: &facts.init };
+        let annotated = counts.then(|| annotated::read(levels, containers));
+        Self { applied: Applied::of(&facts.annotations), hash, owners, annotated, facts }
+    }
+
+    /// Whether a label decides something here, so that a caller may leave out the others.
+    pub fn needs_label(key: &str) -> bool {
+        key == ROLLOUT || REVISION_LABELS.contains(&key)
+    }
+
+    /// The namespace.
+    pub fn namespace(&self) -> &'a str {
+        self.facts.namespace
+    }
+
+    /// The annotations it was made of.
+    pub fn annotations(&self) -> &Map {
+        &self.facts.annotations
+    }
+
+    /// The entries of its `applied` annotation.
+    pub fn applied(&self) -> &[Applied] {
+        &self.applied
+    }
+
+    /// What is wrong with its annotations, one sentence each. That a Pod-wide policy does not say which container it
+    /// means is left out for a Pod with an owner: the owner's annotations may say it, and a container may have been added
+    /// to the Pod on its way.
+    pub fn problems(&self) -> &[String] {
+        match &self.annotated {
+            Some(annotated) if self.owners.is_empty() => &annotated.problems,
+            Some(annotated) => annotated.problems_beside_ambiguity(),
+            None => &[],
+        }
+    }
+
+    pub(super) fn rollout(&self) -> Option<&String> {
+        self.facts.labels.get(ROLLOUT)
+    }
+
+    pub(super) fn revision(&self) -> Option<(&str, &str)> {
+        let controller = self.facts.controller.as_ref()?;
+        Some((&controller.uid, &self.hash))
+    }
+
+    pub(super) fn opted(&self, container: &str) -> Result<Opted, AnnotationError> {
+        let (own, namespace) = (&self.facts.annotations, self.facts.settings);
+        if own.is_empty() {
+            return Ok(if namespace.enabled { Opted::In } else { Opted::Not });
+        }
+        let levels = Levels(&[own]);
+        Ok(match levels.enabled(container, false, namespace)? {
+            true => Opted::In,
+            // A stamp opts in whatever nobody opted out.
+            false if levels.enabled(container, true, namespace)? => Opted::Not,
+            false => Opted::Out,
+        })
+    }
+
+    /// The Image that sync made for this container.
+    pub(super) fn managed<'s>(
+        &self,
+        snapshot: &'s Snapshot,
+        container: &str,
+        reference: &Reference,
+    ) -> Option<&'s Arc<Entry>> {
+        let namespace = snapshot.namespace(self.facts.namespace).filter(|known| known.has_managed())?;
+        let found = if self.owners.is_empty() {
+            let wanted = self.annotated.as_ref()?.containers.get(container)?;
+            namespace.managed(&bare_image_name(container, &wanted.spec(reference)), None)
+        } else {
+            self.owners
+                .iter()
+                .find_map(|(kind, name)| namespace.managed(&image_name(kind, name, container), Some((kind, name))))
+        };
+        // Of another repository: the text is another one since it was made.
+        found.filter(|entry| entry.repository.as_ref() == Some(reference.repository()))
+    }
+
+    pub(super) fn policy(&self, snapshot: &Snapshot, container: &str) -> Policy<'_> {
+        let Some(annotated) = &self.annotated else {
+            return Policy::None;
+        };
+        if let Some(wanted) = annotated.containers.get(container) {
+            return Policy::Own(wanted);
+        }
+        if annotated.wrong.contains(container) {
+            return Policy::Wrong;
+        }
+        if !annotated.ambiguous || !self.facts.regular.contains(&container) {
+            return Policy::None;
+        }
+        match snapshot.namespace(self.facts.namespace) {
+            _ if self.owners.is_empty() => Policy::Wrong,
+            // Sync has read the owner's annotations, and this container is none of those they mean.
+            Some(known) if known.has_managed_for(&self.owners) => Policy::None,
+            _ => Policy::Perhaps,
+        }
+    }
+
+    /// Whether its revision may be on record in an Image that its controller's name does not lead to: a Job that
+    /// somebody made of a `CronJob`, or a Pod whose Image is another one since.
+    pub(super) fn may_be_on_record(&self) -> bool {
+        let is_job = self.facts.controller.as_ref().is_some_and(|controller| controller.kind == "Job");
+        is_job || self.annotated.is_some()
+    }
+
+    /// The question for a container whose Image is not known; none if it cannot even be named.
+    pub(super) fn question(
+        &self,
+        container: &str,
+        text: &str,
+        reference: &Reference,
+        wanted: Option<&Wanted>,
+    ) -> Option<Question> {
+        let facts = &self.facts;
+        let spec = wanted.map(|wanted| wanted.spec(reference));
+        let images: Vec<String> = if self.owners.is_empty() {
+            spec.iter().map(|spec| bare_image_name(container, spec)).collect()
+        } else {
+            self.owners.iter().map(|(kind, name)| image_name(kind, name, container)).collect()
+        };
+        let pull_secrets = facts.pull_secrets.iter().take(MAX_PULL_SECRETS).map(|name| (*name).to_owned());
+        let pod = PodQuestion {
+            controller: facts.controller.clone(),
+            hash: self.hash.clone(),
+            container: container.to_owned(),
+            text: text.to_owned(),
+            spec,
+            pull_secrets: pull_secrets.collect(),
+            service_account: facts.service_account.to_owned(),
+            images,
+        };
+        let image = pod.images.first()?.clone();
+        Some(Question { namespace: facts.namespace.to_owned(), image, pod: Some(Box::new(pod)) })
+    }
+}

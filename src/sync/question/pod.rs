@@ -1,0 +1,184 @@
+//! Answers for a container of which the webhook knows no Image: annotations may ask for one that is not made yet.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use crate::api::annotated::{bare_image_name, owners_of};
+use crate::api::{Image, Order};
+use crate::index::question::{Answered, PodQuestion, Question};
+use crate::policy::{Reference, Repository};
+use crate::rollout::PullAccess;
+use crate::sync::engine::{Key, Sync};
+use crate::sync::managed;
+use crate::sync::source::{Source, SourceKey, SourceKind};
+use crate::sync::world::{Cached, ImageKey, World};
+
+use super::on_record;
+
+/// What is known of a container's Image.
+enum Found {
+    /// It is there.
+    Made(Arc<Image>),
+    /// It is wanted. `by`: who asks for it; none if nobody does before the Pod is there.
+    Unmade { image: Box<Image>, access: PullAccess, by: Option<SourceKey> },
+    /// The Pod's owner is not known here yet, or as it was before. `alone`: the Pod tells enough by itself.
+    Behind { alone: bool },
+    /// No policy means the container.
+    NotCovered,
+}
+
+/// Whose annotations count for a Pod.
+enum Owner {
+    Known(Arc<Source>),
+    Unknown,
+    Nobody,
+}
+
+impl Sync {
+    pub(super) async fn answer_pod(&self, question: &Question, pod: &PodQuestion) -> Result<Answered, String> {
+        let Some(text) = Reference::parse(&pod.text).ok().filter(|text| text.digest().is_none()) else {
+            return Ok(Answered::not_covered());
+        };
+        let deadline = Instant::now() + self.options.question_timeout;
+        let patience = Instant::now() + self.options.question_timeout / 2;
+        let mut changed = self.world.changed();
+        let mut asked: Option<Key> = None;
+        let found = loop {
+            changed.mark_unchanged();
+            let found = find(&self.world, &question.namespace, pod, &text);
+            // The leader makes the Image and records its tag any moment.
+            let (key, until) = match &found {
+                Found::NotCovered | Found::Unmade { by: None, .. } => break found,
+                Found::Made(image) => match on_record(image) {
+                    Some(answered) => return Ok(spoken(answered, question, image, &text)),
+                    None => {
+                        (Some(Key::Image(key_of(image))), if self.leadership.is_leader() { deadline } else { patience })
+                    }
+                },
+                Found::Unmade { by, .. } => (by.clone().map(Key::Source), patience),
+                Found::Behind { .. } => (None, patience),
+            };
+            if let Some(key) = key.filter(|key| self.leadership.is_leader() && asked.as_ref() != Some(key)) {
+                self.queue.add_now(key.clone());
+                asked = Some(key);
+            }
+            match tokio::time::timeout_at(until, changed.changed()).await {
+                Ok(Ok(())) => {}
+                _ => break found,
+            }
+        };
+        let (image, access) = match found {
+            Found::Made(image) => (image.as_ref().clone(), self.pull_access(&image)),
+            Found::Unmade { image, access, .. } => (*image, Some(access)),
+            Found::Behind { alone: true } => match by_itself(&question.namespace, pod) {
+                Some(image) => (image, Some(access(pod))),
+                None => return Ok(Answered::not_covered()),
+            },
+            Found::Behind { alone: false } | Found::NotCovered => return Ok(Answered::not_covered()),
+        };
+        let answered = self.decide_alone(&key_of(&image), &image, access.as_ref(), deadline).await?;
+        Ok(spoken(answered, question, &image, &text))
+    }
+}
+
+fn find(world: &World, namespace: &str, pod: &PodQuestion, text: &Reference) -> Found {
+    let source = match owner(world, namespace, pod) {
+        Owner::Known(source) => source,
+        Owner::Unknown => return Found::Behind { alone: true },
+        Owner::Nobody => return find_bare(world, namespace, pod),
+    };
+    let about = |image: &str| Repository::parse(image).is_ok_and(|repository| repository == *text.repository());
+    let made = |name: &str| {
+        let key = ImageKey { namespace: namespace.to_owned(), name: name.to_owned() };
+        match world.image(&key) {
+            Some(Cached::Read(image)) if managed::is_made_for(&image, &source) => Some(image),
+            _ => None,
+        }
+    };
+    if let Some((name, spec)) = source.wish.images.get(&pod.container) {
+        if !about(&spec.image) {
+            return Found::Behind { alone: false }; // or somebody else rewrites images
+        }
+        return match made(name).filter(|image| about(&image.spec.image)) {
+            Some(image) => Found::Made(image),
+            None => Found::Unmade {
+                image: Box::new(managed::unwritten(namespace, Some(&source), name, spec)),
+                access: source.access.clone(),
+                by: Some(source.key.clone()),
+            },
+        };
+    }
+    if source.wish.unclear.contains(&pod.container) {
+        let image = made(&source.image_name(&pod.container)).filter(|image| about(&image.spec.image));
+        return image.map_or(Found::NotCovered, Found::Made);
+    }
+    // The Pod was made from a template that has a policy: this one may be the one before.
+    if pod.spec.is_some() || !source.wish.any_policy {
+        return Found::Behind { alone: true };
+    }
+    Found::NotCovered
+}
+
+fn find_bare(world: &World, namespace: &str, pod: &PodQuestion) -> Found {
+    let Some(image) = by_itself(namespace, pod) else {
+        return Found::NotCovered;
+    };
+    match world.image(&key_of(&image)) {
+        Some(Cached::Read(made))
+            if managed::source_of(namespace, &made.metadata).is_some_and(|of| of.kind == SourceKind::Pod) =>
+        {
+            Found::Made(made)
+        }
+        _ => Found::Unmade { image: Box::new(image), access: access(pod), by: None },
+    }
+}
+
+fn owner(world: &World, namespace: &str, pod: &PodQuestion) -> Owner {
+    let Some(controller) = &pod.controller else {
+        return Owner::Nobody;
+    };
+    let known =
+        |kind, name: &str| world.source(&SourceKey { kind, namespace: namespace.to_owned(), name: name.to_owned() });
+    let source = if controller.kind == SourceKind::Job.as_str() {
+        match world.cron_job_of(namespace, &controller.name, &controller.uid) {
+            Some(cron_job) => known(SourceKind::CronJob, &cron_job),
+            None => known(SourceKind::Job, &controller.name).filter(|job| job.uid == controller.uid),
+        }
+    } else {
+        let owners = owners_of(&controller.kind, &controller.name, &pod.hash);
+        let Some((kind, name)) = owners.first() else {
+            return Owner::Nobody;
+        };
+        SourceKind::owner(kind).and_then(|kind| known(kind, name))
+    };
+    source.map_or(Owner::Unknown, Owner::Known)
+}
+
+/// The Image that the Pod's own annotations ask for.
+fn by_itself(namespace: &str, pod: &PodQuestion) -> Option<Image> {
+    let spec = pod.spec.as_ref()?;
+    let name = bare_image_name(&pod.container, spec);
+    Some(managed::unwritten(namespace, None, &name, spec))
+}
+
+fn access(pod: &PodQuestion) -> PullAccess {
+    PullAccess { secrets: pod.pull_secrets.clone(), service_account: pod.service_account.clone() }
+}
+
+fn key_of(image: &Image) -> ImageKey {
+    let metadata = &image.metadata;
+    let (namespace, name) = (metadata.namespace.clone(), metadata.name.clone());
+    ImageKey { namespace: namespace.unwrap_or_default(), name: name.unwrap_or_default() }
+}
+
+/// The answer as the Pod's container needs it: the newer of its own tag and the Image's.
+fn spoken(answered: Answered, question: &Question, image: &Image, text: &Reference) -> Answered {
+    let order = Order::of(&image.spec);
+    let name = image.metadata.name.clone().filter(|name| *name != question.image);
+    let tag = answered.tag.map(|tag| order.newer_of(text.tag(), &tag).to_owned());
+    Answered { tag, image: name, ..answered }
+}
+
+#[cfg(test)]
+mod tests;

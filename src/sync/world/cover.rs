@@ -1,0 +1,175 @@
+//! Which Image counts for a container, and the containers for which an Image counts: the one place that knows.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use kube::ResourceExt;
+
+use crate::api::Image;
+use crate::api::annotations::NamespaceSettings;
+use crate::policy::{Reference, Repository};
+use crate::rollout::{Container, Workload};
+
+use super::{Cached, Namespace, World, age, managed};
+use crate::sync::source::{Source, SourceKey};
+
+/// A workload, and those of its containers for which an Image counts.
+pub struct User {
+    /// The workload.
+    pub workload: Arc<Workload>,
+    /// Names of the containers.
+    pub containers: Vec<String>,
+}
+
+/// What is needed to look up the Images of one namespace.
+struct Lookup<'a> {
+    namespace: &'a Namespace,
+    settings: NamespaceSettings,
+    by_repository: HashMap<Repository, Arc<Image>>,
+}
+
+impl World {
+    /// The Images of a namespace that people made, by repository: of several for one repository, the oldest.
+    pub fn images_by_repository(&self, namespace: &str) -> HashMap<Repository, Arc<Image>> {
+        self.lock().get(namespace).map(Namespace::by_repository).unwrap_or_default()
+    }
+
+    /// The Image that counts for each container of a workload: the one that kimup made for it, else one of a person by
+    /// repository. Containers that are not opted in, or pinned by digest, have none.
+    pub fn images_of(&self, workload: &Workload) -> BTreeMap<String, Arc<Image>> {
+        let namespaces = self.lock();
+        let Some(namespace) = namespaces.get(&workload.key.namespace) else {
+            return BTreeMap::new();
+        };
+        Lookup::new(namespace).images_of(workload)
+    }
+
+    /// The workloads for which an Image counts.
+    pub fn users_of(&self, image: &Image) -> Vec<User> {
+        let (name, of) = (image.name_any(), image.namespace().unwrap_or_default());
+        let (namespaces, Ok(repository)) = (self.lock(), Repository::parse(&image.spec.image)) else {
+            return Vec::new();
+        };
+        let Some(namespace) = namespaces.get(&of) else {
+            return Vec::new();
+        };
+        let lookup = Lookup::new(namespace);
+        let mut users = Vec::new();
+        let candidates: Vec<&Arc<Workload>> = match managed::source_of(&of, &image.metadata) {
+            Some(owner) => owner.workload().and_then(|key| namespace.workloads.get(&key)).into_iter().collect(),
+            None => namespace.workloads.values().collect(),
+        };
+        for workload in candidates {
+            if !workload.containers.iter().any(|c| reference(c).is_some_and(|r| *r.repository() == repository)) {
+                continue; // most of them: the look-up costs more
+            }
+            let mut covered = lookup.images_of(workload);
+            covered.retain(|_, counts| counts.name_any() == name);
+            if !covered.is_empty() {
+                let containers = covered.into_keys().collect();
+                users.push(User { workload: workload.clone(), containers });
+            }
+        }
+        users
+    }
+
+    /// How many workloads of an Image's group may roll at a time: the least that an Image of it allows. To a group belong
+    /// the Images of a namespace with the same repository, rules and filter.
+    pub fn max_concurrent(&self, image: &Image) -> usize {
+        let most = |image: &Image| image.spec.rollout.as_ref().and_then(|r| r.max_concurrent).unwrap_or(1).max(1);
+        let namespaces = self.lock();
+        let known = namespaces.get(image.metadata.namespace.as_deref().unwrap_or_default());
+        let mut least = most(image);
+        for cached in known.into_iter().flat_map(|known| known.images.values()) {
+            if let Cached::Read(other) = cached
+                && most(other) < least
+                && same_group(image, other)
+            {
+                least = most(other);
+            }
+        }
+        least as usize
+    }
+}
+
+/// Whether two Images of a namespace belong to one group: the rollouts of their workloads count together.
+pub fn same_group(a: &Image, b: &Image) -> bool {
+    let rules = |image: &Image| image.spec.rules.iter().map(|r| (r.kind, r.value.clone())).collect::<Vec<_>>();
+    let filter = |image: &Image| image.spec.filter.clone().unwrap_or_default();
+    let repository = |image: &Image| Repository::parse(&image.spec.image).ok();
+    let same_repository = a.spec.image == b.spec.image || repository(a).is_some_and(|r| Some(r) == repository(b));
+    same_repository && rules(a) == rules(b) && filter(a) == filter(b)
+}
+
+impl Namespace {
+    fn by_repository(&self) -> HashMap<Repository, Arc<Image>> {
+        let mut by_repository: HashMap<Repository, Arc<Image>> = HashMap::new();
+        for cached in self.images.values() {
+            let Cached::Read(image) = cached else {
+                continue;
+            };
+            if managed::is_managed(&image.metadata) {
+                continue;
+            }
+            let Ok(repository) = Repository::parse(&image.spec.image) else {
+                continue;
+            };
+            match by_repository.get(&repository) {
+                Some(known) if age(known) <= age(image) => {}
+                _ => _ = by_repository.insert(repository, image.clone()),
+            }
+        }
+        by_repository
+    }
+}
+
+impl<'a> Lookup<'a> {
+    fn new(namespace: &'a Namespace) -> Self {
+        let settings = namespace.settings.unwrap_or_default();
+        Self { namespace, settings, by_repository: namespace.by_repository() }
+    }
+
+    fn images_of(&self, workload: &Workload) -> BTreeMap<String, Arc<Image>> {
+        let source = self.namespace.sources.get(&SourceKey::from(&workload.key));
+        let found = workload.containers.iter().filter_map(|container| {
+            let reference = reference(container)?;
+            // A wrong value is said on the object, by who reads its annotations.
+            if !workload.follows(&container.name, self.settings).unwrap_or(false) {
+                return None;
+            }
+            let image = self.image_of(source.map(AsRef::as_ref), container, reference.repository())?;
+            Some((container.name.clone(), image))
+        });
+        found.collect()
+    }
+
+    fn image_of(&self, source: Option<&Source>, container: &Container, of: &Repository) -> Option<Arc<Image>> {
+        let users = || self.by_repository.get(of).cloned();
+        let Some(source) = source else {
+            return users();
+        };
+        if let Some((name, _)) = source.wish.images.get(&container.name) {
+            // Its own or none: that of a person would count for the moment until its own is made.
+            return self.made(source, name, of);
+        }
+        if source.wish.unclear.contains(&container.name) {
+            return self.made(source, &source.image_name(&container.name), of).or_else(users);
+        }
+        users()
+    }
+
+    /// The Image that was made for an object, if it is about this repository already.
+    fn made(&self, source: &Source, name: &str, of: &Repository) -> Option<Arc<Image>> {
+        let Some(Cached::Read(image)) = self.namespace.images.get(name) else {
+            return None;
+        };
+        let counts =
+            managed::is_made_for(image, source) && Repository::parse(&image.spec.image).is_ok_and(|r| r == *of);
+        counts.then(|| image.clone())
+    }
+}
+
+/// What a container follows by: none if it is pinned by digest.
+fn reference(container: &Container) -> Option<Reference> {
+    Reference::parse(&container.text).ok().filter(|reference| reference.digest().is_none())
+}

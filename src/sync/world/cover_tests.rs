@@ -1,0 +1,143 @@
+//! Which Image counts for which container.
+
+use super::*;
+use crate::api::annotated::image_name;
+use crate::rollout;
+use k8s_openapi::api::apps::v1::Deployment;
+use serde_json::{Value, json};
+
+const P: &str = "kimup.cloudavenue.io";
+
+fn image(name: &str, patch: &Value) -> Arc<Image> {
+    let mut object = json!({
+        "apiVersion": "kimup.cloudavenue.io/v1alpha1", "kind": "Image",
+        "metadata": {"name": name, "namespace": "shop", "uid": name, "creationTimestamp": "2026-01-01T00:00:00Z"},
+        "spec": {"image": "app", "triggers": [{"type": "interval", "value": "5m"}],
+            "rules": [{"name": "r", "type": "semver", "actions": [{"type": "apply"}]}]},
+    });
+    json_patch::merge(&mut object, patch);
+    Arc::new(serde_json::from_value(object).unwrap())
+}
+
+/// An Image that kimup made for a container of the Deployment `web`.
+fn made(container: &str, uid: &str, repository: &str) -> Arc<Image> {
+    let owner = json!({"apiVersion": "apps/v1", "kind": "Deployment", "name": "web", "uid": uid, "controller": true});
+    let metadata = json!({"labels": {"app.kubernetes.io/managed-by": "kimup"}, "ownerReferences": [owner]});
+    image(&image_name("Deployment", "web", container), &json!({"metadata": metadata, "spec": {"image": repository}}))
+}
+
+fn put(world: &World, image: &Arc<Image>) {
+    let key = ImageKey { namespace: "shop".to_owned(), name: image.metadata.name.clone().unwrap() };
+    world.put_image(&key, Cached::Read(image.clone()));
+}
+
+/// Containers `app` (of `app`) and `proxy` (of `proxy`).
+fn workload(name: &str, annotations: &[(&str, &str)]) -> Workload {
+    let map: serde_json::Map<String, Value> = annotations.iter().map(|(k, v)| (k.replace('~', P), json!(v))).collect();
+    let object = json!({
+        "metadata": {"name": name, "namespace": "shop", "uid": "u", "resourceVersion": "7"},
+        "spec": {"selector": {}, "template": {"metadata": {"annotations": map}, "spec": {"containers": [
+            {"name": "app", "image": "app:1.0.0"}, {"name": "proxy", "image": "proxy:1.0.0"},
+        ]}}},
+    });
+    Workload::from_deployment(&serde_json::from_value::<Deployment>(object).unwrap()).unwrap()
+}
+
+#[test]
+fn the_own_image_counts_before_one_by_repository() {
+    #[track_caller]
+    fn check(annotations: &[(&str, &str)], images: &[Arc<Image>], expected: [Option<&str>; 2]) {
+        let world = World::default();
+        for image in images {
+            put(&world, image);
+        }
+        let web = workload("web", annotations);
+        world.put_workload(web.clone());
+        let found = world.images_of(&web);
+        let name = |container: &str| found.get(container).map(|image| image.metadata.name.clone().unwrap());
+        assert_eq!([name("app"), name("proxy")], expected.map(|name| name.map(str::to_owned)), "{annotations:?}");
+        for image in images {
+            let covered: Vec<&String> = found.iter().filter(|(_, i)| i == &image).map(|(name, _)| name).collect();
+            let users = world.users_of(image);
+            assert_eq!(users.iter().flat_map(|user| &user.containers).collect::<Vec<_>>(), covered);
+        }
+    }
+    let user = || image("user", &json!({}));
+    let proxy = || image("proxy", &json!({"spec": {"image": "proxy"}}));
+    let app = made("app", "u", "app");
+    let own = app.metadata.name.as_deref().unwrap();
+    let policy = &[("policy.~/app", "semver")][..];
+    let on = &[("~/enabled", "true")][..];
+    check(&[], &[user()], [None, None]);
+    check(on, &[user(), proxy()], [Some("user"), Some("proxy")]);
+    check(policy, &[user(), app.clone()], [Some(own), None]);
+    // A person's Image beside it serves the containers that are opted in.
+    check(&[on[0], policy[0]], &[user(), proxy(), app.clone()], [Some(own), Some("proxy")]);
+    check(&[on[0], ("enabled.~/app", "false")], &[user(), proxy()], [None, Some("proxy")]);
+    // Its own is not there yet, or still for another repository, or for an earlier workload of that name.
+    check(policy, &[user()], [None, None]);
+    check(policy, &[user(), made("app", "u", "old")], [None, None]);
+    check(policy, &[user(), made("app", "earlier", "app")], [None, None]);
+    // It is never found by its repository, nor without a policy.
+    check(on, std::slice::from_ref(&app), [None, None]);
+    check(on, &[app.clone(), user()], [Some("user"), None]);
+    // A typo is no opting out.
+    check(&[("policy.~/app", "semvre")], &[user(), app.clone()], [Some(own), None]);
+    check(&[("policy.~/app", "semvre"), ("~/enabled", "false")], &[user(), app.clone()], [None, None]);
+}
+
+#[test]
+fn groups_share_their_limit() {
+    #[track_caller]
+    fn check(patches: &[Value], same: bool, most: usize) {
+        let world = World::default();
+        let images: Vec<_> = patches.iter().enumerate().map(|(i, patch)| image(&format!("i{i}"), patch)).collect();
+        for image in &images {
+            put(&world, image);
+        }
+        assert_eq!(same_group(&images[0], &images[1]), same, "{patches:?}");
+        assert_eq!(world.max_concurrent(&images[0]), most, "{patches:?}");
+    }
+    let most = |n: u32| json!({"spec": {"rollout": {"maxConcurrent": n}}});
+    let with = |n: u32, key: &str, value: Value| json!({"spec": {"rollout": {"maxConcurrent": n}, key: value}});
+    check(&[json!({}), json!({})], true, 1);
+    check(&[most(3), json!({})], true, 1);
+    check(&[most(3), most(2)], true, 2);
+    check(&[most(2), most(3)], true, 2);
+    check(&[most(3), with(2, "image", json!("docker.io/library/app"))], true, 2);
+    check(&[most(3), with(2, "image", json!("other"))], false, 3);
+    check(&[most(3), with(2, "filter", json!({"pattern": "x"}))], false, 3);
+    check(&[most(3), with(2, "filter", json!({}))], true, 2);
+    check(&[most(3), with(2, "baseTag", json!("1.0.0"))], true, 2);
+    let rule =
+        |kind: &str, value: &str| json!([{"name": "x", "type": kind, "value": value, "actions": [{"type": "apply"}]}]);
+    check(&[most(3), with(2, "rules", rule("semver", "^1"))], false, 3);
+    check(
+        &[most(3), with(2, "rules", json!([{"name": "x", "type": "semver", "actions": [{"type": "apply"}]}]))],
+        true,
+        2,
+    );
+}
+
+#[test]
+fn an_annotated_workload_is_a_source() {
+    let world = World::default();
+    let web = workload("web", &[("policy.~/app", "semver")]);
+    let key = SourceKey::from(&web.key);
+    world.put_workload(web.clone());
+    assert!(world.is_annotated(&key));
+    assert_eq!(world.source(&key).unwrap().wish.images.len(), 1);
+    assert_eq!(world.source_keys(), std::slice::from_ref(&key));
+    // Opted out: it is known, and asks for nothing.
+    world.put_workload(Workload { resource_version: "8".to_owned(), ..workload("web", &[]) });
+    assert!(!world.is_annotated(&key) && world.source_keys().is_empty());
+    assert!(world.source(&key).unwrap().wish.images.is_empty());
+    // What was made for it must be looked at.
+    put(&world, &made("app", "u", "app"));
+    assert_eq!(world.source_keys(), std::slice::from_ref(&key));
+    assert_eq!(world.made_for(&key).len(), 1);
+    let other = WorkloadKey { kind: rollout::Kind::StatefulSet, ..web.key.clone() };
+    assert!(world.made_for(&SourceKey::from(&other)).is_empty());
+    world.remove_workload(&web.key);
+    assert!(world.source(&key).is_none());
+}
