@@ -80,6 +80,19 @@ fn names(pods: &[Pod]) -> Vec<String> {
     names
 }
 
+/// Waits until the rollout of a Deployment is over; its Pods.
+async fn rolled(shop: &Shop, name: &str) -> Vec<Pod> {
+    eventually(DEADLINE, &format!("Deployment {}/{name} has rolled", shop.namespace), async || {
+        let deployment = shop.api::<Deployment>().get(name).await.unwrap();
+        let (wanted, status) = (deployment.spec.replicas, deployment.status.unwrap_or_default());
+        let over = status.observed_generation >= deployment.metadata.generation
+            && [status.updated_replicas, status.replicas, status.available_replicas] == [wanted; 3];
+        let pods = shop.pods().await;
+        if over && i32::try_from(pods.len()).ok() == wanted { Ok(pods) } else { Err(format!("{status:?}")) }
+    })
+    .await
+}
+
 async fn delete_pod(shop: &Shop, name: &str) {
     shop.api::<Pod>().delete(name, &DeleteParams::default().grace_period(0)).await.unwrap();
 }
@@ -176,11 +189,9 @@ async fn opts_out_by_template(bed: &Bed, repository: &str, out: &Value) {
     patch(&shop, "web", &on_template(out)).await;
     is_gone(&shop, &name).await;
     says_opted_out(&shop, 2).await;
-    let now = shop.pods().await;
-    println!("{repository}: {:?}", now.iter().map(|p| image_of(p, "app")).collect::<Vec<_>>());
     let template = shop.api::<Deployment>().get("web").await.unwrap().spec.template;
     assert!(template.metadata.unwrap().annotations.unwrap().contains_key(STAMP));
-    for pod in names(&now) {
+    for pod in names(&rolled(&shop, "web").await) {
         delete_pod(&shop, &pod).await;
     }
     shop.pods_run("web", 2, &own).await;
@@ -436,11 +447,12 @@ async fn a_namespace_of_many_workloads_keeps_to_the_limits() {
     })
     .await;
 
+    // The annotations first: until it has its own, an opted-in workload follows the person's Image.
     let opt_in = async {
-        bed.cluster.kubectl_ok(&["label", "namespace", &shop.namespace, &format!("{ENABLED}=true")]).await.unwrap();
         for name in all.iter().filter(|name| name.starts_with("own-")) {
             patch(&shop, name, &on_metadata(&json!({POLICY: "semver", INTERVAL: "1h"}))).await;
         }
+        bed.cluster.kubectl_ok(&["label", "namespace", &shop.namespace, &format!("{ENABLED}=true")]).await.unwrap();
     };
     let (flight, ()) = tokio::join!(watch(&shop, &from, all.len()), opt_in);
     let (most, annotated, plain) = (flight.most, flight.most_annotated, flight.most_plain);
