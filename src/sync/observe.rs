@@ -94,7 +94,8 @@ pub(super) fn secret_failure(message: String) -> Failure {
     Failure { result: SyncResult::PullSecretsError, reason: "PullSecretInvalid", message, stalled: false }
 }
 
-fn registry_failure(error: &RegistryError) -> Failure {
+/// What a registry's error means for an Image.
+pub fn registry_failure(error: &RegistryError) -> Failure {
     let (result, reason) = if error.is_tags_error() {
         (SyncResult::TagsError, "TagsUnusable")
     } else {
