@@ -119,6 +119,9 @@ fn find(world: &World, namespace: &str, pod: &PodQuestion, text: &Reference) -> 
         let image = made(&source.image_name(&pod.container)).filter(|image| about(&image.spec.image));
         return image.map_or(Found::NotCovered, Found::Made);
     }
+    if source.wish.off.contains(&pod.container) {
+        return Found::NotCovered;
+    }
     // The Pod was made from a template that has a policy: this one may be the one before.
     if pod.spec.is_some() || !source.wish.any_policy {
         return Found::Behind { alone: true };
