@@ -75,7 +75,7 @@ impl Sync {
             }
         };
         let (image, access) = match found {
-            Found::Made(image) => (image.as_ref().clone(), self.pull_access(&image)),
+            Found::Made(image) => (image.as_ref().clone(), self.world.access_of(&image)),
             Found::Unmade { image, access, .. } => (*image, Some(access)),
             Found::Behind { alone: true } => match by_itself(&question.namespace, pod) {
                 Some(image) => (image, Some(access(pod))),
