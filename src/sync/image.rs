@@ -216,7 +216,7 @@ impl Sync {
                 stalled: true,
             });
         }
-        let access = self.pull_access(image);
+        let access = self.world.access_of(image);
         self.choose(key, image, status, spec, access.as_ref(), wanted).await.unwrap_or_else(Outcome::Failed)
     }
 
