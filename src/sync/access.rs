@@ -13,7 +13,7 @@ use crate::rollout::PullAccess;
 
 use super::engine::Sync;
 use super::managed;
-use super::observe::{SECRET_TIMEOUT, forbidden, secret_failure};
+use super::observe::{SECRET_TIMEOUT, forbidden, secret_failure, unusable_secret};
 use super::source::SourceKind;
 use super::status::Failure;
 
@@ -78,7 +78,7 @@ pub async fn keyring(
         }
     }
     let secrets = found.iter().map(|(name, kind, data)| PullSecret { name, kind, data });
-    let keyring = Keyring::from_secrets(secrets).map_err(|error| secret_failure(error.to_string()))?;
+    let keyring = Keyring::from_secrets(secrets).map_err(|error| unusable_secret(&error))?;
     Ok((keyring, skipped))
 }
 

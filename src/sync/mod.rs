@@ -10,6 +10,7 @@ mod follow;
 mod image;
 mod managed;
 mod observe;
+mod outage;
 mod pace;
 mod question;
 mod queue;

@@ -15,6 +15,7 @@ mod failing;
 mod frozen;
 mod hostile;
 mod killed;
+mod load;
 mod manifests;
 mod optin;
 mod own;
