@@ -6,7 +6,7 @@ IMAGE ?= kimup:dev
 target = $(or $(CARGO_TARGET_DIR),target)
 
 .DEFAULT_GOAL := help
-.PHONY: help tools test unit lint demo bench-registry bench-sync release image deny
+.PHONY: help tools test unit lint demo bench bench-registry bench-sync release image deny
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ test: tools ## run every test: unit, architecture, and the scenarios on a real c
 
 unit: ## run the tests that need no cluster
 	cargo test --lib --bins --test architecture --test docs --test registry_cost $(CARGOFLAGS)
+
+bench: ## measure the choice among 100,000 tags against the bars of docs/benchmarks.md, on a quiet machine
+	cargo bench --bench select --bench memory $(CARGOFLAGS)
 
 lint: ## check format and lints
 	cargo fmt --all --check

@@ -7,14 +7,13 @@ use json_patch::{AddOperation, Patch, PatchOperation, ReplaceOperation};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use crate::api::Applied;
 use crate::api::annotated::Levels;
 use crate::api::annotations::{
     self, AnnotationError, FAILURE_POLICY, FailurePolicy, MIRROR_POD, Map, NamespaceSettings,
 };
+use crate::api::{Applied, Tagged};
 use crate::index::question::{Answered, Question};
 use crate::index::{Answer, Open, PodFacts, PodView, Snapshot, answer};
-use crate::policy::is_legal_tag;
 
 use super::verdict::{Verdict, cut};
 use super::wire::{Container, Envelope, Object, Pod, Request, Text, names};
@@ -363,13 +362,14 @@ fn resolve(open: &Open, answer: Option<&Result<Answered, String>>) -> Result<Ans
         return Ok(open.not_covered());
     }
     let image = answer.and_then(|answer| answer.as_ref().ok()?.image.as_deref());
-    tag_of(answer).map(|tag| open.answered(tag, image))
+    tag_of(answer).map(|tag| open.answered(&tag, image))
 }
 
-fn tag_of(answer: Option<&Result<Answered, String>>) -> Result<&str, String> {
+fn tag_of(answer: Option<&Result<Answered, String>>) -> Result<Tagged, String> {
     match answer {
-        Some(Ok(Answered { tag: Some(tag), .. })) if is_legal_tag(tag) => Ok(tag),
-        Some(Ok(Answered { tag: Some(tag), .. })) => Err(format!("{tag:?} is no legal tag")),
+        Some(Ok(Answered { tag: Some(tag), .. })) => {
+            Tagged::parse(tag).ok_or_else(|| format!("{tag:?} is no legal tag"))
+        }
         Some(Ok(Answered { tag: None, reason, .. }) | Err(reason)) => Err(reason.clone()),
         None => Err("nobody was asked".to_owned()),
     }

@@ -32,12 +32,18 @@ impl Order {
     }
 
     /// The tag a container with the own tag `own` runs when its Image says `tag`: the newer of the two. An own tag that
-    /// is absent or cannot be compared is replaced (design section 4, point 4).
+    /// is absent or cannot be compared is replaced (design section 4, point 4), unless nothing but its digest is followed:
+    /// then the tag stays.
     pub fn newer_of<'a>(&self, own: Option<&'a str>, tag: &'a str) -> &'a str {
         match own {
-            Some(own) if self.compare(own, tag) == Some(Ordering::Greater) => own,
+            Some(own) if self.keeps_tags() || self.compare(own, tag) == Some(Ordering::Greater) => own,
             _ => tag,
         }
+    }
+
+    /// Whether every rule follows a digest, so that no tag is replaced by another.
+    fn keeps_tags(&self) -> bool {
+        !self.rules.is_empty() && self.rules.iter().all(|rule| *rule == Rule::Digest)
     }
 }
 

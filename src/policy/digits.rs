@@ -123,6 +123,43 @@ pub(super) fn natural_cmp(a: &str, b: &str) -> Ordering {
     }
 }
 
+/// A number whose order never contradicts [`natural_cmp`]: what has a lower key is lower. Of equal keys it says nothing.
+///
+/// The beginning of the text, in bytes from the top: a run of digits as how many it has without leading zeros, then
+/// these; so a longer number has the higher key. The rest as it is.
+pub(super) fn natural_key(text: &str) -> u128 {
+    const BYTES: usize = size_of::<u128>();
+    /// From here on the count has a byte of its own.
+    const MANY: u8 = 9;
+    let mut key = [0; BYTES];
+    let mut at = 0;
+    let mut push = |byte: u8| {
+        if let Some(place) = key.get_mut(at) {
+            *place = byte;
+        }
+        at += 1;
+        at < BYTES
+    };
+    let mut rest = text.as_bytes();
+    while let Some(&first) = rest.first() {
+        let more = if first.is_ascii_digit() {
+            let run = take_run(&mut rest);
+            // Among the digits, as where a number meets something else the bytes decide. Behind a count that does not
+            // fit, nothing is told.
+            let count = u8::try_from(run.len()).unwrap_or(u8::MAX);
+            let counted = push(b'0' + count.min(MANY)) && (count < MANY || push(count));
+            counted && count < u8::MAX && run.iter().all(|&digit| push(digit))
+        } else {
+            rest = &rest[1..];
+            push(first)
+        };
+        if !more {
+            break;
+        }
+    }
+    u128::from_be_bytes(key)
+}
+
 /// Takes the leading run of digits and returns it without its leading zeros (nothing, for zero).
 fn take_run<'a>(bytes: &mut &'a [u8]) -> &'a [u8] {
     let end = bytes.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(bytes.len());
@@ -139,6 +176,8 @@ pub(super) fn has_leading_zero(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -183,6 +222,35 @@ mod tests {
         check("0", Ordering::Equal, "00");
         check("A", Ordering::Less, "a");
         check("", Ordering::Less, "0");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 10_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn keys_never_contradict_the_natural_order(a in "[a0-2.:\\x00é]{0,24}", b in "[a0-2.:\\x00é]{0,24}", kept in 0..24usize) {
+            let both_begin_alike: String = a.chars().take(kept).chain(b.chars()).collect();
+            for b in [&b, &both_begin_alike] {
+                match natural_key(&a).cmp(&natural_key(b)) {
+                    Ordering::Equal => {}
+                    unequal => prop_assert_eq!(natural_cmp(&a, b), unequal, "{:?} {:?}", a, b),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn natural_keys() {
+        let check = |a: &str, expected: Ordering, b: &str| {
+            assert_eq!(natural_key(a).cmp(&natural_key(b)), expected, "{a} {b}");
+        };
+        check("1.9.0", Ordering::Less, "1.10.0");
+        check("m-1700000000", Ordering::Less, "m-1700000001");
+        check("999999999", Ordering::Less, "1000000000");
+        check("1.01", Ordering::Equal, "1.1");
+        check("the-beginning-only-1", Ordering::Equal, "the-beginning-only-2");
+        check(&"9".repeat(256), Ordering::Equal, &"1".repeat(300));
+        check(&"9".repeat(254), Ordering::Less, &"1".repeat(300));
     }
 
     #[test]

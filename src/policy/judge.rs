@@ -1,14 +1,16 @@
 //! One rule with its current tag: which readable tags may replace that one (design section 3, Rules and Suffix).
 
+use std::cell::OnceCell;
 use std::cmp::Ordering;
 use std::sync::Arc;
 
 use super::digits::Number;
+use super::glance::{Glance, Window, glance};
 use super::order::{Entry, compare_entries};
 use super::pattern::Filter;
 use super::reason::Reason;
 use super::rule::Rule;
-use super::version::{Core, Versioned};
+use super::version::{Core, Grammar, Versioned};
 
 /// A rule, ready to judge tags.
 pub(super) struct Judge<'a> {
@@ -19,6 +21,9 @@ pub(super) struct Judge<'a> {
     bounds: Option<Bounds>,
     /// What the other rules of the Image read of the tag that all began with: none may go behind it.
     guards: Vec<(&'a Rule, Entry<'a>)>,
+    /// What the reasons of many tags say alike: the current tag's variant, and the step.
+    has: OnceCell<Arc<str>>,
+    step: OnceCell<Arc<str>>,
 }
 
 /// The versions that a step may reach: at least the first, below the second.
@@ -48,7 +53,7 @@ impl<'a> Judge<'a> {
     pub(super) fn new(rule: &'a Rule, filter: &'a Filter, current: Option<&'a str>) -> Self {
         let start = current.and_then(|tag| Entry::current(rule, filter, tag));
         let bounds = start.as_ref().and_then(Entry::version_read).and_then(|current| bounds(rule, current));
-        Self { rule, filter, start, bounds, guards: Vec::new() }
+        Self { rule, filter, start, bounds, guards: Vec::new(), has: OnceCell::new(), step: OnceCell::new() }
     }
 
     /// Nothing older than `tag` by the first of `rules` that can compare the two is a candidate.
@@ -70,12 +75,51 @@ impl<'a> Judge<'a> {
         }
     }
 
+    /// Where the versions that may win lie; none if the rule reads no `x.y.z`.
+    pub(super) fn window(&self) -> Option<Window> {
+        self.rule.grammar().filter(|grammar| *grammar == Grammar::Semver)?;
+        let mut window = Window::default();
+        if let Some(current) = self.start.as_ref().and_then(Entry::version_read) {
+            window.raise(&current.version.core);
+        }
+        if let Some(bounds) = &self.bounds {
+            window.raise(&bounds.least);
+            bounds.below.iter().for_each(|below| window.lower(below));
+        }
+        if let Rule::Semver(Some(range)) = self.rule {
+            range.limit(&mut window);
+        }
+        Some(window)
+    }
+
+    /// Whether a glance is enough to see that `tag` does not win. Of a rule that has a window.
+    pub(super) fn is_outside(&self, window: &Window, tag: &str) -> bool {
+        if self.filter.has_extract() {
+            return false;
+        }
+        match glance(tag) {
+            Glance::Version(numbers) => !window.contains(&numbers),
+            // With a pattern there may be a version inside.
+            Glance::NoVersion => self.filter.pattern().is_none(),
+            Glance::Unknown => false,
+        }
+    }
+
     /// Whether the pattern may name suffixed tags only: not if it matches the current tag, and that has no suffix. The
     /// current tag counts also when it is not listed, so that a partial listing never opens suffixes.
     pub(super) fn may_name_suffixes(&self) -> bool {
         self.rule.grammar().is_some()
             && self.filter.pattern().is_some()
             && !self.start.as_ref().is_some_and(|it| it.is_plain_version() && self.filter.pattern_matches(it.tag))
+    }
+
+    /// Whether a tag is a candidate, or why it is none.
+    pub(super) fn verdict(&self, tag: &'a str, names_suffixes: bool) -> Result<Entry<'a>, Reason<'a>> {
+        let entry = self.read(tag)?;
+        match self.admit(&entry, names_suffixes) {
+            Ok(()) => Ok(entry),
+            Err(fault) => Err(self.explain(fault, &entry)),
+        }
     }
 
     /// Whether a tag may replace the current one. `names_suffixes`: the pattern matches suffixed tags only, so a suffix
@@ -142,16 +186,14 @@ impl<'a> Judge<'a> {
     /// Says a fault of [`Judge::admit`].
     pub(super) fn explain(&self, fault: Fault, entry: &Entry<'a>) -> Reason<'a> {
         let current = self.start.as_ref().map_or("", |start| start.tag);
-        let range = || match self.rule {
-            Rule::Semver(Some(range)) => range.to_string(),
-            _ => String::new(),
-        };
+        let range = if let Rule::Semver(Some(range)) = self.rule { range.as_str() } else { "" };
         match fault {
             Fault::Current => Reason::Current,
             Fault::Tag => Reason::TagStays,
             Fault::Variant => match &self.start {
                 Some(start) => {
-                    Reason::OtherVariant { own: entry.family(), current, has: start.family().to_string().into() }
+                    let has = self.has.get_or_init(|| start.family().to_string().into());
+                    Reason::OtherVariant { own: entry.family(), current, has: Arc::clone(has) }
                 }
                 None => Reason::VariantAtStart(entry.family()),
             },
@@ -160,8 +202,8 @@ impl<'a> Judge<'a> {
             Fault::Behind => Reason::Older { current: self.guards.first().map_or(current, |(_, first)| first.tag) },
             Fault::Same => Reason::Same { current },
             Fault::Prerelease => Reason::Prerelease,
-            Fault::Range => Reason::OutsideRange(range().into()),
-            Fault::Step => Reason::OutsideStep(self.step(current)),
+            Fault::Range => Reason::OutsideRange(range),
+            Fault::Step => Reason::OutsideStep(Arc::clone(self.step.get_or_init(|| self.step(current)))),
             Fault::Word => Reason::OtherWord { current },
         }
     }

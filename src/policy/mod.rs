@@ -5,6 +5,7 @@
 
 mod digest;
 mod digits;
+mod glance;
 mod judge;
 mod order;
 mod pattern;

@@ -108,6 +108,10 @@ impl Filter {
         self.pattern.as_ref()
     }
 
+    pub(super) fn has_extract(&self) -> bool {
+        self.extract.is_some()
+    }
+
     /// Whether there is a pattern and it matches `tag`.
     pub(super) fn pattern_matches(&self, tag: &str) -> bool {
         self.pattern.as_ref().is_some_and(|pattern| pattern.is_match(tag))
@@ -124,6 +128,10 @@ impl Filter {
             return Some(Passed::Unfiltered);
         };
         if let Some(template) = &self.extract {
+            // Groups cost several times what a match does, and most tags may not match.
+            if !pattern.is_match(tag) {
+                return None;
+            }
             let groups = pattern.0.captures(tag.as_bytes())?;
             return Some(Passed::Extracted(template.expand(&groups)));
         }

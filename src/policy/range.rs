@@ -8,6 +8,7 @@ use std::cmp::Ordering;
 use std::fmt;
 
 use super::digits::Number;
+use super::glance::{Numbers, Window, numbers};
 use super::pattern::check_length;
 use super::rule::RuleError;
 use super::version::{Core, cmp_precedence, cmp_prereleases};
@@ -64,6 +65,11 @@ impl Range {
         Ok(Self { source: text.trim().to_owned(), groups })
     }
 
+    /// The range as written.
+    pub fn as_str(&self) -> &str {
+        &self.source
+    }
+
     /// Whether a version is inside; a variant plays no part.
     pub(super) fn contains(&self, core: &Core, prerelease: Option<&str>) -> bool {
         self.groups.iter().any(|group| {
@@ -73,6 +79,17 @@ impl Range {
     }
 }
 
+impl Range {
+    /// Lowers `window` to what the range admits at most.
+    pub(super) fn limit(&self, window: &mut Window) {
+        let most = |group: &Vec<Comparator>| group.iter().map(Comparator::most).min().unwrap_or(ANY);
+        window.most = window.most.min(self.groups.iter().map(most).max().unwrap_or(ANY));
+    }
+}
+
+/// No number is above these.
+const ANY: Numbers = [u64::MAX; 3];
+
 impl fmt::Display for Range {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.source)
@@ -80,6 +97,23 @@ impl fmt::Display for Range {
 }
 
 impl Comparator {
+    /// What a version has at most for [`holds`](Self::holds): not exact, but never too low.
+    fn most(&self) -> Numbers {
+        let bound = &self.version;
+        let Some(numbers) = numbers(&bound.core).filter(|_| bound.given != Given::Nothing) else {
+            return ANY;
+        };
+        match self.operator {
+            Operator::Less => numbers,
+            Operator::Equal | Operator::LessEqual if bound.given == Given::Patch => numbers,
+            Operator::Tilde if numbers == [0; 3] => ANY,
+            Operator::Equal | Operator::LessEqual | Operator::Tilde | Operator::Caret => {
+                [numbers[0], u64::MAX, u64::MAX]
+            }
+            Operator::NotEqual | Operator::Greater | Operator::GreaterEqual => ANY,
+        }
+    }
+
     /// The corner cases (`<=*`, `!=*`, `~0.0.0`) are those of Masterminds/semver 3.4, so that a range means here what it
     /// means in a Helm chart. The one exception is `^*`: any version, as its documentation says, not only 0.0.0.
     fn holds(&self, core: &Core, prerelease: Option<&str>) -> bool {

@@ -48,7 +48,7 @@ pub enum Reason<'a> {
     /// By `calver-prerelease`.
     OtherWord { current: &'a str },
     /// The range of a `semver` rule.
-    OutsideRange(Arc<str>),
+    OutsideRange(&'a str),
     /// Below or beyond what the rule allows from the current tag.
     OutsideStep(Arc<str>),
     /// Nothing is wrong with it: it is what it would be compared with.

@@ -200,11 +200,12 @@ pub enum Problem {
 }
 
 /// Whether `tag` is a tag by the OCI distribution spec: `[A-Za-z0-9_][A-Za-z0-9._-]{0,127}`.
+#[expect(clippy::needless_bitwise_bool, reason = "without a branch for each byte the compiler looks at many at once")]
 pub fn is_legal_tag(tag: &str) -> bool {
-    let word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    let word = |byte: u8| byte.is_ascii_alphanumeric() | (byte == b'_');
     tag.len() <= MAX_TAG_LENGTH
         && tag.bytes().next().is_some_and(word)
-        && tag.bytes().all(|byte| word(byte) || matches!(byte, b'.' | b'-'))
+        && tag.bytes().fold(true, |legal, byte| legal & (word(byte) | (byte == b'.') | (byte == b'-')))
 }
 
 /// Splits at the last colon of the last path component: an earlier one belongs to a port.

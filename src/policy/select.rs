@@ -3,7 +3,7 @@
 use std::borrow::Borrow;
 use std::collections::BTreeSet;
 
-use super::digits::natural_cmp;
+use super::digits::{natural_cmp, natural_key};
 use super::judge::Judge;
 use super::order::Entry;
 use super::pattern::shorten;
@@ -104,17 +104,29 @@ pub fn choose<'a, R: Borrow<Rule>, T: AsRef<str>>(
 fn best<'a, T: AsRef<str>>(judge: &Judge<'a>, tags: &'a [T]) -> (Option<&'a str>, bool) {
     let mut names_suffixes = judge.may_name_suffixes();
     let [mut plain, mut suffixed]: [Option<Entry<'a>>; 2] = [None, None];
+    let mut window = judge.window();
     let keep = |best: &mut Option<Entry<'a>>, entry: &Entry<'a>, suffixed: bool| {
         // Most tags are behind the best one so far, which is known sooner than whether they may be chosen.
         let ahead = best.as_ref().is_none_or(|best| entry.rank(best, judge.start()).is_gt());
-        if ahead && judge.admit(entry, suffixed).is_ok() {
+        let better = ahead && judge.admit(entry, suffixed).is_ok();
+        if better {
             *best = Some(entry.clone());
         }
+        better
     };
     for tag in tags {
-        let Ok(entry) = judge.read(tag.as_ref()) else { continue };
+        let tag = tag.as_ref();
+        // While it is open what the pattern names, each tag may settle it.
+        if !names_suffixes && window.as_ref().is_some_and(|window| judge.is_outside(window, tag)) {
+            continue;
+        }
+        let Ok(entry) = judge.read(tag) else { continue };
         names_suffixes = names_suffixes && !entry.is_plain_version();
-        keep(&mut plain, &entry, false);
+        if keep(&mut plain, &entry, false)
+            && let (Some(window), Some(best)) = (&mut window, entry.version_read())
+        {
+            window.raise(&best.version.core);
+        }
         if names_suffixes {
             keep(&mut suffixed, &entry, true);
         }
@@ -133,39 +145,52 @@ impl<'a, T: AsRef<str>> Decision<'a, T> {
         }
     }
 
-    /// Every tag with its reason. Costs a sort of the tags.
+    /// Every tag with its reason. Costs a sort of the tags, and some hundred bytes for each.
     pub fn explain(&self) -> Explanation<'a> {
         let rules: Vec<&Rule> = self.stages.iter().map(|stage| stage.rule).collect();
         let judges: Vec<Judge<'a>> = self.stages.iter().map(|it| self.judge(it.rule, it.current, &rules)).collect();
         let mut found: Vec<Vec<Entry<'a>>> = judges.iter().map(|_| Vec::new()).collect();
         let mut rejected = Vec::new();
-        for tag in self.distinct() {
-            match verdicts(&self.stages, &judges, tag) {
-                Ok(entries) => {
-                    for (at, entry) in entries {
-                        found[at].push(entry);
+        for tag in self.descending() {
+            let mut lost: Option<Reason<'a>> = None;
+            let mut is_candidate = false;
+            for ((stage, judge), found) in self.stages.iter().zip(&judges).zip(&mut found) {
+                match judge.verdict(tag, stage.names_suffixes) {
+                    Ok(entry) => {
+                        found.push(entry);
+                        is_candidate = true;
                     }
+                    Err(reason) if lost.as_ref().is_none_or(|lost| reason.progress() >= lost.progress()) => {
+                        lost = Some(reason);
+                    }
+                    Err(_) => {}
                 }
-                Err(reason) => rejected.push(Rejection { tag, reason }),
+            }
+            if let Some(reason) = lost.filter(|_| !is_candidate) {
+                rejected.push(Rejection { tag, reason });
             }
         }
         for (judge, entries) in judges.iter().zip(&mut found) {
-            entries.sort_unstable_by(|a, b| b.rank(a, judge.start()));
+            // They are in natural order, which most rules nearly keep.
+            entries.sort_by(|a, b| b.rank(a, judge.start()));
         }
         let mut candidates: Vec<&str> = found.iter().rev().flatten().map(|entry| entry.tag).collect();
         if judges.len() > 1 {
             let mut seen = BTreeSet::new();
             candidates.retain(|tag| seen.insert(*tag));
         }
-        rejected.sort_unstable_by(|a, b| natural_cmp(b.tag, a.tag).then_with(|| b.tag.cmp(a.tag)));
         Explanation { candidates, rejected }
     }
 
-    fn distinct(&self) -> Vec<&'a str> {
-        let mut tags: Vec<&str> = self.tags.iter().map(AsRef::as_ref).collect();
-        tags.sort_unstable();
-        tags.dedup();
-        tags
+    /// Each tag once, in descending natural order.
+    fn descending(&self) -> impl Iterator<Item = &'a str> {
+        let mut tags: Vec<_> = self.tags.iter().map(|tag| (natural_key(tag.as_ref()), tag.as_ref())).collect();
+        tags.sort_unstable_by(|(key, tag), (other_key, other)| {
+            // Most are told apart by their beginning.
+            other_key.cmp(key).then_with(|| natural_cmp(other, tag)).then_with(|| other.cmp(tag))
+        });
+        tags.dedup_by_key(|(_, tag)| *tag);
+        tags.into_iter().map(|(_, tag)| tag)
     }
 
     /// One sentence for a human: why this tag. Costs at most one look at each tag.
@@ -200,34 +225,6 @@ impl<'a, T: AsRef<str>> Decision<'a, T> {
             None if self.tags.is_empty() => "no tag: the list of tags is empty".to_owned(),
             None => format!("no tag: none of those listed matches {rules}"),
         }
-    }
-}
-
-/// The stages in which the tag is a candidate, or why it is none.
-fn verdicts<'a>(
-    stages: &[Stage<'a>],
-    judges: &[Judge<'a>],
-    tag: &'a str,
-) -> Result<Vec<(usize, Entry<'a>)>, Reason<'a>> {
-    let mut entries = Vec::new();
-    let mut reason: Option<Reason<'a>> = None;
-    for (at, (stage, judge)) in stages.iter().zip(judges).enumerate() {
-        let verdict = judge.read(tag).and_then(|entry| match judge.admit(&entry, stage.names_suffixes) {
-            Ok(()) => Ok(entry),
-            Err(fault) => Err(judge.explain(fault, &entry)),
-        });
-        match verdict {
-            Ok(entry) => entries.push((at, entry)),
-            Err(lost) => {
-                if reason.as_ref().is_none_or(|reason| lost.progress() >= reason.progress()) {
-                    reason = Some(lost);
-                }
-            }
-        }
-    }
-    match reason {
-        Some(reason) if entries.is_empty() => Err(reason),
-        _ => Ok(entries),
     }
 }
 

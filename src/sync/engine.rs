@@ -18,6 +18,7 @@ use crate::rollout::WorkloadKey;
 use crate::telemetry::Metrics;
 
 use super::image::Memo;
+use super::nodes::Nodes;
 use super::outage::Outages;
 use super::pace::Places;
 use super::queue::Queue;
@@ -73,6 +74,7 @@ pub struct Sync {
     pub(super) outages: Outages,
     /// Held from counting the rollouts in flight to the write that adds one.
     pub(super) rolling: tokio::sync::Mutex<()>,
+    pub(super) nodes: Nodes,
     waiting: Mutex<HashSet<WorkloadKey>>,
     pending: Mutex<HashMap<WorkloadKey, Instant>>,
     told: Mutex<HashMap<SourceKey, (String, Vec<String>)>>,
@@ -124,6 +126,7 @@ pub fn start(
         views: Mutex::default(),
         outages: Outages::default(),
         rolling: tokio::sync::Mutex::default(),
+        nodes: Nodes::default(),
         waiting: Mutex::default(),
         pending: Mutex::default(),
         told: Mutex::default(),

@@ -112,6 +112,13 @@ fn list_failure(repository: &Repository, failed: &ListError) -> Failure {
     Failure { message: format!("{repository}: {}: {}", failed.stage, failure.message), ..failure }
 }
 
+/// What a manifest that could not be had means for an Image.
+pub fn manifest_failure(repository: &Repository, tag: &str, error: &RegistryError) -> Failure {
+    let failure = registry_failure(error);
+    Failure { message: format!("{repository}: manifest {tag}: {}", failure.message), ..failure }
+}
+
+/// What a registry's error means for an Image: a result, what is wrong and what to do.
 fn registry_failure(error: &RegistryError) -> Failure {
     let (result, reason) = match error {
         error if error.is_tags_error() => (SyncResult::TagsError, "TagsUnusable"),

@@ -10,6 +10,7 @@ mod apiserver;
 mod chaos;
 mod configuration;
 mod crd;
+mod digests;
 mod examples;
 mod failing;
 mod frozen;

@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 use crate::policy::version::{Grammar, Reading, Version, Versioned};
 
@@ -91,4 +93,41 @@ fn errors_say_where() {
     check("V1", "at 'V'");
     check("١", "at '١'");
     check(&"1 ".repeat(501), "1002 bytes");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 10_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_is_inside_a_range_is_inside_its_limit(range in any_range(), version in r"[0-3]\.[0-3]\.[0-3](-rc\.[0-2])?") {
+        let mut window = Window::default();
+        Range::parse(&range).map_err(|error| TestCaseError::fail(error.to_string()))?.limit(&mut window);
+        let read = Version::parse(&version, Grammar::Semver, Reading::Candidate).and_then(|it| numbers(&it.core));
+        prop_assert!(!inside(&range, &version) || read.is_some_and(|read| window.contains(&read)), "{window:?}");
+    }
+}
+
+fn any_range() -> impl Strategy<Value = String> {
+    let comparator = r"(=|!=|<|>|<=|>=|~|\^)?[0-3x](\.[0-3x](\.[0-3x](-0|-rc\.1)?)?)?";
+    prop::collection::vec(prop::collection::vec(comparator, 1..3), 1..3)
+        .prop_map(|groups| groups.iter().map(|group| group.join(" ")).collect::<Vec<_>>().join(" || "))
+}
+
+#[test]
+fn limits() {
+    let check = |range: &str, expected: Numbers| {
+        let mut window = Window::default();
+        Range::parse(range).unwrap().limit(&mut window);
+        assert_eq!((window.least, window.most), ([0; 3], expected), "{range}");
+    };
+    check("<2", [2, 0, 0]);
+    check(">=1.2.0, <5.1.0", [5, 1, 0]);
+    check("<=2.1.3", [2, 1, 3]);
+    check("<=2.1", [2, u64::MAX, u64::MAX]);
+    check("^1.2.3", [1, u64::MAX, u64::MAX]);
+    check("^1 || ~3.1", [3, u64::MAX, u64::MAX]);
+    check("^1 || >3", ANY);
+    check("*", ANY);
+    check("~0.0.0", ANY);
+    check("<99999999999999999999", ANY);
 }

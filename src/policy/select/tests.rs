@@ -185,6 +185,10 @@ fn patterns_that_name_suffixed_tags() {
         semver ; ^1 ; - ; 1.0.0 1.1.0-alpine 1.1.0-rc.1 ; 1.0.0
         semver ; ^1 ; 1.0.0 ; 1.0.0 1.1.0-alpine 1.1.0-rc.1 ; 1.0.0
         semver ; ^1 ; 1.0.0 ; 0.9.0 1.1.0-rc.1 ; 1.0.0
+        # Also one that cannot win itself, and in any place.
+        semver ; ^\d ; 1.2.0-alpine ; 0.9.0 1.3.0-alpine 1.4.0-slim ; 1.3.0-alpine
+        semver ; ^\d ; 1.2.0-alpine ; 1.3.0-alpine 1.4.0-slim 0.9.0 ; 1.3.0-alpine
+        semver=<2 ; ^\d ; 1.2.0-alpine ; 9.0.0 1.3.0-alpine 1.4.0-slim ; 1.3.0-alpine
         # An explicit range still decides about prereleases.
         semver=>=1 ; -rc\.\d+$ ; - ; 1.1.0-rc.2 ; -
         semver=>=1-0 ; -rc\.\d+$ ; - ; 1.1.0-rc.2 ; 1.1.0-rc.2

@@ -14,7 +14,7 @@ use crate::sync::managed;
 use crate::sync::source::{Source, SourceKey, SourceKind};
 use crate::sync::world::{Cached, ImageKey, World};
 
-use super::on_record;
+use super::{Asked, on_record};
 
 /// What is known of a container's Image.
 enum Found {
@@ -44,9 +44,15 @@ impl Sync {
         let patience = Instant::now() + self.options.question_timeout / 2;
         let mut changed = self.world.changed();
         let mut asked: Option<Key> = None;
+        let mut first: Option<Asked<'_>> = None;
         let found = loop {
             changed.mark_unchanged();
             let found = find(&self.world, &question.namespace, pod, &text);
+            match &found {
+                Found::Made(image) => _ = first.get_or_insert_with(|| Asked::new(self, key_of(image))),
+                Found::Unmade { image, .. } => _ = first.get_or_insert_with(|| Asked::new(self, key_of(image))),
+                Found::Behind { .. } | Found::NotCovered => {}
+            }
             // The leader makes the Image and records its tag any moment.
             let (key, until) = match &found {
                 Found::NotCovered | Found::Unmade { by: None, .. } => break found,
@@ -176,7 +182,12 @@ fn key_of(image: &Image) -> ImageKey {
 fn spoken(answered: Answered, question: &Question, image: &Image, text: &Reference) -> Answered {
     let order = Order::of(&image.spec);
     let name = image.metadata.name.clone().filter(|name| *name != question.image);
-    let tag = answered.tag.map(|tag| order.newer_of(text.tag(), &tag).to_owned());
+    let tag = answered.tag.map(|tag| {
+        let bare = tag.split('@').next().unwrap_or_default();
+        let newer = order.newer_of(text.tag(), bare);
+        // Of an own tag no digest is known.
+        if newer == bare { tag.clone() } else { newer.to_owned() }
+    });
     Answered { tag, image: name, ..answered }
 }
 

@@ -192,9 +192,9 @@ fn what_sync_answers_is_run() {
     let job = image_name("Job", "n-1", "app");
     // Not what the user's Image would say, which is newer.
     let asked = open(&[json!({})]);
-    assert_eq!(words(&asked.answered("1.0.3", Some("n-app-ab12"))), of("n-app-ab12"));
-    assert_eq!(words(&asked.answered("1.0.3", None)), of(&job));
-    assert_eq!(words(&asked.answered("1.0.3", Some("x), rollout y"))), of(&job));
+    assert_eq!(words(&asked.answered(&Tagged::new("1.0.3", None), Some("n-app-ab12"))), of("n-app-ab12"));
+    assert_eq!(words(&asked.answered(&Tagged::new("1.0.3", None), None)), of(&job));
+    assert_eq!(words(&asked.answered(&Tagged::new("1.0.3", None), Some("x), rollout y"))), of(&job));
     assert!(words(&asked.not_covered()).starts_with("run ghcr.io/org/app:1.4.2 "));
     assert_eq!(words(&open(&[]).not_covered()), "keep");
     let untagged = words(&open(&[json!({"status": null})]).not_covered());
