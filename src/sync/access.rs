@@ -9,7 +9,7 @@ use kube::api::Api;
 use crate::registry::{Keyring, PullSecret, RegistryError};
 use crate::rollout::PullAccess;
 
-use super::observe::{SECRET_TIMEOUT, forbidden, secret_failure};
+use super::observe::{SECRET_TIMEOUT, forbidden, secret_failure, unusable_secret};
 use super::status::Failure;
 
 /// Most pull secrets that are read for one Image; `spec.imagePullSecrets` may name as many.
@@ -57,7 +57,7 @@ pub async fn keyring(
         }
     }
     let secrets = found.iter().map(|(name, kind, data)| PullSecret { name, kind, data });
-    let keyring = Keyring::from_secrets(secrets).map_err(|error| secret_failure(error.to_string()))?;
+    let keyring = Keyring::from_secrets(secrets).map_err(|error| unusable_secret(&error))?;
     Ok((keyring, skipped))
 }
 

@@ -18,6 +18,7 @@ mod frozen;
 mod hostile;
 mod killed;
 mod kinds;
+mod load;
 mod manifests;
 mod optin;
 mod own;
