@@ -308,7 +308,8 @@ impl<'a> Session<'a> {
         route: Route,
         sink: &mut dyn BodySink,
     ) -> Result<Answer, RegistryError> {
-        let client = self.transport.client(route, request.url, Origin::of(request.url).as_ref() == Some(&self.registry))?;
+        let client =
+            self.transport.client(route, request.url, Origin::of(request.url).as_ref() == Some(&self.registry))?;
         let mut builder = match &request.form {
             None if request.head => client.request(Method::HEAD, request.url.clone()),
             None => client.get(request.url.clone()),

@@ -243,7 +243,13 @@ impl Inner {
         let session = Session::new(&self.transport, registry.clone(), first.clone(), skip_verify, deadline);
         let path = repository.path().to_owned();
         let key = TokenKey { registry: registry.clone(), skip_verify, repository: path, credentials: None };
-        let login = Login::new(&self.tokens, self.registry_hosts.token_hosts(&registry), key, first, keyring.credentials_for(repository));
+        let login = Login::new(
+            &self.tokens,
+            self.registry_hosts.token_hosts(&registry),
+            key,
+            first,
+            keyring.credentials_for(repository),
+        );
         Ok((registry, session, login))
     }
 

@@ -221,9 +221,7 @@ impl Registries {
         let mut found = Vec::new();
         let places = match rule {
             None => vec![repository.clone()],
-            Some((rule, rest)) => {
-                rule.places.iter().map(|place| place.join(rest)).collect::<Result<Vec<_>, _>>()?
-            }
+            Some((rule, rest)) => rule.places.iter().map(|place| place.join(rest)).collect::<Result<Vec<_>, _>>()?,
         };
         for place in places {
             let origin = origin::registry_origin(place.host(), plain_http)?;

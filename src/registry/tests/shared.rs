@@ -35,7 +35,12 @@ impl Lister {
             flight.begin();
             let nth = listings.fetch_add(1, Ordering::SeqCst);
             tokio::time::sleep(took).await;
-            answer(nth).map(|tag| Listing { tags: [tag.as_str()].into_iter().collect(), dropped: 0, requests: 1, endpoint: String::new() })
+            answer(nth).map(|tag| Listing {
+                tags: [tag.as_str()].into_iter().collect(),
+                dropped: 0,
+                requests: 1,
+                endpoint: String::new(),
+            })
         };
         self.shared.ask(key, not_before, Asker::Schedule, list).await
     }
@@ -164,7 +169,12 @@ async fn what_is_kept_is_bounded() {
     for (n, size) in [(0, MAX_KEPT_TAGS / 2), (1, MAX_KEPT_TAGS / 2), (2, 1), (3, MAX_KEPT_TAGS + 1)] {
         let list = move |flight: Flight| async move {
             flight.begin();
-            Ok(Listing { tags: std::iter::repeat_n("", size).collect(), dropped: 0, requests: 1, endpoint: String::new() })
+            Ok(Listing {
+                tags: std::iter::repeat_n("", size).collect(),
+                dropped: 0,
+                requests: 1,
+                endpoint: String::new(),
+            })
         };
         let listing = lister.shared.ask(key(n), Instant::now(), Asker::Schedule, list).await;
         assert_eq!(listing.unwrap().tags.len(), size);

@@ -20,8 +20,9 @@ fn request(repository: &str, keyring: Keyring) -> ListRequest {
 #[test]
 fn who_may_share() {
     let shared = Shared::new().unwrap();
-    let key =
-        |repository: &str, registry: &str, users: &[&str]| shared.key(&request(repository, keyring(registry, users)), &[]);
+    let key = |repository: &str, registry: &str, users: &[&str]| {
+        shared.key(&request(repository, keyring(registry, users)), &[])
+    };
     let ours = key("r.io/a", "r.io", &["alice:a", "bob:b"]);
     let check = |other: Key, expected: bool, why: &str| assert_eq!(ours == other, expected, "{why}");
     check(key("r.io/a", "r.io/a", &["alice:a", "bob:b"]), true, "what would be sent is the same");
