@@ -23,6 +23,8 @@
 mod auth;
 mod document;
 mod error;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod hosts;
 mod http;
 mod json;

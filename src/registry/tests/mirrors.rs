@@ -154,8 +154,8 @@ fn distrusting(world: &World, text: &str) -> Client {
 #[tokio::test]
 async fn a_private_ca_is_for_its_host_only() {
     let mut world = World::new();
-    world.host("r.io", PUBLIC, |_| tags(&["1"])).await;
-    world.host("other.io", PUBLIC, |_| tags(&["2"])).await;
+    let _registry = world.host("r.io", PUBLIC, |_| tags(&["1"])).await;
+    let _other = world.host("other.io", PUBLIC, |_| tags(&["2"])).await;
     let check = async |text: &str, host: &str, expected: &str| {
         let client = distrusting(&world, text);
         let outcome = Outcome { result: client.list_tags(&super::world::request(host, &[])).await };
@@ -177,8 +177,8 @@ async fn token_hosts_are_allowed_by_registry() {
         "Bearer t" => tags(&["1"]),
         _ => bearer("https://auth.other.io/token"),
     };
-    world.host("r.io", PUBLIC, registry).await;
-    world.host("s.io", PUBLIC, registry).await;
+    let _registry = world.host("r.io", PUBLIC, registry).await;
+    let _other = world.host("s.io", PUBLIC, registry).await;
     let auth = world.host("auth.other.io", PUBLIC, |_| token("t")).await;
     let text = "[[registry]]\nprefix = 'r.io'\nca-file = 'ca.pem'\ntoken-hosts = ['auth.other.io']\n\
                 [[registry]]\nprefix = 's.io'\nca-file = 'ca.pem'\n\

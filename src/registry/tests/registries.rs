@@ -130,3 +130,22 @@ fn a_host_is_reached_in_one_way() {
     let other = two("skip-verify = true", "token-hosts = ['a.io']").replace("r.io/b", "r.io:443/b");
     check(&other, Some("two things about r.io:443"));
 }
+
+#[test]
+fn the_documented_examples_are_read() {
+    let text = include_str!("../../../docs/registries.md");
+    let made = rcgen::generate_simple_self_signed(vec!["r.io".to_owned()]).unwrap();
+    let read = |path: &Path| match path.to_str() {
+        Some("client-key.pem") => Ok(made.signing_key.serialize_pem().into_bytes()),
+        Some("ca.pem" | "client.pem") => Ok(made.cert.pem().into_bytes()),
+        _ => Err("not found".to_owned()),
+    };
+    let examples: Vec<_> = text.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    assert_eq!(examples.len(), 5);
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    for example in &examples {
+        let registries = Registries::parse(example, &read).unwrap_or_else(|error| panic!("{example}: {error}"));
+        let config = crate::registry::Config { registries, ..Default::default() };
+        assert!(crate::registry::Client::new(config).is_ok(), "{example}");
+    }
+}
