@@ -244,3 +244,13 @@ fn examples_are_images_that_can_be_used() {
         assert_eq!(json!(compiled.unsupported), json!([]), "{name}");
     }
 }
+
+#[test]
+fn the_annotated_example_is_followed() {
+    use kimup::api::annotated::{Containers, Levels, read};
+    let text = fs::read_to_string(checkout("examples/annotation.yaml")).unwrap();
+    let object: k8s_openapi::api::apps::v1::Deployment = serde_saphyr::from_str(&text).unwrap();
+    let template = object.spec.template.metadata.unwrap().annotations.unwrap();
+    let found = read(Levels(&[&template]), Containers { regular: &["app"], init: &[] });
+    assert_eq!((found.problems.len(), found.containers["app"].policy.as_str()), (0, "minor"));
+}
