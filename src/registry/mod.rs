@@ -269,7 +269,7 @@ impl Inner {
                 return listing.map(|found| Listing { requests, ..found });
             }
         }
-        Err(turns.none_left())
+        Err(Turns::none_left())
     }
 
     async fn list_there(

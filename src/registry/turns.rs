@@ -37,7 +37,7 @@ impl Turns {
         }
     }
 
-    pub(super) fn none_left(&self) -> RegistryError {
+    pub(super) fn none_left() -> RegistryError {
         RegistryError::Config { cause: "there is no endpoint to ask".to_owned() }
     }
 }
