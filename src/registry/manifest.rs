@@ -76,7 +76,7 @@ impl Client {
             let mut inquiry = Inquiry::begin(&self.0, &request, until)?;
             let outcome = tokio::time::timeout_at(until, inquiry.answer(what)).await;
             let outcome = inquiry.finish(outcome);
-            if let Some(outcome) = turns.settle(outcome) {
+            if let Some(outcome) = turns.settle(outcome, |error| error) {
                 return outcome;
             }
         }

@@ -9,6 +9,7 @@
 //! | `login`, `memory` | which credentials to try next in one listing; what the next listing need not ask again |
 //! | `http` | sending: rate, retries, redirects, caps |
 //! | `transport`, `resolver` | connections, TLS, proxies, names; what a broken connection means |
+//! | `failure` | which step failed, and what to do (pure) |
 //! | `notice` | `Retry-After` and `Warning` |
 //! | `scrub` | keeps what was sent out of what is shown (pure) |
 //! | `link` | the next page's address (pure) |
@@ -23,6 +24,7 @@
 mod auth;
 mod document;
 mod error;
+mod failure;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod hosts;
@@ -66,6 +68,7 @@ use self::{
 };
 pub use self::{
     error::{Cap, PullSecretError, Refusal, RegistryError, Step},
+    failure::{ListError, Stage},
     hosts::Asker,
     keyring::{Credentials, Keyring, PullSecret},
     manifest::{Manifest, ManifestRequest},
@@ -213,6 +216,10 @@ impl Client {
     ///
     /// Safe to drop at any await point.
     pub async fn list_tags(&self, request: &ListRequest) -> Result<Listing, RegistryError> {
+        self.list_by_stage(request).await.map_err(|failed| failed.error)
+    }
+
+    async fn list_by_stage(&self, request: &ListRequest) -> Result<Listing, ListError> {
         let listing = self.0.list(request).await;
         match &listing {
             Ok(found) => tracing::debug!(
@@ -256,7 +263,7 @@ impl Inner {
     }
 
     /// Asks the endpoints in turn.
-    async fn list(&self, request: &ListRequest) -> Result<Listing, RegistryError> {
+    async fn list(&self, request: &ListRequest) -> Result<Listing, ListError> {
         let endpoints = self.endpoints(&request.repository, request.insecure_skip_tls_verify)?;
         let mut turns = Turns::new(endpoints, Instant::now() + self.limits.deadline);
         let mut requests = 0;
@@ -265,11 +272,11 @@ impl Inner {
             let keyring = request.keyring.clone();
             let there = ListRequest { repository, keyring, insecure_skip_tls_verify: skip_verify };
             let listing = self.list_there(&there, until, &mut requests).await;
-            if let Some(listing) = turns.settle(listing) {
+            if let Some(listing) = turns.settle(listing, |failed| &failed.error) {
                 return listing.map(|found| Listing { requests, ..found });
             }
         }
-        Err(Turns::none_left())
+        Err(Turns::none_left().into())
     }
 
     async fn list_there(
@@ -277,7 +284,7 @@ impl Inner {
         request: &ListRequest,
         until: Instant,
         requests: &mut usize,
-    ) -> Result<Listing, RegistryError> {
+    ) -> Result<Listing, ListError> {
         let first = origin::tags_url(&request.repository, &self.plain_http)?;
         let (registry, mut session, mut login) =
             self.begin(&request.repository, &request.keyring, request.insecure_skip_tls_verify, &first, until)?;
@@ -285,7 +292,7 @@ impl Inner {
         let late = || RegistryError::Timeout { host: host_text(&first), after: self.limits.deadline };
         let listing = tokio::time::timeout_at(until, listing).await.unwrap_or_else(|_| Err(late()));
         *requests += session.requests();
-        listing.map_err(|error| session.scrub(error))
+        listing.map_err(|error| ListError { stage: session.stage(), error: session.scrub(error) })
     }
 
     async fn list_in(

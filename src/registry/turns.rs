@@ -27,9 +27,14 @@ impl Turns {
     }
 
     /// The outcome, or `None` if the next endpoint is to be asked instead.
-    pub(super) fn settle<T>(&self, outcome: Result<T, RegistryError>) -> Option<Result<T, RegistryError>> {
+    pub(super) fn settle<T, E>(
+        &self,
+        outcome: Result<T, E>,
+        cause: impl Fn(&E) -> &RegistryError,
+    ) -> Option<Result<T, E>> {
         match outcome {
-            Err(error) if !self.left.is_empty() && may_pass(&error) => {
+            Err(error) if !self.left.is_empty() && may_pass(cause(&error)) => {
+                let error = cause(&error);
                 tracing::info!(%error, "a mirror failed, asking the next endpoint");
                 None
             }
