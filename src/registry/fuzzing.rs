@@ -13,14 +13,14 @@ use super::{
     page::Collector,
 };
 
-fn headers(name: HeaderName, values: &[&[u8]]) -> HeaderMap {
+fn headers(name: &HeaderName, values: &[&[u8]]) -> HeaderMap {
     let values = values.iter().filter_map(|value| HeaderValue::from_bytes(value).ok());
     values.map(|value| (name.clone(), value)).collect()
 }
 
 /// The realm of the Bearer challenge in these `WWW-Authenticate` headers, and whether this registry may be answered there.
 pub fn realm(registry: &Url, values: &[&[u8]]) -> Option<(Url, bool)> {
-    let auth::Challenge::Bearer { realm, .. } = auth::challenge(&headers(header::WWW_AUTHENTICATE, values))? else {
+    let auth::Challenge::Bearer { realm, .. } = auth::challenge(&headers(&header::WWW_AUTHENTICATE, values))? else {
         return None;
     };
     let allowed = origin::check_realm(&Origin::of(registry)?, &[], &realm).is_ok();
@@ -30,12 +30,12 @@ pub fn realm(registry: &Url, values: &[&[u8]]) -> Option<(Url, bool)> {
 /// The next page by these `Link` headers of an answer to a request for `first`.
 pub fn next_page(first: &Url, values: &[&[u8]]) -> Result<Option<Url>, RegistryError> {
     let Some(registry) = Origin::of(first) else { return Ok(None) };
-    link::next_page(&headers(header::LINK, values), first, &registry, first)
+    link::next_page(&headers(&header::LINK, values), first, &registry, first)
 }
 
 /// The pause that is told to the user, by a `Retry-After` header.
 pub fn retry_after(value: &[u8]) -> Option<Duration> {
-    notice::retry_after(&headers(header::RETRY_AFTER, &[value])).map(|pause| pause.min(MAX_REPORTED_PAUSE))
+    notice::retry_after(&headers(&header::RETRY_AFTER, &[value])).map(|pause| pause.min(MAX_REPORTED_PAUSE))
 }
 
 /// The tags of one page that arrives in these chunks, and the number of illegal ones.
@@ -52,9 +52,10 @@ pub fn tag_list<'a>(max_tags: usize, chunks: impl IntoIterator<Item = &'a [u8]>)
 
 /// The credentials of a Secret that holds these bytes.
 pub fn docker_config(bytes: &[u8], legacy: bool) -> Result<Keyring, PullSecretError> {
-    let (kind, key) = match legacy {
-        true => ("kubernetes.io/dockercfg", ".dockercfg"),
-        false => ("kubernetes.io/dockerconfigjson", ".dockerconfigjson"),
+    let (kind, key) = if legacy {
+        ("kubernetes.io/dockercfg", ".dockercfg")
+    } else {
+        ("kubernetes.io/dockerconfigjson", ".dockerconfigjson")
     };
     let data = BTreeMap::from([(key.to_owned(), bytes.to_vec())]);
     Keyring::from_secrets([PullSecret { name: "fuzz", kind, data: &data }])

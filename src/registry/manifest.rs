@@ -80,7 +80,7 @@ impl Client {
                 return outcome;
             }
         }
-        Err(turns.none_left())
+        Err(Turns::none_left())
     }
 }
 

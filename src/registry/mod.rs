@@ -276,7 +276,7 @@ impl Inner {
                 return listing.map(|found| Listing { requests, ..found });
             }
         }
-        Err(turns.none_left().into())
+        Err(Turns::none_left().into())
     }
 
     async fn list_there(

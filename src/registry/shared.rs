@@ -119,10 +119,14 @@ impl Shared {
         let mut add = |repository: &Repository| {
             let found = request.keyring.credentials_for(repository);
             context.update(&(found.len() as u64).to_be_bytes());
-            found.iter().for_each(|credentials| context.update(&credentials.fingerprint()));
+            for credentials in &found {
+                context.update(&credentials.fingerprint());
+            }
         };
         add(&request.repository);
-        endpoints.iter().for_each(|endpoint| add(&endpoint.repository));
+        for endpoint in endpoints {
+            add(&endpoint.repository);
+        }
         let mut credentials = [0; 32];
         credentials.copy_from_slice(context.sign().as_ref());
         Key { repository: request.repository.clone(), skip_verify: request.insecure_skip_tls_verify, credentials }

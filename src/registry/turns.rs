@@ -26,7 +26,7 @@ impl Turns {
         Some((endpoint, until))
     }
 
-    /// The outcome, or `None` if the next endpoint is to be asked instead. `cause` finds the registry's part of an error.
+    /// The outcome, or `None` if the next endpoint is to be asked instead.
     pub(super) fn settle<T, E>(
         &self,
         outcome: Result<T, E>,
@@ -34,14 +34,15 @@ impl Turns {
     ) -> Option<Result<T, E>> {
         match outcome {
             Err(error) if !self.left.is_empty() && may_pass(cause(&error)) => {
-                tracing::info!(error = %cause(&error), "a mirror failed, asking the next endpoint");
+                let error = cause(&error);
+                tracing::info!(%error, "a mirror failed, asking the next endpoint");
                 None
             }
             outcome => Some(outcome),
         }
     }
 
-    pub(super) fn none_left(&self) -> RegistryError {
+    pub(super) fn none_left() -> RegistryError {
         RegistryError::Config { cause: "there is no endpoint to ask".to_owned() }
     }
 }
