@@ -242,14 +242,12 @@ fn json(image: &Repository, listing: &Listing) -> Result<Vec<u8>, Failure> {
     #[derive(Serialize)]
     struct Report<'a> {
         image: String,
-        endpoint: &'a str,
         tags: Vec<&'a str>,
         dropped: usize,
         requests: usize,
     }
     let report = Report {
         image: image.to_string(),
-        endpoint: &listing.endpoint,
         tags: listing.tags().collect(),
         dropped: listing.dropped,
         requests: listing.requests,
