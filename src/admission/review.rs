@@ -94,6 +94,8 @@ enum Cause {
     Spec,
     /// The Image that follows from annotations is not known yet.
     Policy,
+    /// The same, of a Pod that nobody made: its Image comes after the Pod.
+    Bare,
 }
 
 /// A body, parsed as far as its envelope.
@@ -273,7 +275,7 @@ impl Plan<'_> {
                     Ok(answer) => answer,
                     Err(reason) => {
                         let image = open.question.image.clone();
-                        let cause = if open.question.pod.is_some() { Cause::Policy } else { Cause::NoTag };
+                        let cause = Cause::of(&open.question);
                         problems.push(Problem { container: slot.name, image, reason, cause });
                         continue;
                     }
@@ -322,6 +324,7 @@ impl Plan<'_> {
             Cause::Spec => format!("Correct it (kubectl edit image {image} -n {namespace})"),
             Cause::NoTag => format!("Wait for its first sync (kubectl describe image {image} -n {namespace})"),
             Cause::Policy => format!("Wait for its Image {image} (kubectl describe images -n {namespace})"),
+            Cause::Bare => "Create the Pod again once that is solved".to_owned(),
         };
         format!("kimup: {}. {step}, or {}", sentences.join("; "), ignore_hint())
     }
@@ -344,6 +347,17 @@ impl Plan<'_> {
     }
 }
 
+impl Cause {
+    /// Why a question has no answer.
+    fn of(question: &Question) -> Self {
+        match &question.pod {
+            None => Self::NoTag,
+            Some(pod) if pod.controller.is_none() => Self::Bare,
+            Some(_) => Self::Policy,
+        }
+    }
+}
+
 impl Problem {
     fn sentence(&self, namespace: &str) -> String {
         let reason = cut(self.reason.trim_end_matches('.'), MAX_REASON);
@@ -351,7 +365,7 @@ impl Problem {
         match self.cause {
             Cause::Spec => format!("Image {namespace}/{image} has no tag, and its spec cannot be used: {reason}"),
             Cause::NoTag => format!("Image {namespace}/{image} has no tag yet: {reason}"),
-            Cause::Policy => format!("no tag is known yet for its policy: {reason}"),
+            Cause::Policy | Cause::Bare => format!("no tag is known yet for its policy: {reason}"),
         }
     }
 }

@@ -67,6 +67,7 @@ impl Entry {
             (Some(of), Some(now)) => *of != now.to_string(),
             _ => false,
         };
+        let order = compiled.as_ref().map_or_else(|_| Order::of(&image.spec), Order::from).following(&status);
         let mut records: HashMap<String, Vec<RevisionRecord>> = HashMap::new();
         for record in status.revisions {
             records.entry(record.uid.clone()).or_default().push(record);
@@ -84,7 +85,7 @@ impl Entry {
                 .digest
                 .filter(|digest| api::pins_digest(&image.spec) && !other && policy::Digest::parse(digest).is_ok()),
             tag: status.tag.filter(|tag| !other && policy::is_legal_tag(tag)),
-            order: compiled.as_ref().map_or_else(|_| Order::of(&image.spec), Order::from),
+            order,
             gate: compiled.as_ref().ok().and_then(|spec| spec.gate),
             error: compiled.err().map(|error| error.to_string()),
             records,

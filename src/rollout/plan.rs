@@ -186,7 +186,10 @@ impl Case<'_> {
         let Some(ran) = self.here(&stamp.reference) else {
             return self.roll(&self.own()); // of another repository: admission does not follow it
         };
-        if self.is_enough(&ran) {
+        let want = self.want();
+        // Where only digests are followed, a stamp with another tag is of a rule before: it is not taken back.
+        let of_before = self.target.order.keeps_tags() && ran.tag != want.tag && want.tag == self.own().tag;
+        if self.is_enough(&ran) || of_before {
             return ContainerPlan::Keep;
         }
         let owners = self.workload.stamp_owners.get(&self.container.name);

@@ -29,8 +29,6 @@ use super::write::{self, WriteError};
 const BROKEN_PAUSE: Duration = Duration::from_secs(5);
 /// Pause after a conflict: the watch needs a moment to bring what we lost against.
 const CONFLICT_PAUSE: Duration = Duration::from_millis(200);
-/// Missed intervals after which an Image is `Stale`.
-const STALE_INTERVALS: i32 = 3;
 
 /// What this process remembers of an Image between syncs. Losing it costs one more listing, nothing else.
 #[derive(Clone, Debug, Default)]
@@ -216,8 +214,10 @@ impl Sync {
                 stalled: true,
             });
         }
-        let access = self.pull_access(image);
-        self.choose(key, image, status, spec, access.as_ref(), wanted).await.unwrap_or_else(Outcome::Failed)
+        let access = self.world.access_of(image);
+        let outcome = self.choose(key, image, status, spec, access.as_ref(), wanted).await;
+        outcome
+            .unwrap_or_else(|failure| Outcome::Failed(failure.tried_again(pace::longest_wait(spec, Timestamp::now()))))
     }
 
     /// The older Image of a person that counts for the repository. An Image that kimup made counts beside it.
@@ -254,7 +254,7 @@ impl Sync {
         let wanted = Wanted { asker: wanted.asker.max(self.asker(key)), ..wanted };
         let listing = self.places.outside(observe::list_tags(&self.registry, &asked, wanted)).await;
         let listing = listing.ok_or_else(stopping)??;
-        self.hosts_down().remove(spec.repository.host());
+        self.host_answers(spec.repository.host());
         let stamped = self.newest_stamp(image, spec);
         let known = Known {
             settled: status.tag.as_deref(),
@@ -320,7 +320,8 @@ impl Sync {
         let memo = memos.entry(key.clone()).or_default();
         let uid = image.uid().unwrap_or_default();
         if memo.uid != uid {
-            *memo = Memo { uid, generation: status.observed_generation, last_success: Some(now), ..Memo::default() };
+            let last_success = Some(status::failing_since(status).unwrap_or(now));
+            *memo = Memo { uid, generation: status.observed_generation, last_success, ..Memo::default() };
             // Taken over from an earlier process: its last sync counts, so that a restart is not a burst.
             let last = status.time.as_deref().and_then(|time| time.parse().ok()).filter(|_| status.tag.is_some());
             let resume = |(last, spec)| pace::resume(spec, last, now, self.options.status_heartbeat);
@@ -343,19 +344,13 @@ impl Sync {
     /// Remembers when the next sync is due.
     fn schedule(&self, key: &ImageKey, image: &Image, spec: Option<&CompiledSpec>, failed: bool) {
         let now = Timestamp::now();
-        let regular = spec.and_then(|spec| pace::next(spec, now));
         let mut memos = self.memos();
         let memo = memos.entry(key.clone()).or_default();
         memo.generation = image.metadata.generation;
         memo.forced = true; // until the outcome is written: a conflict must not lose it
-        if failed {
-            memo.failures = memo.failures.saturating_add(1);
-            let retry = now.saturating_add(pace::retry_pause(spec, memo.failures)).unwrap_or(now);
-            memo.next = Some(regular.map_or(retry, |regular| regular.min(retry)));
-        } else {
-            memo.failures = 0;
+        (memo.failures, memo.next) = pace::after(spec, memo.failures, failed, now);
+        if !failed {
             memo.last_success = Some(now);
-            memo.next = regular;
         }
     }
 
@@ -370,11 +365,7 @@ impl Sync {
         let Some(last) = self.memos().get(key).and_then(|memo| memo.last_success).filter(|_| failed) else {
             return;
         };
-        let Some(next) = spec.and_then(|spec| pace::next_unspread(spec, last)) else {
-            return;
-        };
-        let missed = last.checked_add(last.duration_until(next) * STALE_INTERVALS);
-        if missed.is_ok_and(|missed| missed < subject.now) {
+        if spec.is_some_and(|spec| pace::is_stale(spec, last, subject.now)) {
             status::mark_stale(status, subject, &status::rfc3339(last));
         }
     }

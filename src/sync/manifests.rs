@@ -46,23 +46,23 @@ impl Asks<'_> {
 }
 
 /// No such manifest is an answer, not a failure.
-fn found<T>(answer: Result<T, RegistryError>) -> Result<Option<T>, Failure> {
+fn found<T>(of: &ManifestRequest, answer: Result<T, RegistryError>) -> Result<Option<T>, Failure> {
     match answer {
         Ok(found) => Ok(Some(found)),
         Err(RegistryError::NoManifest { .. }) => Ok(None),
-        Err(error) => Err(observe::registry_failure(&error)),
+        Err(error) => Err(observe::manifest_failure(&of.repository, &of.tag, &error)),
     }
 }
 
 impl Manifests for Asks<'_> {
     async fn digest(&self, tag: &str) -> Result<Option<String>, Failure> {
         let request = self.request(tag);
-        Ok(found(Box::pin(self.sync.registry.digest(&request)).await)?.map(|digest| digest.to_string()))
+        Ok(found(&request, Box::pin(self.sync.registry.digest(&request)).await)?.map(|digest| digest.to_string()))
     }
 
     async fn manifest(&self, tag: &str) -> Result<Option<Manifest>, Failure> {
         let request = self.request(tag);
-        found(Box::pin(self.sync.registry.manifest(&request)).await)
+        found(&request, Box::pin(self.sync.registry.manifest(&request)).await)
     }
 
     async fn needed(&self) -> Result<Needed, Failure> {

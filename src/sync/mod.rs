@@ -12,6 +12,7 @@ mod managed;
 mod manifests;
 mod nodes;
 mod observe;
+mod outage;
 mod pace;
 mod question;
 mod queue;

@@ -58,7 +58,7 @@ impl Sync {
             let until = if self.leadership.is_leader() { deadline } else { patience };
             if !matches!(tokio::time::timeout_at(until, changed.changed()).await, Ok(Ok(()))) {
                 let image = image.ok_or_else(|| format!("Image {key} is not known here yet"))?;
-                let access = self.pull_access(&image);
+                let access = self.world.access_of(&image);
                 return self.decide_alone(&key, &image, access.as_ref(), deadline).await;
             }
         }

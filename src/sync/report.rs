@@ -11,6 +11,7 @@ use crate::telemetry::RolloutOutcome;
 
 use super::engine::{Key, Sync};
 use super::managed;
+use super::observe::HOST_FAILS;
 use super::status::{DUPLICATE, Selected};
 use super::world::{ImageKey, User};
 
@@ -99,18 +100,27 @@ impl Sync {
         let reason = match new.result {
             Some(SyncResult::Error) if now.reason == DUPLICATE => Reason::Duplicate,
             Some(SyncResult::GetRuleError | SyncResult::GetImageError | SyncResult::Error) => Reason::PolicyInvalid,
-            Some(SyncResult::RegistryError) => {
-                let host = new.repository.as_deref().and_then(|r| r.split('/').next()).unwrap_or_default().to_owned();
-                if !self.hosts_down().insert(host) {
+            Some(SyncResult::RegistryError) if now.reason == HOST_FAILS => {
+                let host = new.repository.as_deref().and_then(|r| r.split('/').next()).unwrap_or_default();
+                if !self.outages.begins(host) {
                     return; // said for this host already
                 }
                 Reason::RegistryUnreachable
             }
-            Some(SyncResult::TagsError | SyncResult::PullSecretsError) => Reason::SyncFailed,
+            Some(SyncResult::RegistryError | SyncResult::TagsError | SyncResult::PullSecretsError) => {
+                Reason::SyncFailed
+            }
             // `ActionError` is said on the workload that could not be rolled.
             _ => return tracing::warn!(image = %key, reason = now.reason, "{}", now.message),
         };
         self.events.say(on, reason, &now.message).await;
+    }
+
+    /// A registry has answered with a list of tags.
+    pub(super) fn host_answers(&self, host: &str) {
+        if let Some(outage) = self.outages.ends(host) {
+            tracing::info!(host, after_s = outage.as_secs(), "the registry answers again");
+        }
     }
 
     /// Says that the registry has a pinned digest no longer, and what is run instead.

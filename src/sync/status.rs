@@ -1,6 +1,7 @@
 //! From what a sync found to the status that tells it. Pure.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -57,6 +58,17 @@ pub struct Failure {
     pub message: String,
     /// Trying again cannot help: somebody must change something.
     pub stalled: bool,
+}
+
+impl Failure {
+    /// The failure, with when the sync is tried again. How long at most, as each time of a next try would be a write.
+    #[must_use]
+    pub fn tried_again(self, within: Duration) -> Self {
+        let within = humantime::format_duration(Duration::from_secs(within.as_secs().max(1)));
+        let message =
+            if self.stalled { self.message } else { format!("{}; tried again within {within}", self.message) };
+        Self { message, ..self }
+    }
 }
 
 /// What a status is about.
@@ -323,8 +335,18 @@ fn remember(status: &mut ImageStatus, rollout: &RolloutStatus, now: Timestamp, w
     status.history.truncate(MAX_HISTORY);
 }
 
-/// Marks an Image whose syncs have failed for three intervals.
+/// Since when syncs fail, as the status of an earlier process has it; none if the last one did not.
+pub fn failing_since(status: &ImageStatus) -> Option<Timestamp> {
+    let failed = [SyncResult::RegistryError, SyncResult::TagsError, SyncResult::PullSecretsError];
+    let ready = status.conditions.iter().find(|c| c.type_ == condition::READY && c.status == "False")?;
+    status.result.is_some_and(|result| failed.contains(&result)).then_some(ready.last_transition_time.0)
+}
+
+/// Marks an Image whose syncs have failed for three intervals. What was said of it stays: a restart knows less.
 pub fn mark_stale(status: &mut ImageStatus, subject: &Subject<'_>, since: &str) {
+    if status.conditions.iter().any(|c| c.type_ == condition::STALE && c.status == "True") {
+        return;
+    }
     let message = format!("no sync has succeeded since {since}");
     Conditions { list: &mut status.conditions, subject }.set(condition::STALE, true, "SyncsFail", &message);
 }

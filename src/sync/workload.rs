@@ -428,7 +428,7 @@ fn target(image: &Image, workload: &Workload, container: &str) -> Option<Target>
             && (wanted.digest.is_none() || status.digest == wanted.digest),
         rule: rule.filter(|rule| !rule.is_empty()).unwrap_or_else(|| "none".to_owned()),
         rollout: rollout::id(image.metadata.uid.as_deref().unwrap_or_default(), &wanted.to_string()),
-        order: Order::of(&image.spec),
+        order: Order::of(&image.spec).following(&status),
         left: held.map(|h| h.left.clone()).filter(|left| !left.is_empty()),
         tag: wanted.tag,
         digest: wanted.digest,

@@ -43,6 +43,22 @@ fn the_same_tag_needs_the_same_digest() {
 }
 
 #[test]
+fn a_digest_rule_takes_no_stamp_of_a_rule_before_back() {
+    #[track_caller]
+    fn check(text: &str, stamp: &str, wanted: &str, expected: &str) {
+        let mut case = pinned(text, wanted);
+        case.target.order = order("digest", None);
+        check_pinned(case.stamp(&full(stamp), &[OURS]), expected);
+    }
+    check("app:1.0.0", "app:1.0.0 app:1.4.2", "1.4.2@a", "keep");
+    check("app:1.0.0", "app:1.0.0 app:1.3.0", "1.4.2@a", "keep");
+    check("app:1.0.0", "app:1.0.0 app:1.0.0@a", "1.0.0@b", "1.0.0@a -> 1.0.0@b | app:1.0.0 app:1.0.0@b");
+    // It was chosen for this text, whose tag is where the choice began.
+    let latest = "latest@a -> latest@b | app:latest app:latest@b";
+    check("app:latest", "app:latest app:latest@a", "latest@b", latest);
+}
+
+#[test]
 fn what_is_not_stamped_yet() {
     let plain = |wanted: &str, running: &[&str]| {
         let running: Vec<String> = running.iter().map(|text| full(text)).collect();
