@@ -190,7 +190,7 @@ async fn a_registry_with_tokens() {
     tags.lists(IMAGE, &identity, "", 3).await;
     assert_eq!(domain.asked(1), ["POST "]);
 
-    let denied = "auth.kimup.test denies access (with credentials)";
+    let denied = "registry.kimup.test denies access (with credentials)";
     tags.fails(IMAGE, LOGIN, WRONG, &[denied, "(401)"]).await;
     assert_eq!(domain.asked(2), ["GET Basic repository:team/app:pull"]);
     // Tokens that open nothing, because nobody asked or because somebody else may.
