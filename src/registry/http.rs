@@ -10,8 +10,10 @@ use tokio::time::Instant;
 use url::Url;
 
 use super::{
+    auth,
     error::{Cap, Refusal, RegistryError, Step},
     failure::Stage,
+    keyring::Credentials,
     notice::retry_after,
     origin::{self, Origin, Reach, host_text},
     page::PageError,
@@ -126,8 +128,18 @@ impl<'a> Session<'a> {
         }
     }
 
+    /// Keeps these out of what is shown from the start, not only once they are sent: a registry may know them from an
+    /// earlier listing. More than a page has requests cannot have been tried.
+    pub(super) fn learn(&mut self, credentials: &[Credentials]) {
+        for found in credentials.iter().take(MAX_REQUESTS_PER_PAGE) {
+            let header = found.user_and_password().and_then(|(user, password)| auth::basic(user, password));
+            header.iter().for_each(|header| self.scrubber.learn_authorization(header));
+            found.identity_token().into_iter().for_each(|token| self.scrubber.learn(token));
+        }
+    }
+
     /// Remembers a secret that goes out in a body; those in headers are seen by themselves.
-    pub(super) fn learn(&mut self, secret: &str) {
+    pub(super) fn learn_sent(&mut self, secret: &str) {
         self.scrubber.learn(secret);
     }
 

@@ -234,7 +234,7 @@ impl<'a> Login<'a> {
             authorization = pair.and_then(|(username, password)| auth::basic(username, password));
         }
         if let Some(token) = identity_token {
-            session.learn(token);
+            session.learn_sent(token);
         }
         self.sent |= credentials.is_some();
         let asked_at = Instant::now();

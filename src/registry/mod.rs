@@ -249,16 +249,13 @@ impl Inner {
     ) -> Result<(Origin, Session<'_>, Login<'_>), RegistryError> {
         let unusable = || RegistryError::Config { cause: format!("{repository} has no usable host") };
         let registry = Origin::of(first).ok_or_else(unusable)?;
-        let session = Session::new(&self.transport, registry.clone(), first.clone(), skip_verify, deadline);
+        let credentials = keyring.credentials_for(repository);
+        let mut session = Session::new(&self.transport, registry.clone(), first.clone(), skip_verify, deadline);
+        session.learn(&credentials);
         let path = repository.path().to_owned();
         let key = TokenKey { registry: registry.clone(), skip_verify, repository: path, credentials: None };
-        let login = Login::new(
-            &self.tokens,
-            self.registry_hosts.token_hosts(&registry),
-            key,
-            first,
-            keyring.credentials_for(repository),
-        );
+        let token_hosts = self.registry_hosts.token_hosts(&registry);
+        let login = Login::new(&self.tokens, token_hosts, key, first, credentials);
         Ok((registry, session, login))
     }
 

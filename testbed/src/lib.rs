@@ -1,8 +1,8 @@
 //! A real Kubernetes control plane and OCI registries, as plain processes on this machine: no containers, no root.
 //!
 //! [`Cluster`] is etcd, kube-apiserver, kube-controller-manager, kube-scheduler and kwok (a simulated kubelet);
-//! [`Registry`] is the distribution registry; [`KimupProcess`] is kimup itself. [`FaultServer`] is a host that misbehaves. `tools/build` builds the programs on
-//! first use. Everything started here ends with the process that started it, however that ends (see [`Process`]), and
+//! [`Registry`] is the distribution registry, [`TokenService`] gives out its tokens; [`KimupProcess`] is kimup itself.
+//! [`FaultServer`] is a host that misbehaves. `tools/build` builds the programs on first use. Everything started here ends with the process that started it, however that ends (see [`Process`]), and
 //! its files with it, unless something panicked or `KIMUP_KEEP_LOGS` is set: then the logs stay.
 //!
 //! Meant for tests and the demo only. Values are shared between tests that each have a Tokio runtime of their own, so
@@ -22,6 +22,7 @@ mod process;
 mod registry;
 mod run_dir;
 mod scripted;
+mod token;
 mod tools;
 mod wait;
 
@@ -36,6 +37,7 @@ pub use process::{Process, ProcessSpec};
 pub use registry::Registry;
 pub use run_dir::{RunDir, run_dir};
 pub use scripted::{Answer, RecordedRequest, ScriptedRegistry};
+pub use token::{TokenService, TokenUser};
 pub use tools::{checkout, tool};
 pub use wait::{Attempt, eventually, try_eventually};
 

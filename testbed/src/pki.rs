@@ -28,15 +28,6 @@ pub(crate) fn write_cluster_pki(folder: &Path) -> Result<String> {
     Ok(ca_pem)
 }
 
-/// Writes a self-signed `server.crt` and its `server.key`. Returns the certificate as PEM.
-pub(crate) fn write_self_signed(folder: &Path) -> Result<String> {
-    let key = KeyPair::generate()?;
-    let pem = params("registry", &NAMES)?.self_signed(&key)?.pem();
-    write(folder, "server.crt", &pem)?;
-    write(folder, "server.key", &key.serialize_pem())?;
-    Ok(pem)
-}
-
 fn params(name: &str, alternative_names: &[&str]) -> Result<CertificateParams> {
     let names: Vec<String> = alternative_names.iter().map(|&name| name.to_owned()).collect();
     let mut params = CertificateParams::new(names)?;
@@ -55,11 +46,15 @@ pub struct TestCa {
     issuer: Issuer<'static, KeyPair>,
 }
 
-/// A certificate with its key, in DER.
+/// A certificate with its key.
 pub struct ServerCertificate {
+    /// In DER.
     pub(crate) chain: Vec<Vec<u8>>,
+    /// In DER (PKCS #8): an ECDSA key on the curve P-256.
     pub(crate) key: Vec<u8>,
     pem: String,
+    key_pem: String,
+    root_pem: String,
 }
 
 impl ServerCertificate {
@@ -68,14 +63,37 @@ impl ServerCertificate {
         &self.pem
     }
 
+    /// What a client trusts that accepts it, in PEM: the authority's certificate, or its own.
+    pub fn root_pem(&self) -> &str {
+        &self.root_pem
+    }
+
     /// Signed by itself.
     pub fn self_signed(names: &[&str]) -> Result<Self> {
         let key = KeyPair::generate()?;
-        Ok(Self::new(&params("self-signed", names)?.self_signed(&key)?, &key))
+        Ok(Self::new(&params("self-signed", names)?.self_signed(&key)?, &key, None))
     }
 
-    fn new(certificate: &rcgen::Certificate, key: &KeyPair) -> Self {
-        Self { chain: vec![certificate.der().to_vec()], key: key.serialize_der(), pem: certificate.pem() }
+    /// Signed by itself, for the names under which everything here is reached.
+    pub(crate) fn own() -> Result<Self> {
+        Self::self_signed(&NAMES)
+    }
+
+    /// Writes `server.crt` and `server.key`.
+    pub(crate) fn write(&self, folder: &Path) -> Result<()> {
+        write(folder, "server.crt", &self.pem)?;
+        write(folder, "server.key", &self.key_pem)
+    }
+
+    fn new(certificate: &rcgen::Certificate, key: &KeyPair, root: Option<&str>) -> Self {
+        let pem = certificate.pem();
+        Self {
+            chain: vec![certificate.der().to_vec()],
+            key: key.serialize_der(),
+            key_pem: key.serialize_pem(),
+            root_pem: root.unwrap_or(&pem).to_owned(),
+            pem,
+        }
     }
 }
 
@@ -109,6 +127,6 @@ impl TestCa {
 
     fn sign(&self, params: &CertificateParams) -> Result<ServerCertificate> {
         let key = KeyPair::generate()?;
-        Ok(ServerCertificate::new(&params.signed_by(&key, &self.issuer)?, &key))
+        Ok(ServerCertificate::new(&params.signed_by(&key, &self.issuer)?, &key, Some(&self.pem)))
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -9,11 +10,13 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use aws_lc_rs::digest::{SHA256, digest};
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, header};
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 use url::Url;
 
-use crate::pki::write_self_signed;
+use crate::pki::ServerCertificate;
 use crate::process::{Process, ProcessSpec, Started, start, start_on_ports};
 use crate::run_dir::run_dir;
+use crate::token::{Signer, TokenService};
 use crate::tools::tool;
 use crate::wait::try_eventually;
 
@@ -24,6 +27,8 @@ const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 /// A tar archive without files: two blocks of zeros.
 const EMPTY_TAR: [u8; 1024] = [0; 1024];
+/// Requests at a time where many are sent.
+const WORKERS: usize = 8;
 
 /// A running registry. What is pushed stays over [`Registry::stop`] and [`Registry::start_again`]; dropping it ends
 /// it. All requests are made with a client of their own, so it can be shared between tests.
@@ -31,40 +36,60 @@ pub struct Registry {
     process: Option<Process>,
     spec: ProcessSpec,
     port: u16,
-    user: Option<(String, String)>,
-    certificate: Option<String>,
+    login: Login,
+    /// What its certificate is verified with.
+    root: Option<String>,
+}
+
+/// How it knows who asks, and how the requests here log in.
+enum Login {
+    Nobody,
+    Basic { user: String, password: String },
+    Token { signer: Arc<Signer>, realm: String },
+}
+
+impl Login {
+    fn basic(user: &str, password: &str) -> Self {
+        Self::Basic { user: user.to_owned(), password: password.to_owned() }
+    }
 }
 
 impl Registry {
     /// Plain http, no credentials.
     pub async fn open() -> Result<Self> {
-        Self::launch(None, false).await
+        Self::launch(Login::Nobody, None).await
     }
 
     /// Plain http with Basic authentication.
     pub async fn htpasswd(user: &str, password: &str) -> Result<Self> {
-        Self::launch(Some((user, password)), false).await
+        Self::launch(Login::basic(user, password), None).await
     }
 
     /// https with a self-signed certificate, no credentials.
     pub async fn tls() -> Result<Self> {
-        Self::launch(None, true).await
+        Self::launch(Login::Nobody, Some(&ServerCertificate::own()?)).await
     }
 
     /// https with a self-signed certificate and Basic authentication.
     pub async fn tls_htpasswd(user: &str, password: &str) -> Result<Self> {
-        Self::launch(Some((user, password)), true).await
+        Self::launch(Login::basic(user, password), Some(&ServerCertificate::own()?)).await
     }
 
-    async fn launch(user: Option<(&str, &str)>, tls: bool) -> Result<Self> {
+    /// https with this certificate, which must be good for 127.0.0.1; no credentials.
+    pub async fn https(certificate: &ServerCertificate) -> Result<Self> {
+        Self::launch(Login::Nobody, Some(certificate)).await
+    }
+
+    /// The same with tokens of this service, which clients are told to find at `https://<realm_host>/token`.
+    pub async fn https_token(certificate: &ServerCertificate, tokens: &TokenService, realm_host: &str) -> Result<Self> {
+        let login = Login::Token { signer: tokens.signer(), realm: format!("https://{realm_host}/token") };
+        Self::launch(login, Some(certificate)).await
+    }
+
+    async fn launch(login: Login, certificate: Option<&ServerCertificate>) -> Result<Self> {
         crate::install_crypto_provider();
         let folder = run_dir()?.folder("registry")?;
-        let certificate = if tls { Some(write_self_signed(&folder)?) } else { None };
-        if let Some((user, password)) = user {
-            // The least cost that bcrypt knows: the registry checks the password at each request.
-            fs::write(folder.join("htpasswd"), format!("{user}:{}\n", bcrypt::hash(password, 4)?))?;
-        }
-        let config_file = write_config(&folder, user.is_some(), tls)?;
+        let config_file = write_config(&folder, &login, certificate)?;
         let program = tool("registry")?;
         let spec = |port: u16| {
             let mut spec = ProcessSpec::new("registry", program.clone(), &folder).arg("serve").arg(&config_file);
@@ -76,8 +101,8 @@ impl Registry {
         };
         let (process, [port]) =
             start_on_ports(START_DEADLINE, |[port]| spec(port), async |process, _| listening(process)).await?;
-        let user = user.map(|(user, password)| (user.to_owned(), password.to_owned()));
-        Ok(Self { process: Some(process), spec: spec(port), port, user, certificate })
+        let root = certificate.map(|certificate| certificate.root_pem().to_owned());
+        Ok(Self { process: Some(process), spec: spec(port), port, login, root })
     }
 
     /// Host and port, as in an image reference: `127.0.0.1:12345`.
@@ -90,9 +115,9 @@ impl Registry {
         format!("{}/{repository}", self.host())
     }
 
-    /// The self-signed certificate, as PEM; none for plain http.
+    /// What its certificate is verified with, as PEM: itself, if it is self-signed; none for plain http.
     pub fn certificate_pem(&self) -> Option<&str> {
-        self.certificate.as_deref()
+        self.root.as_deref()
     }
 
     /// The `.dockerconfigjson` of a Secret with these credentials for this registry.
@@ -118,6 +143,13 @@ impl Registry {
         Ok(())
     }
 
+    /// As [`Registry::start_again`], with at most so many tags in one page whatever a client asks for. Without this
+    /// it is 1000.
+    pub async fn start_again_with_pages_of(&mut self, tags: usize) -> Result<()> {
+        self.spec.env.push(("REGISTRY_TAGS_MAXTAGS".to_owned(), tags.to_string()));
+        self.start_again().await
+    }
+
     /// Pushes a tiny image and returns its digest. Each push has a content of its own, so pushing a tag again moves
     /// it.
     pub async fn push(&self, repository: &str, tag: &str) -> Result<String> {
@@ -126,26 +158,61 @@ impl Registry {
 
     /// The same for another architecture than that of the cluster's Nodes.
     pub async fn push_for(&self, repository: &str, tag: &str, architecture: &str) -> Result<String> {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
         let client = self.client()?;
-        let layer = self.push_blob(&client, repository, &EMPTY_TAR).await?;
+        let manifest = self.push_parts(&client, repository, architecture).await?;
+        let sha = sha256(manifest.as_bytes());
+        self.put_manifest(&client, repository, tag, manifest)?.await?;
+        Ok(sha)
+    }
+
+    /// Pushes one image and gives it all these tags: thousands take seconds.
+    pub async fn push_with_tags(&self, repository: &str, tags: &[String]) -> Result<()> {
+        let client = self.client()?;
+        let manifest = self.push_parts(&client, repository, "amd64").await?;
+        let mut workers = JoinSet::new();
+        for part in tags.chunks(tags.len().div_ceil(WORKERS).max(1)) {
+            let puts = part.iter().map(|tag| self.put_manifest(&client, repository, tag, manifest.clone()));
+            let puts = puts.collect::<Result<Vec<_>>>()?;
+            workers.spawn(async move {
+                for put in puts {
+                    put.await?;
+                }
+                Ok(())
+            });
+        }
+        workers.join_all().await.into_iter().collect()
+    }
+
+    /// The request that gives an image a tag, to be awaited.
+    fn put_manifest(
+        &self,
+        client: &Client,
+        repository: &str,
+        tag: &str,
+        manifest: String,
+    ) -> Result<impl Future<Output = Result<()>> + Send + 'static> {
+        let path = format!("{repository}/manifests/{tag}");
+        let put = self.request(client, Method::PUT, &path)?.header(header::CONTENT_TYPE, MANIFEST).body(manifest);
+        Ok(async move { expect(put.send().await?, &[StatusCode::CREATED], &path).await.map(drop) })
+    }
+
+    /// Pushes all of a new image but its manifest, which is returned.
+    async fn push_parts(&self, client: &Client, repository: &str, architecture: &str) -> Result<String> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let layer = self.push_blob(client, repository, &EMPTY_TAR).await?;
         let config = json!({
             "architecture": architecture, "os": "linux", "rootfs": {"type": "layers", "diff_ids": [layer]},
             "config": {"Labels": {"push": format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))}},
         })
         .to_string();
-        let config_digest = self.push_blob(&client, repository, config.as_bytes()).await?;
+        let config_digest = self.push_blob(client, repository, config.as_bytes()).await?;
         let manifest = json!({
             "schemaVersion": 2, "mediaType": MANIFEST,
             "config": {"mediaType": CONFIG, "digest": config_digest, "size": config.len()},
             "layers": [{"mediaType": LAYER, "digest": layer, "size": EMPTY_TAR.len()}],
         })
         .to_string();
-        let sha = sha256(manifest.as_bytes());
-        let path = format!("{repository}/manifests/{tag}");
-        let put = self.request(&client, Method::PUT, &path)?.header(header::CONTENT_TYPE, MANIFEST).body(manifest);
-        expect(put.send().await?, &[StatusCode::CREATED], &path).await?;
-        Ok(sha)
+        Ok(manifest)
     }
 
     /// Pushes one image for each tag.
@@ -199,22 +266,23 @@ impl Registry {
 
     /// Not kept: a client belongs to the runtime of its first request.
     fn client(&self) -> Result<Client> {
-        let certificates = self.certificate.iter().map(|pem| reqwest::Certificate::from_pem(pem.as_bytes()));
+        let certificates = self.root.iter().map(|pem| reqwest::Certificate::from_pem(pem.as_bytes()));
         let certificates = certificates.collect::<Result<Vec<_>, _>>()?;
         Ok(Client::builder().tls_certs_only(certificates).no_proxy().timeout(Duration::from_secs(10)).build()?)
     }
 
     fn request(&self, client: &Client, method: Method, path: &str) -> Result<RequestBuilder> {
-        let scheme = if self.certificate.is_some() { "https" } else { "http" };
+        let scheme = if self.root.is_some() { "https" } else { "http" };
         let url = Url::parse(&format!("{scheme}://{}/v2/{path}", self.host()))?;
-        Ok(self.with_credentials(client.request(method, url)))
+        self.with_credentials(client.request(method, url), path)
     }
 
-    fn with_credentials(&self, request: RequestBuilder) -> RequestBuilder {
-        match &self.user {
-            Some((user, password)) => request.basic_auth(user, Some(password)),
-            None => request,
-        }
+    fn with_credentials(&self, request: RequestBuilder, path: &str) -> Result<RequestBuilder> {
+        Ok(match &self.login {
+            Login::Nobody => request,
+            Login::Basic { user, password } => request.basic_auth(user, Some(password)),
+            Login::Token { signer, .. } => request.bearer_auth(signer.for_path(path)?),
+        })
     }
 
     async fn push_blob(&self, client: &Client, repository: &str, content: &[u8]) -> Result<String> {
@@ -226,12 +294,12 @@ impl Registry {
         let mut upload = answer.url().join(location.context("an upload without Location")?)?;
         upload.query_pairs_mut().append_pair("digest", &sha);
         let put = client.put(upload).header(header::CONTENT_TYPE, "application/octet-stream").body(content.to_vec());
-        expect(self.with_credentials(put).send().await?, &[StatusCode::CREATED], &path).await?;
+        expect(self.with_credentials(put, &path)?.send().await?, &[StatusCode::CREATED], &path).await?;
         Ok(sha)
     }
 }
 
-fn write_config(folder: &Path, htpasswd: bool, tls: bool) -> Result<String> {
+fn write_config(folder: &Path, login: &Login, certificate: Option<&ServerCertificate>) -> Result<String> {
     let mut config = json!({
         "version": "0.1",
         "log": {"level": "info"},
@@ -239,10 +307,23 @@ fn write_config(folder: &Path, htpasswd: bool, tls: bool) -> Result<String> {
             "maintenance": {"uploadpurging": {"enabled": false}}},
         "http": {"secret": "shared by nobody"},
     });
-    if htpasswd {
-        config["auth"] = json!({"htpasswd": {"realm": "testbed", "path": folder.join("htpasswd")}});
+    match login {
+        Login::Nobody => {}
+        Login::Basic { user, password } => {
+            let path = folder.join("htpasswd");
+            // The least cost that bcrypt knows: the registry checks the password at each request.
+            fs::write(&path, format!("{user}:{}\n", bcrypt::hash(password, 4)?))?;
+            config["auth"] = json!({"htpasswd": {"realm": "testbed", "path": path}});
+        }
+        Login::Token { signer, realm } => {
+            let path = folder.join("tokens.crt");
+            fs::write(&path, signer.certificate_pem())?;
+            config["auth"] = json!({"token": {"realm": realm, "service": Signer::SERVICE, "issuer": Signer::ISSUER,
+                "rootcertbundle": path, "signingalgorithms": [Signer::ALGORITHM]}});
+        }
     }
-    if tls {
+    if let Some(certificate) = certificate {
+        certificate.write(folder)?;
         config["http"]["tls"] = json!({"certificate": folder.join("server.crt"), "key": folder.join("server.key")});
     }
     let path = folder.join("config.yaml"); // JSON is YAML

@@ -7,6 +7,7 @@
 mod admission;
 mod annotated;
 mod apiserver;
+mod canary;
 mod chaos;
 mod configuration;
 mod containers;

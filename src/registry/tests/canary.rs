@@ -350,6 +350,28 @@ async fn no_credentials_get_out() {
     assert!(reached >= 50, "the credentials were in play in {reached} cases only");
 }
 
+/// It was sent the credentials in a listing that it denied, and repeats them before it is sent them again.
+#[tokio::test]
+async fn what_a_registry_remembers_is_not_told() {
+    let (log, _guard) = capture();
+    let mut world = World::new();
+    let remembers = |_: &FaultRequest| {
+        let warning = format!("299 - \"{PASSWORD} {} {IDENTITY}\"", basic());
+        status(401).header("www-authenticate", "Digest realm=\"r\"").header("warning", &warning)
+    };
+    let registry = world.host(OURS, PUBLIC, remembers).await;
+    let mut wanted = request(OURS, &[]);
+    for (identity, marks) in [(false, vec![PASSWORD.to_owned(), basic()]), (true, vec![IDENTITY.to_owned()])] {
+        log.0.lock().unwrap().clear();
+        wanted.keyring = keyring(identity);
+        world.client().list_tags(&wanted).await.unwrap_err();
+        let logged = String::from_utf8_lossy(&log.0.lock().unwrap()).into_owned();
+        assert!(logged.contains("the registry warns"), "{logged}");
+        assert!(marks.iter().all(|mark| !logged.contains(mark)), "{logged}");
+    }
+    assert!(registry.authorizations().iter().all(String::is_empty), "nothing was sent");
+}
+
 #[tokio::test]
 async fn row_33_warnings_are_logged_once() {
     let (log, _guard) = capture();
