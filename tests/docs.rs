@@ -234,6 +234,31 @@ fn every_container_of_the_certs_variant_is_told_of_the_files() {
     }
 }
 
+/// A rule that is added before the one that the certs variant takes away moves it.
+#[test]
+fn the_certs_variant_takes_the_right_to_the_webhook_configuration_away() {
+    let rbac = fs::read_to_string(checkout("deploy/rbac.yaml")).unwrap();
+    let role = rbac
+        .split("\n---\n")
+        .map(|document| serde_saphyr::from_str::<Value>(document).unwrap())
+        .find(|object| object["kind"] == "ClusterRole" && object["metadata"]["name"] == "kimup")
+        .unwrap();
+    let patch: Value =
+        serde_saphyr::from_str(&fs::read_to_string(checkout("certs/clusterrole-patch.yaml")).unwrap()).unwrap();
+    let removes: Vec<&str> = patch
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|op| op["op"] == "remove")
+        .map(|op| op["path"].as_str().unwrap())
+        .collect();
+    assert_eq!(removes.len(), 1);
+    assert_eq!(role.pointer(removes[0]).unwrap()["resources"], json!(["mutatingwebhookconfigurations"]));
+    for test in patch.as_array().unwrap().iter().filter(|op| op["op"] == "test") {
+        assert_eq!(role.pointer(test["path"].as_str().unwrap()), Some(&test["value"]));
+    }
+}
+
 #[test]
 fn examples_are_images_that_can_be_used() {
     let now = "2026-01-01T00:00:00Z".parse().unwrap();
@@ -243,4 +268,14 @@ fn examples_are_images_that_can_be_used() {
         let compiled = kimup::api::compile(&image.spec, now).unwrap_or_else(|error| panic!("{name}: {error}"));
         assert_eq!(json!(compiled.unsupported), json!([]), "{name}");
     }
+}
+
+#[test]
+fn the_annotated_example_is_followed() {
+    use kimup::api::annotated::{Containers, Levels, read};
+    let text = fs::read_to_string(checkout("examples/annotation.yaml")).unwrap();
+    let object: k8s_openapi::api::apps::v1::Deployment = serde_saphyr::from_str(&text).unwrap();
+    let template = object.spec.template.metadata.unwrap().annotations.unwrap();
+    let found = read(Levels(&[&template]), Containers { regular: &["app"], init: &[] });
+    assert_eq!((found.problems.len(), found.containers["app"].policy.as_str()), (0, "minor"));
 }

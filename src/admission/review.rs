@@ -7,14 +7,13 @@ use json_patch::{AddOperation, Patch, PatchOperation, ReplaceOperation};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use crate::api::Applied;
 use crate::api::annotated::Levels;
 use crate::api::annotations::{
     self, AnnotationError, FAILURE_POLICY, FailurePolicy, MIRROR_POD, Map, NamespaceSettings,
 };
+use crate::api::{Applied, Tagged};
 use crate::index::question::{Answered, Question};
 use crate::index::{Answer, Open, PodFacts, PodView, Snapshot, answer};
-use crate::policy::is_legal_tag;
 
 use super::verdict::{Verdict, cut};
 use super::wire::{Container, Envelope, Object, Pod, Request, Text, names};
@@ -95,6 +94,8 @@ enum Cause {
     Spec,
     /// The Image that follows from annotations is not known yet.
     Policy,
+    /// The same, of a Pod that nobody made: its Image comes after the Pod.
+    Bare,
 }
 
 /// A body, parsed as far as its envelope.
@@ -274,7 +275,7 @@ impl Plan<'_> {
                     Ok(answer) => answer,
                     Err(reason) => {
                         let image = open.question.image.clone();
-                        let cause = if open.question.pod.is_some() { Cause::Policy } else { Cause::NoTag };
+                        let cause = Cause::of(&open.question);
                         problems.push(Problem { container: slot.name, image, reason, cause });
                         continue;
                     }
@@ -323,6 +324,7 @@ impl Plan<'_> {
             Cause::Spec => format!("Correct it (kubectl edit image {image} -n {namespace})"),
             Cause::NoTag => format!("Wait for its first sync (kubectl describe image {image} -n {namespace})"),
             Cause::Policy => format!("Wait for its Image {image} (kubectl describe images -n {namespace})"),
+            Cause::Bare => "Create the Pod again once that is solved".to_owned(),
         };
         format!("kimup: {}. {step}, or {}", sentences.join("; "), ignore_hint())
     }
@@ -345,6 +347,17 @@ impl Plan<'_> {
     }
 }
 
+impl Cause {
+    /// Why a question has no answer.
+    fn of(question: &Question) -> Self {
+        match &question.pod {
+            None => Self::NoTag,
+            Some(pod) if pod.controller.is_none() => Self::Bare,
+            Some(_) => Self::Policy,
+        }
+    }
+}
+
 impl Problem {
     fn sentence(&self, namespace: &str) -> String {
         let reason = cut(self.reason.trim_end_matches('.'), MAX_REASON);
@@ -352,7 +365,7 @@ impl Problem {
         match self.cause {
             Cause::Spec => format!("Image {namespace}/{image} has no tag, and its spec cannot be used: {reason}"),
             Cause::NoTag => format!("Image {namespace}/{image} has no tag yet: {reason}"),
-            Cause::Policy => format!("no tag is known yet for its policy: {reason}"),
+            Cause::Policy | Cause::Bare => format!("no tag is known yet for its policy: {reason}"),
         }
     }
 }
@@ -363,13 +376,14 @@ fn resolve(open: &Open, answer: Option<&Result<Answered, String>>) -> Result<Ans
         return Ok(open.not_covered());
     }
     let image = answer.and_then(|answer| answer.as_ref().ok()?.image.as_deref());
-    tag_of(answer).map(|tag| open.answered(tag, image))
+    tag_of(answer).map(|tag| open.answered(&tag, image))
 }
 
-fn tag_of(answer: Option<&Result<Answered, String>>) -> Result<&str, String> {
+fn tag_of(answer: Option<&Result<Answered, String>>) -> Result<Tagged, String> {
     match answer {
-        Some(Ok(Answered { tag: Some(tag), .. })) if is_legal_tag(tag) => Ok(tag),
-        Some(Ok(Answered { tag: Some(tag), .. })) => Err(format!("{tag:?} is no legal tag")),
+        Some(Ok(Answered { tag: Some(tag), .. })) => {
+            Tagged::parse(tag).ok_or_else(|| format!("{tag:?} is no legal tag"))
+        }
         Some(Ok(Answered { tag: None, reason, .. }) | Err(reason)) => Err(reason.clone()),
         None => Err("nobody was asked".to_owned()),
     }

@@ -95,13 +95,16 @@ pub struct ImageSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rollout: Option<RolloutSpec>,
 
-    /// Run `repo:tag@sha256:…` instead of `repo:tag`.
+    /// Run `repo:tag@sha256:…` instead of `repo:tag`, with the digest that the tag had when it was chosen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pin_digest: Option<bool>,
 
     /// Platforms a tag must exist for, for example `linux/amd64`; default: those of the cluster's nodes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16), inner(length(max = 64)))]
+    #[schemars(
+        length(max = 16),
+        inner(length(max = 64), regex(pattern = "^[A-Za-z0-9._-]+/[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)?$"))
+    )]
     pub platforms: Vec<String>,
 }
 

@@ -10,6 +10,7 @@ mod order;
 mod schedule;
 mod spec;
 mod status;
+mod tagged;
 
 pub use applied::Applied;
 pub use image::{
@@ -18,10 +19,11 @@ pub use image::{
 };
 pub use order::Order;
 pub use schedule::{Phase, Schedule, ScheduleError, shared_age};
-pub use spec::{CompiledRule, CompiledSpec, SpecError, compile, gate, unsupported_annotations};
+pub use spec::{CompiledRule, CompiledSpec, SpecError, compile, gate, pins_digest, unsupported_annotations};
 pub use status::{
     Held, HistoryEntry, ImageStatus, Pending, Rejected, RevisionRecord, RolloutStatus, SyncResult, condition,
 };
+pub use tagged::Tagged;
 
 use kube::CustomResourceExt;
 

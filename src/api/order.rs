@@ -6,12 +6,15 @@ use crate::policy::{self, Filter, Rule};
 
 use super::image::ImageSpec;
 use super::spec::{CompiledSpec, compile_filter};
+use super::status::ImageStatus;
 
 /// The order of an Image's rules over tags.
 #[derive(Clone, Debug)]
 pub struct Order {
     rules: Vec<Rule>,
     filter: Filter,
+    /// The starting tag: a container with this own tag is one that the Image's tag was chosen for.
+    base: Option<String>,
 }
 
 impl Order {
@@ -23,7 +26,16 @@ impl Order {
         if rules.is_empty() {
             rules.extend(Rule::parse("semver", None));
         }
-        Self { rules, filter: compile_filter(spec).unwrap_or_default() }
+        Self { rules, filter: compile_filter(spec).unwrap_or_default(), base: Some(spec.base_tag.clone()) }
+    }
+
+    /// The same order, where the status tells which starting tag its tag comes from: the spec may name another since.
+    #[must_use]
+    pub fn following(mut self, status: &ImageStatus) -> Self {
+        self.base = status.base_tag.clone().or(self.base);
+        // On its way to the starting tag the settled one is what is left.
+        self.base = self.base.filter(|base| status.rollout.as_ref().is_none_or(|rollout| rollout.tag != *base));
+        self
     }
 
     /// The order of two tags by the first rule that can compare them; none if no rule can (`latest`, another variant).
@@ -32,17 +44,69 @@ impl Order {
     }
 
     /// The tag a container with the own tag `own` runs when its Image says `tag`: the newer of the two. An own tag that
-    /// is absent or cannot be compared is replaced (design section 4, point 4).
+    /// is absent or cannot be compared is replaced (design section 4, point 4), unless nothing but its digest is followed:
+    /// then the tag stays. What it stays at may be a newer one than the starting tag, by a rule of before: that counts.
     pub fn newer_of<'a>(&self, own: Option<&'a str>, tag: &'a str) -> &'a str {
         match own {
+            Some(own) if self.keeps_tags() => {
+                let chosen_for = self.base.as_deref() == Some(own);
+                let behind =
+                    || policy::compare(&Rule::Semver(None), &Filter::default(), own, tag) == Some(Ordering::Less);
+                if chosen_for && behind() { tag } else { own }
+            }
             Some(own) if self.compare(own, tag) == Some(Ordering::Greater) => own,
             _ => tag,
         }
+    }
+
+    /// Whether every rule follows a digest, so that no tag is replaced by another.
+    pub fn keeps_tags(&self) -> bool {
+        !self.rules.is_empty() && self.rules.iter().all(|rule| *rule == Rule::Digest)
     }
 }
 
 impl From<&CompiledSpec> for Order {
     fn from(spec: &CompiledSpec) -> Self {
-        Self { rules: spec.rules.iter().map(|r| r.rule.clone()).collect(), filter: spec.filter.clone() }
+        Self {
+            rules: spec.rules.iter().map(|r| r.rule.clone()).collect(),
+            filter: spec.filter.clone(),
+            base: spec.base_tag.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::status::RolloutStatus;
+    use serde_json::json;
+
+    #[test]
+    fn a_followed_digest_never_takes_a_tag_back() {
+        #[track_caller]
+        fn check(base: &str, followed: Option<&str>, in_flight: Option<&str>, own: &str, tag: &str, expected: &str) {
+            let spec = json!({
+                "image": "app", "baseTag": base, "triggers": [{"type": "interval", "value": "5m"}],
+                "rules": [{"name": "r", "type": "digest", "actions": [{"type": "apply"}]}],
+            });
+            let order = Order::of(&serde_json::from_value(spec).unwrap());
+            let rollout = in_flight.map(|tag| RolloutStatus { tag: tag.to_owned(), ..RolloutStatus::default() });
+            let status = ImageStatus { base_tag: followed.map(str::to_owned), rollout, ..ImageStatus::default() };
+            assert_eq!(order.following(&status).newer_of(Some(own), tag), expected, "{base} {followed:?} {own} {tag}");
+        }
+        check("1.0.0", Some("1.0.0"), None, "1.0.0", "1.0.0", "1.0.0");
+        // The rule was another one before, which chose a newer tag: not synced since, and synced.
+        check("1.0.0", None, None, "1.0.0", "1.4.2", "1.4.2");
+        check("1.0.0", None, Some("1.5.0"), "1.0.0", "1.4.2", "1.4.2");
+        check("1.0.0", Some("1.0.0"), None, "1.0.0", "1.4.2", "1.4.2");
+        // Another text than the one it was chosen for.
+        check("1.0.0", Some("1.0.0"), None, "1.1.0", "1.4.2", "1.1.0");
+        check("2.0.0", Some("1.0.0"), None, "2.0.0", "1.4.2", "2.0.0");
+        check("2.0.0", None, None, "2.0.0", "1.4.2", "2.0.0");
+        check("latest", None, None, "1.0.0", "1.4.2", "1.0.0");
+        check("latest", Some("latest"), None, "latest", "1.4.2", "latest");
+        // A person went back to an older text.
+        check("1.0.0", Some("2.0.0"), None, "1.0.0", "2.0.0", "1.0.0");
+        check("1.0.0", Some("1.0.0"), Some("1.0.0"), "1.0.0", "2.0.0", "1.0.0");
     }
 }

@@ -2,10 +2,10 @@
 
 use jiff::Timestamp;
 
-use crate::policy::{self, Filter, ReferenceError, Repository, Rule, RuleError};
+use crate::policy::{self, Filter, Platform, PlatformError, ReferenceError, Repository, Rule, RuleError};
 
 use super::annotations::{ACTION, APPROVE, Map, REJECT};
-use super::image::{ActionType, AfterRollback, ImageSpec, RuleSpec, TriggerType};
+use super::image::{ActionType, AfterRollback, ImageSpec, RuleSpec, RuleType, TriggerType};
 use super::schedule::{Schedule, ScheduleError};
 use super::status::SyncResult;
 
@@ -14,7 +14,7 @@ use super::status::SyncResult;
 pub struct CompiledSpec {
     /// The normalised repository.
     pub repository: Repository,
-    /// The starting tag; none if it is empty, or `latest` and no rule is `digest`, which follows that too.
+    /// The starting tag; none if it is empty, or `latest` where a rule may choose another.
     pub base_tag: Option<String>,
     /// When to look at the registry. Empty: only when asked (`refresh`, `requestedAt`).
     pub schedules: Vec<Schedule>,
@@ -27,6 +27,20 @@ pub struct CompiledSpec {
     /// A field that is meant to delay a newer tag and that this version cannot honour: nothing newer is chosen while
     /// it is set, since ignoring it would roll what somebody wanted to wait.
     pub gate: Option<&'static str>,
+    /// Whether Pods run `repo:tag@sha256:…`: `spec.pinDigest`, or a rule that follows the digest.
+    pub pin: bool,
+    /// Name of the rule that follows the digest of the tag, if one does.
+    pub follows_digest: Option<String>,
+    /// Platforms that a tag must be for; empty: those of the cluster's nodes.
+    pub platforms: Vec<Platform>,
+}
+
+impl CompiledSpec {
+    /// The tag to stay at, if no rule chooses another: only its digest is followed.
+    pub fn tag_to_follow(&self) -> Option<&str> {
+        let stays = self.rules.iter().filter(|rule| rule.apply).all(|rule| rule.rule == Rule::Digest);
+        self.base_tag.as_deref().filter(|_| stays && self.follows_digest.is_some())
+    }
 }
 
 /// One rule, ready to be used.
@@ -61,6 +75,14 @@ pub enum SpecError {
     /// The filter cannot be used.
     #[error("filter: {0}; fix spec.filter")]
     Filter(RuleError),
+    /// A platform cannot be used.
+    #[error("{cause}; fix spec.platforms[{index}]")]
+    Platform {
+        /// Position in `spec.platforms`.
+        index: usize,
+        /// What is wrong.
+        cause: PlatformError,
+    },
     /// A trigger cannot be used.
     #[error("{cause}; fix spec.triggers[{index}].value")]
     Trigger {
@@ -77,7 +99,7 @@ impl SpecError {
         match self {
             Self::Image(_) => SyncResult::GetImageError,
             Self::Rule { .. } | Self::Filter(_) => SyncResult::GetRuleError,
-            Self::Trigger { .. } => SyncResult::Error,
+            Self::Trigger { .. } | Self::Platform { .. } => SyncResult::Error,
         }
     }
 
@@ -88,6 +110,7 @@ impl SpecError {
             Self::Rule { .. } => "RuleInvalid",
             Self::Filter(_) => "FilterInvalid",
             Self::Trigger { .. } => "TriggerInvalid",
+            Self::Platform { .. } => "PlatformInvalid",
         }
     }
 }
@@ -103,9 +126,14 @@ pub fn compile(spec: &ImageSpec, now: Timestamp) -> Result<CompiledSpec, SpecErr
         let schedule = Schedule::parse(trigger, now).map_err(|cause| SpecError::Trigger { index, cause })?;
         schedules.extend(schedule);
     }
-    let follows_latest = rules.iter().any(|it| it.rule == Rule::Digest);
-    let base_tag =
-        Some(spec.base_tag.as_str()).filter(|t| policy::is_legal_tag(t) && (*t != "latest" || follows_latest));
+    let platforms = spec.platforms.iter().enumerate();
+    let platforms = platforms
+        .map(|(index, text)| text.parse().map_err(|cause| SpecError::Platform { index, cause }))
+        .collect::<Result<_, _>>()?;
+    let follows = |rule: &&CompiledRule| rule.apply && rule.rule == Rule::Digest;
+    let follows_digest = rules.iter().find(follows).map(|rule| rule.name.clone());
+    let base_tag = Some(spec.base_tag.as_str())
+        .filter(|tag| policy::is_legal_tag(tag) && (*tag != "latest" || follows_digest.is_some()));
     Ok(CompiledSpec {
         repository,
         base_tag: base_tag.map(str::to_owned),
@@ -114,6 +142,9 @@ pub fn compile(spec: &ImageSpec, now: Timestamp) -> Result<CompiledSpec, SpecErr
         filter,
         unsupported: unsupported(spec),
         gate: gate(spec),
+        pin: pins_digest(spec),
+        follows_digest,
+        platforms,
     })
 }
 
@@ -126,6 +157,12 @@ fn compile_rule(index: usize, spec: &RuleSpec) -> Result<CompiledRule, SpecError
     })?;
     let apply = spec.actions.iter().any(|a| a.kind == ActionType::Apply);
     Ok(CompiledRule { name: spec.name.clone(), rule, apply })
+}
+
+/// Whether Pods of this spec run `repo:tag@sha256:…`, also of one that cannot be used otherwise.
+pub fn pins_digest(spec: &ImageSpec) -> bool {
+    let applies = |rule: &RuleSpec| rule.actions.iter().any(|a| a.kind == ActionType::Apply);
+    spec.pin_digest == Some(true) || spec.rules.iter().any(|rule| rule.kind == RuleType::Digest && applies(rule))
 }
 
 /// The filter of a spec.
@@ -176,8 +213,6 @@ fn unsupported(spec: &ImageSpec) -> Vec<String> {
         (rollout.soak.is_some(), "spec.rollout.soak"),
         (rollout.min_interval.is_some(), "spec.rollout.minInterval"),
         (rollout.after_rollback == Some(AfterRollback::Hold), "spec.rollout.afterRollback: hold"),
-        (spec.pin_digest == Some(true), "spec.pinDigest"),
-        (!spec.platforms.is_empty(), "spec.platforms"),
     ]);
     let webhook = spec.triggers.iter().any(|t| t.kind == TriggerType::Webhook);
     let mut alerts: Vec<_> = spec.rules.iter().flat_map(|r| &r.actions).map(|a| a.kind).collect();
@@ -239,6 +274,11 @@ mod tests {
             &["invalid crontab \"bad\"", "fix spec.triggers[0].value"],
             SyncResult::Error,
         );
+        check(
+            &json!({"platforms": ["linux/arm64", "arm64"]}),
+            &["\"arm64\"", "fix spec.platforms[1]"],
+            SyncResult::Error,
+        );
     }
 
     #[test]
@@ -268,7 +308,7 @@ mod tests {
             &["spec.rollout.deadline", "spec.rollout.soak", "minInterval", "afterRollback"],
             false,
         );
-        check(&json!({"pinDigest": true, "platforms": ["linux/amd64"]}), &["spec.pinDigest", "spec.platforms"], false);
+        check(&json!({"pinDigest": true, "platforms": ["linux/amd64"]}), &[], false);
         check(&json!({"triggers": [{"type": "webhook"}]}), &["webhook"], false);
         check(&action("alert-slack"), &["alert-slack"], false);
         check(

@@ -44,6 +44,9 @@ pub struct ImageStatus {
     /// The manifest digest of `tag`, where it is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub digest: Option<String>,
+    /// With the rule `digest` alone: the starting tag that was followed last. Another one in the spec is a decision.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub base_tag: Option<String>,
     /// `Ready`, and the others while they hold.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
@@ -122,6 +125,9 @@ pub struct RolloutStatus {
     pub id: String,
     /// The tag being rolled out.
     pub tag: String,
+    /// Its manifest digest, where it is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
     /// The settled tag when it began.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub from: Option<String>,
@@ -172,9 +178,9 @@ pub struct Held {
     pub workload: String,
     /// Name of the container.
     pub container: String,
-    /// The tag it keeps.
+    /// The tag it keeps; with the digest if that alone was left.
     pub tag: String,
-    /// The tag that was left: a newer one than this ends the hold.
+    /// The tag that was left: a newer one than this ends the hold. `tag@sha256:…` if another digest of the same tag was left.
     pub left: String,
     /// Since when (RFC 3339).
     pub since: String,
@@ -203,7 +209,10 @@ pub struct RevisionRecord {
 pub struct HistoryEntry {
     /// The tag.
     pub tag: String,
-    /// The tag before it.
+    /// Its manifest digest, where it is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
+    /// The tag before it; the same one if its digest moved.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub from: Option<String>,
     /// Name of the rule that chose it.

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use crate::api::Applied;
 use crate::api::annotations::{self, Stamp};
+use crate::api::{Applied, Tagged};
 use crate::policy::Reference;
 
 use super::pod::{Opted, PodView, Policy};
@@ -51,8 +51,8 @@ pub struct Open {
 }
 
 impl Open {
-    /// The answer, now that sync named `tag`, which must be a legal tag, and perhaps the Image it comes from.
-    pub fn answered(&self, tag: &str, image: Option<&str>) -> Answer {
+    /// The answer, now that sync named a tag, and perhaps the Image it comes from.
+    pub fn answered(&self, tag: &Tagged, image: Option<&str>) -> Answer {
         if self.question.pod.is_none()
             && let Some(entry) = &self.entry
         {
@@ -60,11 +60,11 @@ impl Open {
         }
         let image = image.filter(|name| is_name(name)).unwrap_or(&self.question.image);
         Answer::Run {
-            reference: self.reference.with_tag(tag),
+            reference: tag.image(&self.reference),
             applied: Applied {
                 container: self.container.clone(),
                 from: self.reference.tag().map(str::to_owned),
-                to: tag.to_owned(),
+                to: tag.tag.clone(),
                 image: Some(image.to_owned()),
                 rollout: None,
             },
@@ -74,8 +74,8 @@ impl Open {
     /// The answer, now that sync said that no policy means this container: the user's Image is left.
     pub fn not_covered(&self) -> Answer {
         match &self.entry {
-            Some(entry) => match &entry.tag {
-                Some(tag) => newer(entry, &self.container, &self.reference, tag),
+            Some(entry) => match entry.settled() {
+                Some(settled) => newer(entry, &self.container, &self.reference, &settled),
                 None => Answer::Keep {
                     warning: Some(format!(
                         "container {:?} keeps its own tag: Image {} has no tag yet",
@@ -139,8 +139,8 @@ pub fn answer(snapshot: &Snapshot, pod: &PodView<'_>, container: &str, text: &st
 
 /// The answer for a container of a known Image, but for stamps and records.
 fn covered(pod: &PodView<'_>, container: &str, reference: Reference, entry: &Arc<Entry>) -> Answer {
-    match (&entry.tag, entry.gate, &entry.error) {
-        (Some(tag), _, _) => newer(entry, container, &reference, tag),
+    match (entry.settled(), entry.gate, &entry.error) {
+        (Some(settled), _, _) => newer(entry, container, &reference, &settled),
         (None, _, Some(error)) => Answer::Refuse { image: entry.name.clone(), reason: error.clone() },
         (None, Some(gate), None) => Answer::Keep {
             warning: Some(format!(
@@ -220,10 +220,12 @@ fn recorded(
     Some(run(container, reference, &target, Some(image), stamp.reference, None))
 }
 
-fn newer(entry: &Entry, container: &str, reference: &Reference, tag: &str) -> Answer {
-    let to = entry.order.newer_of(reference.tag(), tag);
+fn newer(entry: &Entry, container: &str, reference: &Reference, settled: &Tagged) -> Answer {
+    let to = entry.order.newer_of(reference.tag(), &settled.tag);
+    // Of another tag than the Image's no digest is known.
+    let image = if to == settled.tag { settled.image(reference) } else { reference.with_tag(to) };
     Answer::Run {
-        reference: reference.with_tag(to),
+        reference: image,
         applied: Applied {
             container: container.to_owned(),
             from: reference.tag().map(str::to_owned),

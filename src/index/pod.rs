@@ -141,7 +141,7 @@ impl<'a> PodView<'a> {
         })
     }
 
-    /// The Image that sync made for this container.
+    /// The Image that sync made for this container, if it counts.
     pub(super) fn managed<'s>(
         &self,
         snapshot: &'s Snapshot,
@@ -149,6 +149,9 @@ impl<'a> PodView<'a> {
         reference: &Reference,
     ) -> Option<&'s Arc<Entry>> {
         let namespace = snapshot.namespace(self.facts.namespace).filter(|known| known.has_managed())?;
+        if self.means_others(container) {
+            return None;
+        }
         let found = if self.owners.is_empty() {
             let wanted = self.annotated.as_ref()?.containers.get(container)?;
             namespace.managed(&bare_image_name(container, &wanted.spec(reference)), None)
@@ -159,6 +162,18 @@ impl<'a> PodView<'a> {
         };
         // Of another repository: the text is another one since it was made.
         found.filter(|entry| entry.repository.as_ref() == Some(reference.repository()))
+    }
+
+    /// Whether the Pod's own policies are for other containers than this one. An Image that is still there for it is one of
+    /// the template before, which goes any moment: a Pod that came a moment earlier would run another version than the
+    /// rest of its revision. If a policy of the workload's metadata means it, a stamp follows; Jobs get none.
+    fn means_others(&self, container: &str) -> bool {
+        let is_job = self.facts.controller.as_ref().is_some_and(|controller| controller.kind == "Job");
+        let Some(own) = self.annotated.as_ref().filter(|_| !is_job) else {
+            return false;
+        };
+        let perhaps = own.ambiguous && self.facts.regular.contains(&container);
+        !perhaps && !own.containers.contains_key(container) && !own.wrong.contains(container)
     }
 
     pub(super) fn policy(&self, snapshot: &Snapshot, container: &str) -> Policy<'_> {

@@ -76,7 +76,7 @@ impl Hash for PodQuestion {
 /// The answer.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
 pub struct Answered {
-    /// The tag; none if no tag can be chosen.
+    /// The tag, `tag@sha256:…` if Pods are pinned to its digest; none if no tag can be chosen.
     pub tag: Option<String>,
     /// Why this tag, or why none: shown to whoever created the Pod.
     pub reason: String,

@@ -9,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::core::DeserializeGuard;
 
 use crate::api::annotations::{AnnotationError, MANAGED_BY, MANAGED_BY_KIMUP, Map, NamespaceSettings, Stamp};
-use crate::api::{self, Image, Order, RevisionRecord};
+use crate::api::{self, Image, Order, RevisionRecord, Tagged};
 use crate::policy::{self, Repository};
 
 /// The known state of the cluster, or of the watched namespaces.
@@ -46,6 +46,8 @@ pub struct Entry {
     pub repository: Option<Repository>,
     /// The settled tag. None also if the status speaks of another repository, or holds no legal tag.
     pub tag: Option<String>,
+    /// Its digest, if Pods are pinned to it.
+    pub digest: Option<String>,
     /// Which of two tags is newer.
     pub order: Order,
     /// The field that delays newer tags and that this version cannot honour.
@@ -65,6 +67,7 @@ impl Entry {
             (Some(of), Some(now)) => *of != now.to_string(),
             _ => false,
         };
+        let order = compiled.as_ref().map_or_else(|_| Order::of(&image.spec), Order::from).following(&status);
         let mut records: HashMap<String, Vec<RevisionRecord>> = HashMap::new();
         for record in status.revisions {
             records.entry(record.uid.clone()).or_default().push(record);
@@ -78,12 +81,20 @@ impl Entry {
             uid: image.metadata.uid.clone().unwrap_or_default(),
             created: image.metadata.creation_timestamp.as_ref().map(|t| t.0),
             repository,
+            digest: status
+                .digest
+                .filter(|digest| api::pins_digest(&image.spec) && !other && policy::Digest::parse(digest).is_ok()),
             tag: status.tag.filter(|tag| !other && policy::is_legal_tag(tag)),
-            order: compiled.as_ref().map_or_else(|_| Order::of(&image.spec), Order::from),
+            order,
             gate: compiled.as_ref().ok().and_then(|spec| spec.gate),
             error: compiled.err().map(|error| error.to_string()),
             records,
         }
+    }
+
+    /// The settled tag, with its digest if Pods are pinned to it.
+    pub fn settled(&self) -> Option<Tagged> {
+        Some(Tagged::new(self.tag.as_deref()?, self.digest.as_deref()))
     }
 
     /// What the first Pods of a revision got: `uid` is their controller's, `hash` their `pod-template-hash` or

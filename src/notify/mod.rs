@@ -38,6 +38,8 @@ pub enum Reason {
     RegistryUnreachable,
     /// A pull secret or the list of tags cannot be used.
     SyncFailed,
+    /// The registry has a pinned digest no longer.
+    DigestGone,
     /// A workload could not be rolled.
     RolloutFailed,
 }
@@ -55,6 +57,7 @@ impl Reason {
         Self::OptedOut,
         Self::RegistryUnreachable,
         Self::SyncFailed,
+        Self::DigestGone,
         Self::RolloutFailed,
     ];
 
@@ -71,6 +74,7 @@ impl Reason {
             Self::OptedOut => "OptedOut",
             Self::RegistryUnreachable => "RegistryUnreachable",
             Self::SyncFailed => "SyncFailed",
+            Self::DigestGone => "DigestGone",
             Self::RolloutFailed => "RolloutFailed",
         }
     }
@@ -78,7 +82,12 @@ impl Reason {
     const fn warns(self) -> bool {
         matches!(
             self,
-            Self::Duplicate | Self::PolicyInvalid | Self::RegistryUnreachable | Self::SyncFailed | Self::RolloutFailed
+            Self::Duplicate
+                | Self::PolicyInvalid
+                | Self::RegistryUnreachable
+                | Self::SyncFailed
+                | Self::DigestGone
+                | Self::RolloutFailed
         )
     }
 }
@@ -146,6 +155,8 @@ pub struct Audit<'a> {
     pub from: &'a str,
     /// The tag now.
     pub to: &'a str,
+    /// Its manifest digest; empty if it is not known or plays no part.
+    pub digest: &'a str,
     /// The rule that chose it.
     pub rule: &'a str,
     /// The rollout ID.
@@ -161,6 +172,7 @@ impl Audit<'_> {
             workload = self.workload,
             from = self.from,
             to = self.to,
+            digest = self.digest,
             rule = self.rule,
             rollout = self.rollout,
             "{}",

@@ -14,6 +14,7 @@ use tokio::{
 
 use super::{
     error::{RegistryError, Step},
+    failure::ListError,
     origin::Origin,
 };
 
@@ -66,7 +67,7 @@ type Permit = Option<OwnedSemaphorePermit>;
 impl Hosts {
     /// Waits for a place; while the host is down, for the outcome of the one that asks it. The error is what the host
     /// failed with last: then nothing must be sent. Safe to drop at any await point.
-    pub(super) async fn enter(&self, key: &HostKey, mut asker: watch::Receiver<Asker>) -> Result<Place, RegistryError> {
+    pub(super) async fn enter(&self, key: &HostKey, mut asker: watch::Receiver<Asker>) -> Result<Place, ListError> {
         let host = self.host(key);
         loop {
             // Before a place is waited for, and again when there is one: the host may have failed meanwhile.
@@ -152,7 +153,7 @@ pub(super) struct Place {
 impl Place {
     /// What came of it. `host` is the registry's as errors name it: trouble of a token host or of a redirect's target is
     /// trouble of the registry only if several repositories have it.
-    pub(super) fn learn<T>(&self, host: &str, repository: &str, outcome: &Result<T, RegistryError>) {
+    pub(super) fn learn<T>(&self, host: &str, repository: &str, outcome: &Result<T, ListError>) {
         let found = outcome.as_ref().map_or_else(|error| Found::of(error, host), |_| Found::Answer);
         let jitter = 0.75 + fastrand::f64() / 4.0;
         self.host.health().learn(Instant::now(), self.entered, repository, found, jitter);
@@ -174,14 +175,14 @@ enum Found {
     /// It answers, whatever it says.
     Answer,
     /// It cannot be reached.
-    Unreachable(RegistryError),
+    Unreachable(ListError),
     /// It did not answer this time; that may be the repository.
-    Nothing(RegistryError),
+    Nothing(ListError),
 }
 
 impl Found {
-    fn of(error: &RegistryError, host: &str) -> Self {
-        match error {
+    fn of(error: &ListError, host: &str) -> Self {
+        match &error.error {
             RegistryError::Unreachable { step: Step::Dns | Step::Connect | Step::Tls, host: failed, .. }
                 if failed == host =>
             {
@@ -210,18 +211,18 @@ struct Down {
     failures: u32,
     failed_at: Instant,
     retry_at: Instant,
-    error: RegistryError,
+    error: ListError,
 }
 
 #[derive(Debug)]
 enum Verdict {
     Ask { probe: bool },
     Wait,
-    Closed(RegistryError),
+    Closed(ListError),
 }
 
 impl Health {
-    fn closed(&self, now: Instant, asker: Asker) -> Result<(), RegistryError> {
+    fn closed(&self, now: Instant, asker: Asker) -> Result<(), ListError> {
         match &self.down {
             Some(down) if !self.probing && down.is_closed(now, asker) => Err(down.error.clone()),
             _ => Ok(()),
@@ -269,7 +270,12 @@ impl Health {
             None => 1,
         };
         let pause = FIRST_PAUSE.saturating_mul(1 << (failures - 1).min(16)).min(MAX_PAUSE).mul_f64(jitter);
-        tracing::debug!(host = error.host(), failures, pause_ms = pause.as_millis(), "the registry is left alone");
+        tracing::debug!(
+            host = error.error.host(),
+            failures,
+            pause_ms = pause.as_millis(),
+            "the registry is left alone"
+        );
         self.down = Some(Down { failures, failed_at: now, retry_at: now + pause, error });
     }
 

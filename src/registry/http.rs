@@ -11,6 +11,7 @@ use url::Url;
 
 use super::{
     error::{Cap, Refusal, RegistryError, Step},
+    failure::Stage,
     notice::retry_after,
     origin::{self, Origin, Reach, host_text},
     page::PageError,
@@ -96,6 +97,8 @@ pub(super) struct Session<'a> {
     deadline: Instant,
     requests: usize,
     left_for_page: usize,
+    page: usize,
+    stage: Stage,
     scrubber: Scrubber,
 }
 
@@ -117,6 +120,8 @@ impl<'a> Session<'a> {
             deadline,
             requests: 0,
             left_for_page: MAX_REQUESTS_PER_PAGE,
+            page: 0,
+            stage: Stage::Page(1),
             scrubber: Scrubber::default(),
         }
     }
@@ -138,6 +143,18 @@ impl<'a> Session<'a> {
 
     pub(super) fn begin_page(&mut self) {
         self.left_for_page = MAX_REQUESTS_PER_PAGE;
+        self.page += 1;
+        self.stage = Stage::Page(self.page);
+    }
+
+    /// What is asked for now is a token, until the page is asked for again.
+    pub(super) fn begin_token(&mut self) {
+        self.stage = Stage::Token;
+    }
+
+    /// What this is at.
+    pub(super) fn stage(&self) -> Stage {
+        self.stage
     }
 
     /// GET on the registry, following redirects. The authorization stays behind once a redirect leaves the origin.
@@ -149,6 +166,7 @@ impl<'a> Session<'a> {
         sink: &mut dyn BodySink,
     ) -> Result<Answer, RegistryError> {
         let max_body = self.transport.limits.max_page_bytes;
+        self.stage = Stage::Page(self.page);
         self.follow_into(&Outgoing::get(url, authorization, max_body), sink).await
     }
 

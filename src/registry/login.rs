@@ -205,6 +205,7 @@ impl<'a> Login<'a> {
         service: Option<&str>,
         credentials: Option<&Credentials>,
     ) -> Result<Option<Grant>, RegistryError> {
+        session.begin_token();
         origin::check_realm(&self.key.registry, realm)
             .map_err(|why| RegistryError::Refused { host: self.host.clone(), why })?;
         let key = self.key_of(self.at);

@@ -9,6 +9,7 @@
 //! | `login`, `memory` | which credentials to try next in one listing; what the next listing need not ask again |
 //! | `http` | sending: rate, retries, redirects, caps |
 //! | `transport`, `resolver` | connections, TLS, proxies, names; what a broken connection means |
+//! | `failure` | which step failed, and what to do (pure) |
 //! | `notice` | `Retry-After` and `Warning` |
 //! | `scrub` | keeps what was sent out of what is shown (pure) |
 //! | `link` | the next page's address (pure) |
@@ -22,6 +23,7 @@
 mod auth;
 mod document;
 mod error;
+mod failure;
 mod hosts;
 mod http;
 mod json;
@@ -59,6 +61,7 @@ use self::{
 };
 pub use self::{
     error::{Cap, PullSecretError, Refusal, RegistryError, Step},
+    failure::{ListError, Stage},
     hosts::Asker,
     keyring::{Credentials, Keyring, PullSecret},
     manifest::{Manifest, ManifestRequest},
@@ -190,11 +193,12 @@ impl Client {
     ///
     /// Safe to drop at any await point.
     pub async fn list_tags(&self, request: &ListRequest) -> Result<Listing, RegistryError> {
-        let after = self.0.limits.deadline;
+        self.list_by_stage(request).await.map_err(|failed| failed.error)
+    }
+
+    async fn list_by_stage(&self, request: &ListRequest) -> Result<Listing, ListError> {
         let first = origin::tags_url(&request.repository, &self.0.plain_http)?;
-        let deadline = Instant::now() + after;
-        let listing = tokio::time::timeout_at(deadline, self.0.list(request, &first, deadline)).await;
-        let listing = listing.unwrap_or_else(|_| Err(RegistryError::Timeout { host: host_text(&first), after }));
+        let listing = self.0.list(request, &first, Instant::now() + self.0.limits.deadline).await;
         match &listing {
             Ok(found) => tracing::debug!(
                 repository = %request.repository, tags = found.tags.len(), requests = found.requests, "listed tags"
@@ -226,11 +230,14 @@ impl Inner {
         Ok((registry, session, login))
     }
 
-    async fn list(&self, request: &ListRequest, first: &Url, deadline: Instant) -> Result<Listing, RegistryError> {
+    async fn list(&self, request: &ListRequest, first: &Url, deadline: Instant) -> Result<Listing, ListError> {
         let (registry, mut session, mut login) =
             self.begin(&request.repository, &request.keyring, request.insecure_skip_tls_verify, first, deadline)?;
-        let listing = self.list_in(&mut session, &mut login, &registry, request, first).await;
-        listing.map_err(|error| session.scrub(error))
+        let listing = self.list_in(&mut session, &mut login, &registry, request, first);
+        let listing = tokio::time::timeout_at(deadline, listing)
+            .await
+            .unwrap_or_else(|_| Err(RegistryError::Timeout { host: host_text(first), after: self.limits.deadline }));
+        listing.map_err(|error| ListError { stage: session.stage(), error: session.scrub(error) })
     }
 
     async fn list_in(

@@ -132,11 +132,10 @@ pub(super) fn reach(ip: IpAddr) -> Reach {
 }
 
 fn embedded_v4(ip: Ipv6Addr) -> Option<Ipv4Addr> {
-    let [a, b, c, d, e, f, g, h] = ip.segments();
-    let nat64 = [a, b, c, d, e, f] == [0x64, 0xff9b, 0, 0, 0, 0];
-    let [g1, g2] = g.to_be_bytes();
-    let [h1, h2] = h.to_be_bytes();
-    ip.to_ipv4_mapped().or(nat64.then(|| Ipv4Addr::new(g1, g2, h1, h2)))
+    const NAT64: u128 = 0x64_ff9b << 96;
+    let bits = ip.to_bits();
+    let low = u32::try_from(bits & u128::from(u32::MAX)).ok();
+    ip.to_ipv4_mapped().or(low.filter(|&low| bits - u128::from(low) == NAT64).map(Ipv4Addr::from_bits))
 }
 
 fn reach_v6(ip: Ipv6Addr) -> Reach {

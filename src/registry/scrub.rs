@@ -67,8 +67,8 @@ impl Scrubber {
         let spelt = url.as_str().to_ascii_lowercase();
         // A "+" is itself in a path and a blank in a query; base64 has it.
         let pairs = url::form_urlencoded::parse(spelt.replace('+', "%2b").as_bytes()).into_owned().collect::<Vec<_>>();
-        let decoded: String = pairs.into_iter().map(|(name, value)| format!("{name}={value}&")).collect();
-        let decoded = decoded.to_ascii_lowercase();
+        let decoded: Vec<String> = pairs.into_iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let decoded = decoded.join("&").to_ascii_lowercase();
         let long = self.0.iter().map(ExposeSecret::expose_secret).filter(|secret| secret.len() >= MIN_IN_ADDRESS);
         long.into_iter().any(|secret| spelt.contains(secret) || decoded.contains(secret))
     }

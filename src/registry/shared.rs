@@ -17,6 +17,7 @@ use tokio::{sync::watch, time::Instant};
 use super::{
     Client, ListRequest, Listing,
     error::RegistryError,
+    failure::ListError,
     hosts::Asker,
     origin::{self, Origin, host_text},
 };
@@ -27,7 +28,7 @@ const KEEP: Duration = Duration::from_secs(30);
 /// Tags that are kept in all, about 8 MiB. A larger listing is shared by those who wait for it, and then gone.
 const MAX_KEPT_TAGS: usize = 100_000;
 
-type Outcome = Result<Arc<Listing>, RegistryError>;
+type Outcome = Result<Arc<Listing>, ListError>;
 
 impl Client {
     /// Lists all tags, together with everybody who asks for the same repository with the same credentials.
@@ -43,7 +44,7 @@ impl Client {
         request: &ListRequest,
         not_before: Instant,
         asker: Asker,
-    ) -> Result<Arc<Listing>, RegistryError> {
+    ) -> Result<Arc<Listing>, ListError> {
         let first = origin::tags_url(&request.repository, &self.0.plain_http)?;
         let unusable = || RegistryError::Config { cause: format!("{} has no usable host", request.repository) };
         let host = (Origin::of(&first).ok_or_else(unusable)?, request.insecure_skip_tls_verify);
@@ -51,7 +52,7 @@ impl Client {
         let list = move |flight: Flight| async move {
             let place = client.0.hosts.enter(&host, flight.asker()).await?;
             flight.begin();
-            let listing = client.list_tags(&request).await;
+            let listing = client.list_by_stage(&request).await;
             place.learn(&host_text(&first), request.repository.path(), &listing);
             listing
         };
@@ -122,7 +123,7 @@ impl Shared {
     async fn ask<F, W>(self: &Arc<Self>, key: Key, not_before: Instant, asker: Asker, list: F) -> Outcome
     where
         F: FnOnce(Flight) -> W,
-        W: Future<Output = Result<Listing, RegistryError>> + Send + 'static,
+        W: Future<Output = Result<Listing, ListError>> + Send + 'static,
     {
         let mut outcome = match self.join(&key, not_before.min(Instant::now()), asker) {
             Joined::Found(listing) => return Ok(listing),
@@ -135,7 +136,7 @@ impl Shared {
             }
         };
         let done = outcome.wait_for(Option::is_some).await.ok().and_then(|done| done.clone());
-        done.unwrap_or_else(|| Err(RegistryError::Config { cause: "the listing was given up".to_owned() }))
+        done.unwrap_or_else(|| Err(RegistryError::Config { cause: "the listing was given up".to_owned() }.into()))
     }
 
     fn join(self: &Arc<Self>, key: &Key, not_before: Instant, asker: Asker) -> Joined {

@@ -162,9 +162,12 @@ fn chain<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (d
     })
 }
 
+/// Longest cause that is told, in characters: a certificate may name thousands of hosts, and the error lists them.
+const MAX_CAUSE: usize = 300;
+
 /// The cause itself: the outer errors repeat the address, which is a header's content for a token realm.
 fn innermost(error: &(dyn StdError + 'static)) -> String {
-    chain(error).last().map_or_else(String::new, ToString::to_string)
+    chain(error).last().map_or_else(String::new, |cause| cause.to_string().chars().take(MAX_CAUSE).collect())
 }
 
 /// What a failed request says, without the address and without the answer.

@@ -4,10 +4,12 @@
 
 mod apply;
 mod facts;
+mod placement;
 mod plan;
 mod workload;
 
 pub use apply::{ApplyError, FIELD_MANAGER, apply};
 pub use facts::{Facts, FactsError, observe};
+pub use placement::Placement;
 pub use plan::{Blocked, Change, ContainerPlan, Hold, Plan, Target, id, plan};
 pub use workload::{Container, Kind, PullAccess, Workload, WorkloadKey};

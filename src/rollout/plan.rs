@@ -8,8 +8,8 @@ use std::fmt::Write;
 
 use aws_lc_rs::digest::{SHA256, digest};
 
-use crate::api::Order;
 use crate::api::annotations::Stamp;
+use crate::api::{Order, Tagged};
 use crate::policy::Reference;
 
 use super::apply::FIELD_MANAGER;
@@ -23,6 +23,8 @@ pub struct Target {
     pub image: String,
     /// The tag: the one in flight, else the settled one.
     pub tag: String,
+    /// Its digest, if the Image pins digests and it is known.
+    pub digest: Option<String>,
     /// Whether admission gives this tag to new Pods, that is, whether it is the settled tag.
     pub settled: bool,
     /// Name of the rule that chose it.
@@ -31,7 +33,7 @@ pub struct Target {
     pub rollout: String,
     /// How the Image orders tags.
     pub order: Order,
-    /// The tag that a person left, if this container is held already.
+    /// The tag that a person left, with its digest if that alone was left, if this container is held already.
     pub left: Option<String>,
 }
 
@@ -42,9 +44,9 @@ pub struct Hold {
     pub image: String,
     /// Name of the container.
     pub container: String,
-    /// The tag it keeps.
+    /// The tag it keeps; with the digest if that alone was left.
     pub tag: String,
-    /// The tag that was left: a newer one than this ends the hold.
+    /// The tag that was left: a newer one than this ends the hold. With its digest if only that differs.
     pub left: String,
     /// True: the manifest's text is older than what ran (`HeldByManifest`). False: an older revision was put back.
     pub by_manifest: bool,
@@ -55,10 +57,12 @@ pub struct Hold {
 pub struct Change {
     /// Name of the container.
     pub container: String,
-    /// The tag it ran before; empty if that is not known.
+    /// The tag it ran before; empty if that is not known. With the digest's first digits if only that changes.
     pub from: String,
-    /// The tag it will run.
+    /// The tag it will run; likewise.
     pub to: String,
+    /// The digest it will run, if it is pinned.
+    pub digest: Option<String>,
     /// Name of the Image.
     pub image: String,
     /// Name of the rule.
@@ -116,7 +120,8 @@ impl Plan {
     }
 }
 
-/// The rollout ID of a tag of an Image: the same whoever computes it, so that deciding twice rolls once.
+/// The rollout ID of a tag (pinned: `tag@sha256:…`) of an Image: the same whoever computes it, so that deciding twice rolls
+/// once.
 pub fn id(image_uid: &str, tag: &str) -> String {
     let hash = digest(&SHA256, format!("{image_uid} {tag}").as_bytes());
     let mut id = String::with_capacity(10);
@@ -178,17 +183,20 @@ struct Case<'a> {
 
 impl Case<'_> {
     fn stamped(&self, stamp: &Stamp) -> ContainerPlan {
-        let Some(ran) = self.tag_here(&stamp.reference) else {
-            return self.roll(self.own()); // of another repository: admission does not follow it
+        let Some(ran) = self.here(&stamp.reference) else {
+            return self.roll(&self.own()); // of another repository: admission does not follow it
         };
-        if self.is_enough(&ran) {
+        let want = self.want();
+        // Where only digests are followed, a stamp with another tag is of a rule before: it is not taken back.
+        let of_before = self.target.order.keeps_tags() && ran.tag != want.tag && want.tag == self.own().tag;
+        if self.is_enough(&ran) || of_before {
             return ContainerPlan::Keep;
         }
         let owners = self.workload.stamp_owners.get(&self.container.name);
         if owners.is_some_and(|o| o.contains(FIELD_MANAGER)) {
-            return self.roll(ran); // an older stamp of our own is unfinished work
+            return self.roll(&ran); // an older stamp of our own is unfinished work
         }
-        self.put_back(ran, None, false)
+        self.put_back(&ran, None, false)
     }
 
     fn text_changed(&self, stamp: &Stamp) -> ContainerPlan {
@@ -197,11 +205,13 @@ impl Case<'_> {
         let respelled =
             before.is_some_and(|b| b.repository() == self.reference.repository() && b.tag() == self.reference.tag());
         // A stamp for another repository says nothing of this one, and the same tag in another spelling is no decision.
-        let ran = self.tag_here(&stamp.reference).filter(|_| !respelled);
+        let ran = self.here(&stamp.reference).filter(|_| !respelled);
         match ran {
-            Some(ran) if self.compare(&own, &ran) == Some(Ordering::Less) => self.put_back(own, Some(ran), true),
+            Some(ran) if self.compare(&own.tag, &ran.tag) == Some(Ordering::Less) => {
+                self.put_back(&own, Some(ran), true)
+            }
             _ if self.wanted() == self.container.text => ContainerPlan::Keep,
-            _ => self.roll(own),
+            _ => self.roll(&own),
         }
     }
 
@@ -221,66 +231,82 @@ impl Case<'_> {
             // The template's own revision is not made yet: the Pods seen are those of the one before.
             return ContainerPlan::Blocked(Blocked::AwaitsPods);
         }
-        let running: Vec<String> = facts.running(name).into_iter().map(tag_of).collect();
+        let running: Vec<Tagged> = facts.running(name).into_iter().map(tagged).collect();
         let Some(oldest) = running.iter().min_by(|a, b| self.order(a, b)).cloned() else {
             return self.without_pods(facts);
         };
-        if running.iter().all(|tag| self.is_enough(tag)) {
+        if running.iter().all(|ran| self.is_enough(ran)) {
             return ContainerPlan::Keep;
         }
         let recorded = self.target.left.is_some() && facts.revisions.len() > 1;
         if recorded || self.newer_stamps(facts, &oldest).next().is_some() {
-            return self.put_back(oldest, None, false);
+            return self.put_back(&oldest, None, false);
         }
-        self.roll(oldest)
+        self.roll(&oldest)
     }
 
     fn without_pods(&self, facts: &Facts) -> ContainerPlan {
         // After a stamped revision a person may have gone back to this one: its Pods show to which tag.
-        let stamped_before = facts.stamps(&self.container.name).any(|s| self.tag_here(&s.reference).is_some());
+        let stamped_before = facts.stamps(&self.container.name).any(|s| self.here(&s.reference).is_some());
         // Else the Pods to come get the settled tag at admission, but one in flight by a stamp alone.
         match (self.target.settled || stamped_before, self.workload.replicas) {
             (true, 0) => ContainerPlan::Keep,
             (true, _) => ContainerPlan::Blocked(Blocked::AwaitsPods),
-            (false, _) => self.roll(String::new()),
+            (false, _) => self.roll(&Tagged::default()),
         }
     }
 
     /// Not our doing that it runs `ran`. If it ran a newer tag before (`left`, a hold on record, the stamp of another
-    /// revision), a person went back: it stays until there is a newer tag than the one that was left.
-    fn put_back(&self, ran: String, left: Option<String>, by_manifest: bool) -> ContainerPlan {
-        let ends = |left: &str| self.compare(&self.target.tag, left) == Some(Ordering::Greater);
-        let hold = |ran: String, left: String| {
+    /// revision), or the target's digest of the same tag, a person went back: it stays until there is a newer tag than the
+    /// one that was left, or another digest of it.
+    fn put_back(&self, ran: &Tagged, left: Option<Tagged>, by_manifest: bool) -> ContainerPlan {
+        let hold = |ran: &Tagged, left: &Tagged| {
             let (image, container) = (self.target.image.clone(), self.container.name.clone());
-            ContainerPlan::Hold(Hold { image, container, tag: ran, left, by_manifest })
+            let whole = ran.tag == left.tag;
+            let text = |tagged: &Tagged| if whole { tagged.to_string() } else { tagged.tag.clone() };
+            ContainerPlan::Hold(Hold { image, container, tag: text(ran), left: text(left), by_manifest })
         };
-        if let Some(recorded) = self.target.left.as_ref().filter(|left| !ends(left)) {
-            return hold(ran, recorded.clone());
+        let recorded = self.target.left.as_deref().and_then(Tagged::parse);
+        if let Some(recorded) = recorded.as_ref().filter(|left| !self.ends(left)) {
+            return hold(ran, recorded);
         }
         let Some(facts) = self.facts else {
             return ContainerPlan::Blocked(Blocked::NeedsFacts);
         };
-        let known = self.newer_stamps(facts, &ran).chain(left).chain(self.target.left.clone());
+        let known = self.newer_stamps(facts, ran).chain(left).chain(recorded);
         match known.max_by(|a, b| self.order(a, b)) {
-            Some(left) if !ends(&left) => hold(ran, left),
+            Some(left) if !self.ends(&left) => hold(ran, &left),
             _ => self.roll(ran),
         }
     }
 
-    /// The tags of revisions that were stamped for this container and are newer than `ran`; the target's own counts
-    /// also where the rule cannot compare. Every revision counts: right after an undo the left one is still the current.
-    fn newer_stamps<'f>(&'f self, facts: &'f Facts, ran: &'f str) -> impl Iterator<Item = String> + 'f {
-        let tags = facts.stamps(&self.container.name).filter_map(|stamp| self.tag_here(&stamp.reference));
-        tags.filter(move |tag| {
-            self.compare(tag, ran) == Some(Ordering::Greater) || (*tag == self.target.tag && tag != ran)
+    /// Whether the target ends a hold since `left` was left.
+    fn ends(&self, left: &Tagged) -> bool {
+        let target = self.target();
+        let moved =
+            target.tag == left.tag && left.digest.is_some() && target.digest.is_some_and(|d| left.digest != Some(d));
+        moved || self.compare(&target.tag, &left.tag) == Some(Ordering::Greater)
+    }
+
+    /// What revisions that were stamped for this container ran, if newer than `ran`; the target's own counts also where
+    /// the rule cannot compare. Every revision counts: right after an undo the left one is still the current.
+    fn newer_stamps<'f>(&'f self, facts: &'f Facts, ran: &Tagged) -> impl Iterator<Item = Tagged> + use<'f> {
+        let ran = ran.clone();
+        let stamped = facts.stamps(&self.container.name).filter_map(|stamp| self.here(&stamp.reference));
+        stamped.filter(move |tagged| {
+            let newer = self.compare(&tagged.tag, &ran.tag) == Some(Ordering::Greater);
+            newer || (*tagged == self.target() && *tagged != ran)
         })
     }
 
-    fn roll(&self, from: String) -> ContainerPlan {
+    fn roll(&self, from: &Tagged) -> ContainerPlan {
+        let want = self.want();
+        let (from, to) = from.difference(&want);
         let change = Change {
             container: self.container.name.clone(),
             from,
-            to: self.want().to_owned(),
+            to,
+            digest: want.digest,
             image: self.target.image.clone(),
             rule: self.target.rule.clone(),
             rollout: self.target.rollout.clone(),
@@ -288,46 +314,60 @@ impl Case<'_> {
         ContainerPlan::Roll(change, Stamp { text: self.container.text.clone(), reference: self.wanted() })
     }
 
-    /// Whether a container that runs `tag` is left alone: it is what it should run, the same version or a newer one.
-    fn is_enough(&self, tag: &str) -> bool {
-        tag == self.want() || matches!(self.compare(tag, self.want()), Some(Ordering::Equal | Ordering::Greater))
+    /// Whether a container that runs `ran` is left alone: it is what it should run, the same version or a newer one. Where
+    /// no digest is wanted, any of the tag is right.
+    fn is_enough(&self, ran: &Tagged) -> bool {
+        let want = self.want();
+        if ran.tag == want.tag {
+            return want.digest.is_none() || ran.digest == want.digest;
+        }
+        matches!(self.compare(&ran.tag, &want.tag), Some(Ordering::Equal | Ordering::Greater))
     }
 
     /// The tag of the container's text.
-    fn own(&self) -> String {
-        self.reference.tag().unwrap_or_default().to_owned()
+    fn own(&self) -> Tagged {
+        Tagged::of(self.reference)
     }
 
-    /// The tag of a reference to the container's own repository.
-    fn tag_here(&self, reference: &str) -> Option<String> {
+    /// What a reference to the container's own repository runs.
+    fn here(&self, reference: &str) -> Option<Tagged> {
         let reference = Reference::parse(reference).ok()?;
-        (reference.repository() == self.reference.repository()).then(|| reference.tag().unwrap_or_default().to_owned())
+        (reference.repository() == self.reference.repository()).then(|| Tagged::of(&reference))
     }
 
-    /// The tag this container should run.
-    fn want(&self) -> &str {
-        self.target.order.newer_of(self.reference.tag(), &self.target.tag)
+    fn target(&self) -> Tagged {
+        Tagged { tag: self.target.tag.clone(), digest: self.target.digest.clone() }
+    }
+
+    /// What this container should run. Of its own tag no digest is known.
+    fn want(&self) -> Tagged {
+        let tag = self.target.order.newer_of(self.reference.tag(), &self.target.tag);
+        if tag == self.target.tag { self.target() } else { Tagged::new(tag, None) }
     }
 
     /// The image this container should run.
     fn wanted(&self) -> String {
-        if self.reference.tag() == Some(self.want()) {
+        let want = self.want();
+        if want.digest.is_none() && self.reference.tag() == Some(want.tag.as_str()) {
             return self.container.text.clone();
         }
-        self.reference.with_tag(self.want())
+        want.image(self.reference)
     }
 
     fn compare(&self, a: &str, b: &str) -> Option<Ordering> {
         self.target.order.compare(a, b)
     }
 
-    fn order(&self, a: &str, b: &str) -> Ordering {
-        self.compare(a, b).unwrap_or_else(|| a.cmp(b))
+    /// Of several digests of one tag, the target's is the last.
+    fn order(&self, a: &Tagged, b: &Tagged) -> Ordering {
+        let target = self.target();
+        let tags = self.compare(&a.tag, &b.tag).unwrap_or_else(|| a.tag.cmp(&b.tag));
+        tags.then((*a == target).cmp(&(*b == target)))
     }
 }
 
-fn tag_of(reference: &str) -> String {
-    Reference::parse(reference).ok().and_then(|r| r.tag().map(str::to_owned)).unwrap_or_default()
+fn tagged(reference: &str) -> Tagged {
+    Reference::parse(reference).map(|reference| Tagged::of(&reference)).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -11,6 +11,8 @@ use serde_json::Value;
 use crate::api::annotated::Levels;
 use crate::api::annotations::{AnnotationError, Map, NamespaceSettings, STAMP_PREFIX, Stamp};
 
+use super::placement::Placement;
+
 /// Kind of a workload that kimup rolls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
@@ -89,6 +91,8 @@ pub struct Workload {
     pub template_annotations: Map,
     /// Containers and init containers of the template.
     pub containers: Vec<Container>,
+    /// Which nodes its Pods may run on.
+    pub placement: Placement,
     /// Where the credentials for its images come from.
     pub access: PullAccess,
     /// It is being deleted.
@@ -170,6 +174,7 @@ impl Workload {
             annotations: metadata.annotations.clone().unwrap_or_default(),
             template_annotations: template.metadata.as_ref().and_then(|m| m.annotations.clone()).unwrap_or_default(),
             containers: Container::of(pod),
+            placement: Placement::of(pod),
             access: PullAccess::of(pod),
             deleting: metadata.deletion_timestamp.is_some(),
             stamp_owners: stamp_owners(metadata.managed_fields.as_deref().unwrap_or_default()),

@@ -4,38 +4,17 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Secret, ServiceAccount};
-use kube::ResourceExt;
 use kube::api::Api;
 
-use crate::api::Image;
 use crate::registry::{Keyring, PullSecret, RegistryError};
 use crate::rollout::PullAccess;
 
-use super::engine::Sync;
-use super::managed;
-use super::observe::{SECRET_TIMEOUT, forbidden, secret_failure};
-use super::source::SourceKind;
+use super::observe::{SECRET_TIMEOUT, forbidden, secret_failure, unusable_secret};
 use super::status::Failure;
 
 /// Most pull secrets that are read for one Image; `spec.imagePullSecrets` may name as many.
 const MAX_SECRETS: usize = 16;
 const ACCOUNT_TIMEOUT: Duration = Duration::from_secs(10);
-
-impl Sync {
-    /// Where the Pods of an Image that kimup made have their credentials from. None for an Image of a person: it names
-    /// its pull secrets itself.
-    pub(super) fn pull_access(&self, image: &Image) -> Option<PullAccess> {
-        let namespace = image.metadata.namespace.as_deref().unwrap_or_default();
-        let key = managed::source_of(namespace, &image.metadata)?;
-        if key.kind != SourceKind::Pod {
-            return Some(self.world.source(&key)?.access.clone());
-        }
-        let name = image.name_any();
-        let pods = self.world.bare_pods(namespace);
-        let mut users = pods.iter().filter(|pod| pod.wish.images.values().any(|(wanted, _)| *wanted == name));
-        users.next().map(|pod| pod.access.clone())
-    }
-}
 
 /// The credentials of a Pod: its own pull secrets, then those of its ServiceAccount. What is missing or cannot be used is
 /// skipped, as the kubelet does; the texts say what and why, in case the registry then denies access.
@@ -78,7 +57,7 @@ pub async fn keyring(
         }
     }
     let secrets = found.iter().map(|(name, kind, data)| PullSecret { name, kind, data });
-    let keyring = Keyring::from_secrets(secrets).map_err(|error| secret_failure(error.to_string()))?;
+    let keyring = Keyring::from_secrets(secrets).map_err(|error| unusable_secret(&error))?;
     Ok((keyring, skipped))
 }
 

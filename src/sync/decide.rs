@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 
-use crate::api::{CompiledSpec, Order};
+use crate::api::{CompiledSpec, Order, Tagged};
 use crate::policy::{self, Rule};
 
 /// What is known of an Image before the registry is asked.
@@ -12,8 +12,10 @@ pub struct Known<'a> {
     pub settled: Option<&'a str>,
     /// The tag being rolled out.
     pub in_flight: Option<&'a str>,
-    /// The newest tag among the stamps of its namespace: counts as settled if the status was lost.
-    pub stamped: Option<&'a str>,
+    /// The starting tag that was followed before, where no rule chooses a tag.
+    pub followed: Option<&'a str>,
+    /// The newest among the stamps of its namespace: counts as settled if the status was lost.
+    pub stamped: Option<&'a Tagged>,
 }
 
 /// The decision.
@@ -29,8 +31,8 @@ pub enum Verdict {
         why: String,
         /// The registry no longer lists it. It is kept: never backwards.
         missing: bool,
-        /// The settled tag of an Image that lost its status, from the stamps of its namespace.
-        adopted: Option<String>,
+        /// What an Image that lost its status had settled, from the stamps of its namespace.
+        adopted: Option<Tagged>,
     },
     /// The registry lists nothing; whatever runs is kept.
     Empty,
@@ -45,9 +47,10 @@ pub enum Verdict {
 pub fn decide<T: AsRef<str>>(spec: &CompiledSpec, known: Known<'_>, tags: &[T]) -> Verdict {
     let order = Order::from(spec);
     // A stamp that no rule can compare is nothing to start from.
-    let stamped = known.stamped.filter(|tag| known.settled.is_none() && order.compare(tag, tag).is_some());
-    let current = known.in_flight.or(known.settled).or(stamped);
-    let adopted = stamped.map(str::to_owned);
+    let comparable = |tag: &str| order.compare(tag, tag).is_some();
+    let stamped = known.stamped.filter(|stamped| known.settled.is_none() && comparable(&stamped.tag));
+    let current = known.in_flight.or(known.settled).or(stamped.map(|stamped| stamped.tag.as_str()));
+    let adopted = stamped.cloned();
     let kept = |tag: &str| Verdict::Tag {
         tag: tag.to_owned(),
         rule: String::new(),
@@ -62,7 +65,7 @@ pub fn decide<T: AsRef<str>>(spec: &CompiledSpec, known: Known<'_>, tags: &[T]) 
         let why = format!("{gate} is not acted on by this version, so nothing is chosen while it is set");
         return current.map_or(Verdict::None { why }, kept);
     }
-    let start = start(spec, &order, current);
+    let start = start(spec, &order, current, known.followed);
     let (names, rules): (Vec<&str>, Vec<&Rule>) =
         spec.rules.iter().filter(|rule| rule.apply).map(|rule| (&*rule.name, &rule.rule)).unzip();
     let decision = policy::choose(&rules, &spec.filter, start, tags);
@@ -86,8 +89,19 @@ pub fn decide<T: AsRef<str>>(spec: &CompiledSpec, known: Known<'_>, tags: &[T]) 
     }
 }
 
-/// The current tag, or the starting tag if there is none or it has been raised above.
-fn start<'a>(spec: &'a CompiledSpec, order: &Order, current: Option<&'a str>) -> Option<&'a str> {
+/// The current tag, or the starting tag if there is none or it has been raised above. Where only its digest is followed,
+/// another starting tag than before is a decision.
+fn start<'a>(
+    spec: &'a CompiledSpec,
+    order: &Order,
+    current: Option<&'a str>,
+    followed: Option<&str>,
+) -> Option<&'a str> {
+    if let (Some(before), Some(base)) = (followed, spec.tag_to_follow())
+        && before != base
+    {
+        return Some(base);
+    }
     match (current, spec.base_tag.as_deref()) {
         (Some(current), Some(base)) if order.compare(base, current) == Some(Ordering::Greater) => Some(base),
         (Some(current), _) => Some(current),

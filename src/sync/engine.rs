@@ -18,6 +18,8 @@ use crate::rollout::WorkloadKey;
 use crate::telemetry::Metrics;
 
 use super::image::Memo;
+use super::nodes::Nodes;
+use super::outage::Outages;
 use super::pace::Places;
 use super::queue::Queue;
 use super::source::SourceKey;
@@ -69,9 +71,10 @@ pub struct Sync {
     asked: Mutex<HashMap<ImageKey, usize>>,
     memos: Mutex<HashMap<ImageKey, Memo>>,
     views: Mutex<HashMap<WorkloadKey, View>>,
-    hosts_down: Mutex<HashSet<String>>,
+    pub(super) outages: Outages,
     /// Held from counting the rollouts in flight to the write that adds one.
     pub(super) rolling: tokio::sync::Mutex<()>,
+    pub(super) nodes: Nodes,
     waiting: Mutex<HashSet<WorkloadKey>>,
     pending: Mutex<HashMap<WorkloadKey, Instant>>,
     told: Mutex<HashMap<SourceKey, (String, Vec<String>)>>,
@@ -121,8 +124,9 @@ pub fn start(
         asked: Mutex::default(),
         memos: Mutex::default(),
         views: Mutex::default(),
-        hosts_down: Mutex::default(),
+        outages: Outages::default(),
         rolling: tokio::sync::Mutex::default(),
+        nodes: Nodes::default(),
         waiting: Mutex::default(),
         pending: Mutex::default(),
         told: Mutex::default(),
@@ -224,11 +228,6 @@ impl Sync {
 
     pub(super) fn views(&self) -> MutexGuard<'_, HashMap<WorkloadKey, View>> {
         self.views.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Registry hosts that did not answer last time, so that one Event speaks for all Images.
-    pub(super) fn hosts_down(&self) -> MutexGuard<'_, HashSet<String>> {
-        self.hosts_down.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How many Pods wait for the first tag of each Image.

@@ -9,18 +9,19 @@ use tokio::sync::SemaphorePermit;
 use tokio::time::Instant;
 
 use crate::api::annotations::{ACTION, REQUESTED_AT};
-use crate::api::{self, CompiledSpec, Image, ImageStatus, SyncResult};
+use crate::api::{self, CompiledSpec, Image, ImageStatus, SyncResult, Tagged};
 use crate::policy::Repository;
 use crate::registry::Asker;
 use crate::rollout::PullAccess;
 
-use super::decide::{self, Known, Verdict};
+use super::decide::Known;
 use super::engine::{Key, Sync};
 use super::managed;
 use super::observe;
 use super::pace::{self, RETRY_MAX, Wanted};
 use super::records;
 use super::status::{self, Failure, Outcome, Subject};
+use super::verify::{Checks, Given};
 use super::world::{Cached, ImageKey, status_of};
 use super::write::{self, WriteError};
 
@@ -28,8 +29,6 @@ use super::write::{self, WriteError};
 const BROKEN_PAUSE: Duration = Duration::from_secs(5);
 /// Pause after a conflict: the watch needs a moment to bring what we lost against.
 const CONFLICT_PAUSE: Duration = Duration::from_millis(200);
-/// Missed intervals after which an Image is `Stale`.
-const STALE_INTERVALS: i32 = 3;
 
 /// What this process remembers of an Image between syncs. Losing it costs one more listing, nothing else.
 #[derive(Clone, Debug, Default)]
@@ -44,6 +43,8 @@ pub(super) struct Memo {
     pub(super) synced: Option<Instant>,
     /// Sync at the next occasion, whatever the triggers say.
     pub(super) forced: bool,
+    /// What was learned of its tags.
+    pub(super) checks: Checks,
 }
 
 /// What a person asked for by annotation.
@@ -127,6 +128,7 @@ impl Sync {
         let mut new = old.clone();
         let mut selected = None;
         let mut began = None;
+        let mut gone = None;
         let wanted = self.wanted(key, &image, &old, &request, compiled.as_ref().ok(), now);
         let due = wanted.is_some();
         if let Some(wanted) = wanted {
@@ -136,6 +138,9 @@ impl Sync {
             drop(place);
             let outcome = self.sync(key, &image, &old, compiled.as_ref(), wanted).await;
             place = self.places.take().await.ok_or(WriteError::NotLeader)?;
+            if let Outcome::Tag { gone: Some(digest), .. } = &outcome {
+                gone = Some(digest.clone());
+            }
             let retry = matches!(&outcome, Outcome::Failed(failure) if !failure.stalled);
             let subject = self.subject(&image, spec);
             selected = status::after_sync(&mut new, &subject, &outcome);
@@ -169,6 +174,9 @@ impl Sync {
             (memo.synced, memo.forced) = (Some(began), false);
         }
         self.report(key, &written, &old, &new, selected, &holds, settled).await;
+        if let Some(digest) = gone {
+            self.report_gone(&written, &new, &digest).await;
+        }
         if due && request.refresh {
             write::remove_action(self, key, &written).await?;
         }
@@ -206,8 +214,10 @@ impl Sync {
                 stalled: true,
             });
         }
-        let access = self.pull_access(image);
-        self.choose(key, image, status, spec, access.as_ref(), wanted).await.unwrap_or_else(Outcome::Failed)
+        let access = self.world.access_of(image);
+        let outcome = self.choose(key, image, status, spec, access.as_ref(), wanted).await;
+        outcome
+            .unwrap_or_else(|failure| Outcome::Failed(failure.tried_again(pace::longest_wait(spec, Timestamp::now()))))
     }
 
     /// The older Image of a person that counts for the repository. An Image that kimup made counts beside it.
@@ -244,40 +254,32 @@ impl Sync {
         let wanted = Wanted { asker: wanted.asker.max(self.asker(key)), ..wanted };
         let listing = self.places.outside(observe::list_tags(&self.registry, &asked, wanted)).await;
         let listing = listing.ok_or_else(stopping)??;
-        self.hosts_down().remove(spec.repository.host());
+        self.host_answers(spec.repository.host());
         let stamped = self.newest_stamp(image, spec);
         let known = Known {
             settled: status.tag.as_deref(),
             in_flight: status.rollout.as_ref().map(|r| r.tag.as_str()),
-            stamped: stamped.as_deref(),
-        };
-        let failure = |reason, message: String| Failure {
-            result: SyncResult::TagsError,
-            reason,
-            message: format!("Image {key}: {message}"),
-            stalled: false,
+            followed: status.base_tag.as_deref(),
+            stamped: stamped.as_ref(),
         };
         let tags: Vec<&str> = listing.tags().collect();
-        match decide::decide(spec, known, &tags) {
-            Verdict::Tag { tag, rule, why, missing, adopted } => Ok(Outcome::Tag { tag, rule, why, missing, adopted }),
-            Verdict::Empty => Err(failure("NoTags", format!("{} lists no tags", spec.repository))),
-            Verdict::None { why } => {
-                let why = why.trim_start_matches("no tag: ");
-                Err(failure("NoMatchingTag", format!("no tag of {} can be chosen: {why}", spec.repository)))
-            }
-        }
+        let given = Given::new(key, spec, status, known, &tags);
+        self.places.outside(self.verified(image, &given, &asked.request)).await.ok_or_else(stopping)?
     }
 
-    /// The newest tag that stamps of its users name for this repository (an Image that lost its status adopts it).
-    fn newest_stamp(&self, image: &Image, spec: &CompiledSpec) -> Option<String> {
+    /// The newest that stamps of its users name for this repository (an Image that lost its status adopts it).
+    fn newest_stamp(&self, image: &Image, spec: &CompiledSpec) -> Option<Tagged> {
         let order = api::Order::from(spec);
         let users = self.world.users_of(image);
         let stamps = users.iter().flat_map(|user| user.containers.iter().filter_map(|c| user.workload.stamp(c)));
-        let tags = stamps.filter_map(|stamp| {
+        let stamped = stamps.filter_map(|stamp| {
             let reference = crate::policy::Reference::parse(&stamp.reference).ok()?;
-            (reference.repository() == &spec.repository).then(|| reference.tag().map(str::to_owned))?
+            let tagged = Tagged::of(&reference);
+            // One that no rule can compare is nothing to start from.
+            let comparable = order.compare(&tagged.tag, &tagged.tag).is_some();
+            (comparable && reference.repository() == &spec.repository).then_some(tagged)
         });
-        tags.max_by(|a, b| order.compare(a, b).unwrap_or_else(|| a.cmp(b)))
+        stamped.max_by(|a, b| order.compare(&a.tag, &b.tag).unwrap_or_else(|| a.tag.cmp(&b.tag)))
     }
 
     pub(super) fn subject<'a>(&self, image: &'a Image, compiled: Option<&CompiledSpec>) -> Subject<'a> {
@@ -292,6 +294,8 @@ impl Sync {
                 unsupported.extend(api::unsupported_annotations(image.annotations()));
                 unsupported
             },
+            pin: api::pins_digest(&image.spec),
+            follows: compiled.and_then(|spec| spec.tag_to_follow().map(str::to_owned)),
             used,
             now: Timestamp::now(),
         }
@@ -316,7 +320,8 @@ impl Sync {
         let memo = memos.entry(key.clone()).or_default();
         let uid = image.uid().unwrap_or_default();
         if memo.uid != uid {
-            *memo = Memo { uid, generation: status.observed_generation, last_success: Some(now), ..Memo::default() };
+            let last_success = Some(status::failing_since(status).unwrap_or(now));
+            *memo = Memo { uid, generation: status.observed_generation, last_success, ..Memo::default() };
             // Taken over from an earlier process: its last sync counts, so that a restart is not a burst.
             let last = status.time.as_deref().and_then(|time| time.parse().ok()).filter(|_| status.tag.is_some());
             let resume = |(last, spec)| pace::resume(spec, last, now, self.options.status_heartbeat);
@@ -339,19 +344,13 @@ impl Sync {
     /// Remembers when the next sync is due.
     fn schedule(&self, key: &ImageKey, image: &Image, spec: Option<&CompiledSpec>, failed: bool) {
         let now = Timestamp::now();
-        let regular = spec.and_then(|spec| pace::next(spec, now));
         let mut memos = self.memos();
         let memo = memos.entry(key.clone()).or_default();
         memo.generation = image.metadata.generation;
         memo.forced = true; // until the outcome is written: a conflict must not lose it
-        if failed {
-            memo.failures = memo.failures.saturating_add(1);
-            let retry = now.saturating_add(pace::retry_pause(spec, memo.failures)).unwrap_or(now);
-            memo.next = Some(regular.map_or(retry, |regular| regular.min(retry)));
-        } else {
-            memo.failures = 0;
+        (memo.failures, memo.next) = pace::after(spec, memo.failures, failed, now);
+        if !failed {
             memo.last_success = Some(now);
-            memo.next = regular;
         }
     }
 
@@ -366,11 +365,7 @@ impl Sync {
         let Some(last) = self.memos().get(key).and_then(|memo| memo.last_success).filter(|_| failed) else {
             return;
         };
-        let Some(next) = spec.and_then(|spec| pace::next_unspread(spec, last)) else {
-            return;
-        };
-        let missed = last.checked_add(last.duration_until(next) * STALE_INTERVALS);
-        if missed.is_ok_and(|missed| missed < subject.now) {
+        if spec.is_some_and(|spec| pace::is_stale(spec, last, subject.now)) {
             status::mark_stale(status, subject, &status::rfc3339(last));
         }
     }

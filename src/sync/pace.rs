@@ -14,6 +14,8 @@ use crate::registry::Asker;
 const RETRY_FIRST: Duration = Duration::from_secs(5);
 /// Longest pause after a failed sync.
 pub(super) const RETRY_MAX: Duration = Duration::from_mins(5);
+/// Missed intervals after which an Image is `Stale`.
+const STALE_INTERVALS: usize = 3;
 
 /// What a listing must be like.
 #[derive(Clone, Copy, Debug)]
@@ -45,9 +47,29 @@ pub fn next(spec: &CompiledSpec, last: Timestamp) -> Option<Timestamp> {
     spec.schedules.iter().filter_map(|schedule| schedule.next_in_phase(last, phase)).min()
 }
 
-/// When the triggers would fire after `last`, were they not spread.
-pub fn next_unspread(spec: &CompiledSpec, last: Timestamp) -> Option<Timestamp> {
-    spec.schedules.iter().filter_map(|schedule| schedule.next_after(last)).min()
+/// Whether a trigger has fired three times since the last sync that succeeded.
+pub fn is_stale(spec: &CompiledSpec, last_success: Timestamp, now: Timestamp) -> bool {
+    let third =
+        |schedule: &api::Schedule| (0..STALE_INTERVALS).try_fold(last_success, |last, _| schedule.next_after(last));
+    spec.schedules.iter().filter_map(third).min().is_some_and(|third| third < now)
+}
+
+/// What follows a sync that ended `now`, after so many in a row that failed: how many these are by now, and when the next
+/// sync is due (none: when asked).
+pub fn after(spec: Option<&CompiledSpec>, failures: u32, failed: bool, now: Timestamp) -> (u32, Option<Timestamp>) {
+    let regular = spec.and_then(|spec| next(spec, now));
+    if !failed {
+        return (0, regular);
+    }
+    let failures = failures.saturating_add(1);
+    let retry = now.saturating_add(retry_pause(spec, failures)).unwrap_or(now);
+    (failures, Some(regular.map_or(retry, |regular| regular.min(retry))))
+}
+
+/// How long the next try of a failed sync takes at most, however often it has failed.
+pub fn longest_wait(spec: &CompiledSpec, now: Timestamp) -> Duration {
+    let period = spec.schedules.iter().filter_map(|schedule| schedule.period(now)).min();
+    period.map_or(RETRY_MAX, |period| period.min(RETRY_MAX))
 }
 
 /// When an Image is due that an earlier process synced last at `last`, as its status has it.
@@ -200,6 +222,52 @@ mod tests {
         }
         assert_eq!(retry_pause(None, 1), RETRY_FIRST);
         assert_eq!(retry_pause(None, u32::MAX), RETRY_MAX);
+    }
+
+    #[test]
+    fn what_follows_a_sync() {
+        let (now, spec) = (at("2026-11-21T10:00:00Z"), spec(&[("interval", "1h")]));
+        let regular = next(&spec, now);
+        let mut failures = 0;
+        for _ in 0..20 {
+            let due;
+            (failures, due) = after(Some(&spec), failures, true, now);
+            assert_eq!(due, regular.min(now.checked_add(retry_pause(Some(&spec), failures)).ok()));
+        }
+        assert_eq!(failures, 20);
+        assert_eq!(after(Some(&spec), failures, false, now), (0, regular), "a success starts anew");
+        assert_eq!(after(Some(&spec), 0, true, now).0, 1);
+        assert_eq!(after(None, 0, false, now), (0, None), "nothing fires by the clock");
+    }
+
+    #[test]
+    fn a_next_try_is_told_by_its_longest_wait() {
+        let now = at("2026-11-21T10:00:00Z");
+        let check = |triggers: &[(&str, &str)], expected: u64| {
+            let (spec, expected) = (spec(triggers), Duration::from_secs(expected));
+            assert_eq!(longest_wait(&spec, now), expected, "{triggers:?}");
+            assert!((1..20).all(|failures| retry_pause(Some(&spec), failures) <= RETRY_MAX));
+        };
+        check(&[("interval", "1h")], 300);
+        check(&[("interval", "1h"), ("interval", "1m")], 60);
+        check(&[("crontab", "@daily")], 300);
+        check(&[("webhook", "")], 300);
+    }
+
+    #[test]
+    fn three_missed_intervals_are_stale() {
+        let check = |triggers: &[(&str, &str)], ago: Duration, expected: bool| {
+            let now = at("2026-11-21T10:00:00Z");
+            assert_eq!(is_stale(&spec(triggers), now.checked_sub(ago).unwrap(), now), expected, "{triggers:?} {ago:?}");
+        };
+        let mins = Duration::from_mins;
+        check(&[("interval", "5m")], mins(15), false);
+        check(&[("interval", "5m")], mins(16), true);
+        check(&[("interval", "1h"), ("interval", "5m")], mins(16), true);
+        // At 3 each night: the third one counts, wherever in the day it began.
+        check(&[("crontab", "0 3 * * *")], Duration::from_hours(48 + 6), false);
+        check(&[("crontab", "0 3 * * *")], Duration::from_hours(48 + 8), true);
+        check(&[("webhook", "")], Duration::from_hours(9999), false);
     }
 
     #[tokio::test]

@@ -10,7 +10,7 @@ use futures::future::BoxFuture;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use crate::api::{self, Image, SyncResult, condition};
+use crate::api::{self, Image, SyncResult, Tagged, condition};
 use crate::index::question::{Answered, Ask, Question};
 use crate::policy::Repository;
 use crate::registry::Asker;
@@ -18,7 +18,7 @@ use crate::rollout::PullAccess;
 
 use super::engine::{Key, Sync};
 use super::pace::Wanted;
-use super::status::Outcome;
+use super::status::{self, Outcome};
 use super::world::{Cached, ImageKey, status_of};
 
 mod pod;
@@ -39,7 +39,7 @@ impl Sync {
         // The leader records the tag any moment; only if it does not, a replica decides for itself.
         let patience = Instant::now() + self.options.question_timeout / 2;
         let mut changed = self.world.changed();
-        let _asked = Asked::new(self, &key);
+        let _asked = Asked::new(self, key.clone());
         if self.leadership.is_leader() {
             self.queue.add_now(Key::Image(key.clone()));
         }
@@ -58,7 +58,7 @@ impl Sync {
             let until = if self.leadership.is_leader() { deadline } else { patience };
             if !matches!(tokio::time::timeout_at(until, changed.changed()).await, Ok(Ok(()))) {
                 let image = image.ok_or_else(|| format!("Image {key} is not known here yet"))?;
-                let access = self.pull_access(&image);
+                let access = self.world.access_of(&image);
                 return self.decide_alone(&key, &image, access.as_ref(), deadline).await;
             }
         }
@@ -77,7 +77,10 @@ impl Sync {
         // Even with the time used up a cached token and a near registry can still answer.
         let deadline = deadline.max(Instant::now() + Duration::from_millis(50));
         match tokio::time::timeout_at(deadline, self.choose(key, image, &status, &spec, access, wanted)).await {
-            Ok(Ok(Outcome::Tag { tag, why, adopted, .. })) => Ok(Answered::new(Some(adopted.unwrap_or(tag)), why)),
+            Ok(Ok(Outcome::Tag { tag, why, adopted, digest, .. })) => {
+                let tagged = status::pinned(spec.pin, &adopted.unwrap_or(Tagged { tag, digest }));
+                Ok(Answered::new(Some(tagged.to_string()), why))
+            }
             Ok(Ok(Outcome::Failed(failure)) | Err(failure)) => Ok(Answered::new(None, failure.message)),
             Err(_) => Err(format!("Image {key}: the registry did not answer in time")),
         }
@@ -87,14 +90,14 @@ impl Sync {
 /// While it lives, the registry is asked for the Image ahead of the schedule.
 struct Asked<'a> {
     sync: &'a Sync,
-    key: &'a ImageKey,
+    key: ImageKey,
 }
 
 impl<'a> Asked<'a> {
-    fn new(sync: &'a Sync, key: &'a ImageKey) -> Self {
+    fn new(sync: &'a Sync, key: ImageKey) -> Self {
         *sync.asked().entry(key.clone()).or_default() += 1;
         // Its listing may wait for its turn already.
-        if let Some(Cached::Read(image)) = sync.world.image(key)
+        if let Some(Cached::Read(image)) = sync.world.image(&key)
             && let Ok(repository) = Repository::parse(&image.spec.image)
         {
             sync.registry.hurry(&repository);
@@ -118,7 +121,8 @@ impl Drop for Asked<'_> {
 fn on_record(image: &Image) -> Option<Answered> {
     let status = status_of(image);
     if let Some(tag) = status.tag {
-        return Some(Answered::new(Some(tag), "settled"));
+        let settled = status::pinned(api::pins_digest(&image.spec), &Tagged { tag, digest: status.digest });
+        return Some(Answered::new(Some(settled.to_string()), "settled"));
     }
     if matches!(status.result, None | Some(SyncResult::Scheduled)) {
         return None;

@@ -4,13 +4,14 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 
-use crate::api::{self, Image, ImageStatus, SyncResult};
+use crate::api::{self, Image, ImageStatus, SyncResult, Tagged};
 use crate::notify::{Audit, Reason};
 use crate::policy::{Reference, Repository};
 use crate::telemetry::RolloutOutcome;
 
 use super::engine::{Key, Sync};
 use super::managed;
+use super::observe::HOST_FAILS;
 use super::status::{DUPLICATE, Selected};
 use super::world::{ImageKey, User};
 
@@ -28,25 +29,33 @@ impl Sync {
     ) {
         let on = reference(image);
         let name = format!("Image {key}");
-        if let Some(Selected { from, to, rule, why }) = selected {
+        if let Some(Selected { from, to, digest, rule, why }) = selected {
             let from = from.unwrap_or_else(|| "no tag".to_owned());
             let by = if rule.is_empty() { String::new() } else { format!(" by rule {rule}") };
             self.events
                 .say(&on, Reason::TagSelected, &format!("{}: {from} -> {to}{by}: {why}", image.spec.image))
                 .await;
             let rollout = new.rollout.as_ref().map(|r| r.id.as_str()).unwrap_or_default();
-            Audit { image: &name, workload: "", what: "select", from: &from, to: &to, rule: &rule, rollout }.log();
+            let digest = digest.as_deref().unwrap_or_default();
+            Audit { image: &name, workload: "", what: "select", from: &from, to: &to, digest, rule: &rule, rollout }
+                .log();
             self.queue_users(key, image);
         }
         if let Some(rollout) = settled {
-            let from = rollout.from.as_deref().unwrap_or("no tag");
+            let to = Tagged::new(&rollout.tag, rollout.digest.as_deref());
+            let before = Tagged::new(old.tag.as_deref().unwrap_or_default(), old.digest.as_deref());
+            let (from, to) = match &rollout.from {
+                Some(from) if *from == before.tag => before.difference(&to),
+                from => (from.clone().unwrap_or_else(|| "no tag".to_owned()), to.tag),
+            };
             let run = if rollout.updated == 1 { "workload runs" } else { "workloads run" };
-            let note = format!("{}: {from} -> {}, {} {run} it", image.spec.image, rollout.tag, rollout.updated);
+            let note = format!("{}: {from} -> {to}, {} {run} it", image.spec.image, rollout.updated);
             self.events.say(&on, Reason::RolloutSettled, &note).await;
             self.settled_on_workloads(key, image, &rollout).await;
             self.metrics.rollout(RolloutOutcome::Settled);
-            let (to, rule, rollout) = (&rollout.tag, &rollout.rule, &rollout.id);
-            Audit { image: &name, workload: "", what: "settle", from, to, rule, rollout }.log();
+            let (from, to, digest) = (&from, &to, rollout.digest.as_deref().unwrap_or_default());
+            let (rule, rollout) = (&rollout.rule, &rollout.id);
+            Audit { image: &name, workload: "", what: "settle", from, to, digest, rule, rollout }.log();
             self.queue_users(key, image);
         }
         for hold in holds {
@@ -59,7 +68,8 @@ impl Sync {
                 self.events.say(&super::workload::reference(workload), reason, &note).await;
             }
             let (from, to) = (&hold.left, &hold.tag);
-            Audit { image: &name, workload: &hold.workload, what: "hold", from, to, rule: "", rollout: "" }.log();
+            Audit { image: &name, workload: &hold.workload, what: "hold", from, to, digest: "", rule: "", rollout: "" }
+                .log();
         }
         self.report_failure(key, &on, old, new).await;
     }
@@ -90,18 +100,40 @@ impl Sync {
         let reason = match new.result {
             Some(SyncResult::Error) if now.reason == DUPLICATE => Reason::Duplicate,
             Some(SyncResult::GetRuleError | SyncResult::GetImageError | SyncResult::Error) => Reason::PolicyInvalid,
-            Some(SyncResult::RegistryError) => {
-                let host = new.repository.as_deref().and_then(|r| r.split('/').next()).unwrap_or_default().to_owned();
-                if !self.hosts_down().insert(host) {
+            Some(SyncResult::RegistryError) if now.reason == HOST_FAILS => {
+                let host = new.repository.as_deref().and_then(|r| r.split('/').next()).unwrap_or_default();
+                if !self.outages.begins(host) {
                     return; // said for this host already
                 }
                 Reason::RegistryUnreachable
             }
-            Some(SyncResult::TagsError | SyncResult::PullSecretsError) => Reason::SyncFailed,
+            Some(SyncResult::RegistryError | SyncResult::TagsError | SyncResult::PullSecretsError) => {
+                Reason::SyncFailed
+            }
             // `ActionError` is said on the workload that could not be rolled.
             _ => return tracing::warn!(image = %key, reason = now.reason, "{}", now.message),
         };
         self.events.say(on, reason, &now.message).await;
+    }
+
+    /// A registry has answered with a list of tags.
+    pub(super) fn host_answers(&self, host: &str) {
+        if let Some(outage) = self.outages.ends(host) {
+            tracing::info!(host, after_s = outage.as_secs(), "the registry answers again");
+        }
+    }
+
+    /// Says that the registry has a pinned digest no longer, and what is run instead.
+    pub(super) async fn report_gone(&self, image: &Image, new: &ImageStatus, digest: &str) {
+        let follows = match super::status::current(new) {
+            Some(Tagged { tag, digest: Some(now) }) => format!("tag {tag} is followed, which is {now} now"),
+            Some(Tagged { tag, digest: None }) => {
+                format!("tag {tag} cannot be run either; Pods that are created now are given it without a digest")
+            }
+            None => "there is no tag to follow".to_owned(),
+        };
+        let note = format!("{}: the registry does not have {digest} any more; {follows}", image.spec.image);
+        self.events.say(&reference(image), Reason::DigestGone, &note).await;
     }
 
     /// Says that an Image cannot be read.

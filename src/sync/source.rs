@@ -126,6 +126,8 @@ pub struct Wish {
     /// Containers that have a policy, but a wrong one, or one of which nobody knows whether it means them: the Image
     /// that was made for them before stays as it is.
     pub unclear: BTreeSet<String>,
+    /// Containers that the Pod template opts in and `enabled: "false"` further away opts out: Pods do not carry that word.
+    pub off: BTreeSet<String>,
     /// What is wrong, one sentence each.
     pub problems: Vec<String>,
     /// A policy stands somewhere among the annotations.
@@ -289,7 +291,8 @@ fn own_texts(pod: &PodSpec, applied: &[Applied]) -> PodSpec {
 
 fn wish(key: &SourceKey, levels: &[Map], containers: &[Container]) -> Wish {
     let levels: Vec<&Map> = levels.iter().collect();
-    let levels = Levels(&levels);
+    let (nearest, levels) = (Levels(levels.get(..1).unwrap_or_default()), Levels(&levels));
+    let enabled = |levels: Levels<'_>, name: &str| levels.enabled(name, false, NamespaceSettings::default());
     let names = |init| containers.iter().filter(|c| c.init == init).map(|c| c.name.as_str()).collect::<Vec<_>>();
     let (regular, init) = (names(false), names(true));
     let found = annotated::read(levels, Containers { regular: &regular, init: &init });
@@ -299,6 +302,8 @@ fn wish(key: &SourceKey, levels: &[Map], containers: &[Container]) -> Wish {
         let Some(wanted) = found.containers.get(name) else {
             if may_mean(levels, name, containers) {
                 wish.unclear.insert(name.clone());
+            } else if enabled(levels, name) == Ok(false) && enabled(nearest, name) == Ok(true) {
+                wish.off.insert(name.clone());
             }
             continue;
         };

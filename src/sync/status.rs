@@ -1,11 +1,12 @@
 //! From what a sync found to the status that tells it. Pure.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
-use crate::api::{Held, HistoryEntry, ImageStatus, RolloutStatus, SyncResult, condition};
+use crate::api::{Held, HistoryEntry, ImageStatus, RolloutStatus, SyncResult, Tagged, condition};
 
 /// Tags that the history keeps.
 const MAX_HISTORY: usize = 10;
@@ -35,8 +36,14 @@ pub enum Outcome {
         why: String,
         /// The registry no longer lists it.
         missing: bool,
-        /// The settled tag of an Image that lost its status, from the stamps of its namespace.
-        adopted: Option<String>,
+        /// What an Image that lost its status had settled, from the stamps of its namespace.
+        adopted: Option<Tagged>,
+        /// The manifest digest that counts for the tag; none if it is not known, or the registry has it no longer.
+        digest: Option<String>,
+        /// Newer tags that cannot be run, one sentence each: `1.4.3 passed over: …`.
+        passed_over: Vec<String>,
+        /// A pinned digest that the registry has no longer.
+        gone: Option<String>,
     },
 }
 
@@ -53,6 +60,17 @@ pub struct Failure {
     pub stalled: bool,
 }
 
+impl Failure {
+    /// The failure, with when the sync is tried again. How long at most, as each time of a next try would be a write.
+    #[must_use]
+    pub fn tried_again(self, within: Duration) -> Self {
+        let within = humantime::format_duration(Duration::from_secs(within.as_secs().max(1)));
+        let message =
+            if self.stalled { self.message } else { format!("{}; tried again within {within}", self.message) };
+        Self { message, ..self }
+    }
+}
+
 /// What a status is about.
 pub struct Subject<'a> {
     /// `metadata.uid` of the Image.
@@ -63,6 +81,10 @@ pub struct Subject<'a> {
     pub repository: Option<String>,
     /// What this version does not act on.
     pub unsupported: Vec<String>,
+    /// Whether Pods are pinned to digests: then another digest is another image.
+    pub pin: bool,
+    /// The starting tag, where only its digest is followed.
+    pub follows: Option<String>,
     /// Whether any opted-in workload uses the Image.
     pub used: bool,
     /// The time.
@@ -72,10 +94,12 @@ pub struct Subject<'a> {
 /// A newly chosen tag.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Selected {
-    /// The tag before, if there was one.
+    /// The tag before, if there was one. With the digest's first digits if only that changed.
     pub from: Option<String>,
-    /// The tag.
+    /// The tag; likewise.
     pub to: String,
+    /// Its digest, where it is known.
+    pub digest: Option<String>,
     /// Name of the rule.
     pub rule: String,
     /// Why.
@@ -109,47 +133,97 @@ pub fn after_sync(status: &mut ImageStatus, subject: &Subject<'_>, outcome: &Out
             status.result = Some(failure.result);
             None
         }
-        Outcome::Tag { tag, rule, why, missing, adopted } => {
-            let message = if *missing {
+        Outcome::Tag { tag, rule, why, missing, adopted, digest, passed_over, .. } => {
+            let mut message = if *missing {
                 format!("{tag} is kept: no rule allows a newer one; the registry no longer lists it")
             } else {
                 format!("{tag} is the newest tag that the rules allow")
             };
+            for sentence in passed_over {
+                message = format!("{message}; {sentence}");
+            }
             conditions.set(condition::READY, true, if *missing { "TagMissing" } else { "Synced" }, &message);
             conditions.clear(condition::STALLED);
             conditions.clear(condition::STALE);
             status.result = Some(SyncResult::Success);
-            // The workloads run it already: the newer tag is rolled out from there like any other.
-            if let Some(adopted) = adopted.as_ref().filter(|adopted| status.tag.is_none() && *adopted != tag) {
-                status.tag = Some(adopted.clone());
+            // One that the registry does not list yet is still to come.
+            if subject.follows.as_ref() == Some(tag) || subject.follows.is_none() || status.base_tag.is_none() {
+                status.base_tag.clone_from(&subject.follows);
             }
-            select(status, subject, tag, rule, why)
+            // The workloads run it already: the newer tag is rolled out from there like any other.
+            let other_digest = |adopted: &Tagged| subject.pin && adopted.digest.is_some() && adopted.digest != *digest;
+            let other = |adopted: &&Tagged| adopted.tag != *tag || other_digest(adopted);
+            if let Some(adopted) = adopted.as_ref().filter(|_| status.tag.is_none()).filter(other) {
+                status.tag = Some(adopted.tag.clone());
+                status.digest.clone_from(&adopted.digest);
+            }
+            select(status, subject, &Tagged { tag: tag.clone(), digest: digest.clone() }, rule, why)
         }
     }
 }
 
-fn select(status: &mut ImageStatus, subject: &Subject<'_>, tag: &str, rule: &str, why: &str) -> Option<Selected> {
-    let current = status.rollout.as_ref().map(|r| r.tag.clone()).or_else(|| status.tag.clone());
-    if current.as_deref() == Some(tag) {
+fn select(status: &mut ImageStatus, subject: &Subject<'_>, to: &Tagged, rule: &str, why: &str) -> Option<Selected> {
+    let current = current(status);
+    let same_tag = current.as_ref().is_some_and(|current| current.tag == to.tag);
+    // Unless it is pinned, the tag is what is run. A digest that nobody has any more is run by its tag.
+    if same_tag && (!subject.pin || to.digest.is_none() || current.as_ref() == Some(to)) {
+        know_digest(status, to);
         return None;
     }
     let rollout = RolloutStatus {
-        id: crate::rollout::id(subject.uid, tag),
-        tag: tag.to_owned(),
+        id: crate::rollout::id(subject.uid, &pinned(subject.pin, to).to_string()),
+        tag: to.tag.clone(),
+        digest: to.digest.clone(),
         from: status.tag.clone(),
         rule: rule.to_owned(),
         started_at: rfc3339(subject.now),
         ..RolloutStatus::default()
     };
-    // The first tag counts at once: Pods that are created now have nothing older to run.
-    if status.tag.is_none() {
-        status.tag = Some(tag.to_owned());
-        remember(status, &rollout, subject.now, 0);
+    // The first tag, and its first digest, count at once: Pods that are created now have nothing older to run.
+    let first_digest = status.tag.as_ref() == Some(&to.tag) && status.digest.is_none();
+    if status.tag.is_none() || first_digest {
+        if !first_digest {
+            remember(status, &rollout, subject.now, 0);
+        }
+        status.tag = Some(to.tag.clone());
+        status.digest.clone_from(&to.digest);
     }
-    if subject.used || status.tag.as_deref() != Some(tag) {
+    let settled =
+        pinned(subject.pin, &Tagged::new(status.tag.as_deref().unwrap_or_default(), status.digest.as_deref()));
+    if subject.used || settled != pinned(subject.pin, to) {
         status.rollout = Some(rollout);
     }
-    Some(Selected { from: current, to: tag.to_owned(), rule: rule.to_owned(), why: why.to_owned() })
+    let (from, to_text) = match &current {
+        Some(current) => current.difference(to),
+        None => (String::new(), to.tag.clone()),
+    };
+    let from = current.map(|_| from);
+    Some(Selected { from, to: to_text, digest: to.digest.clone(), rule: rule.to_owned(), why: why.to_owned() })
+}
+
+/// What the Image should run as of now: in flight, else settled.
+pub fn current(status: &ImageStatus) -> Option<Tagged> {
+    let in_flight = status.rollout.as_ref().map(|r| Tagged::new(&r.tag, r.digest.as_deref()));
+    in_flight.or_else(|| Some(Tagged::new(status.tag.as_deref()?, status.digest.as_deref())))
+}
+
+/// What a container is given: without the digest unless the Image pins it.
+pub fn pinned(pin: bool, tagged: &Tagged) -> Tagged {
+    Tagged { tag: tagged.tag.clone(), digest: tagged.digest.clone().filter(|_| pin) }
+}
+
+/// Notes the digest of what is run already.
+fn know_digest(status: &mut ImageStatus, to: &Tagged) {
+    if status.tag.as_ref() == Some(&to.tag) && status.rollout.as_ref().is_none_or(|r| r.tag == to.tag) {
+        // Also while a first tag is rolled out, which is settled already.
+        let moves = status.rollout.as_ref().is_some_and(|r| r.digest != status.digest && status.digest.is_some());
+        if !moves {
+            status.digest.clone_from(&to.digest);
+        }
+    }
+    if let Some(rollout) = status.rollout.as_mut().filter(|rollout| rollout.tag == to.tag) {
+        rollout.digest.clone_from(&to.digest);
+    }
 }
 
 /// How far the workloads of an Image are.
@@ -234,9 +308,9 @@ pub fn after_progress(status: &mut ImageStatus, subject: &Subject<'_>, progress:
 /// Settles the rollout in flight: its tag becomes the settled one. Returns it.
 pub fn settle(status: &mut ImageStatus, subject: &Subject<'_>) -> Option<RolloutStatus> {
     let rollout = status.rollout.take()?;
-    if status.tag.as_deref() != Some(&rollout.tag) {
+    if status.tag.as_deref() != Some(&rollout.tag) || status.digest != rollout.digest {
         status.tag = Some(rollout.tag.clone());
-        status.digest = None;
+        status.digest.clone_from(&rollout.digest);
         remember(status, &rollout, subject.now, rollout.total);
     } else if let Some(first) = status.history.first_mut().filter(|first| first.tag == rollout.tag) {
         // The first tag: recorded when it was chosen, before any workload ran it.
@@ -249,6 +323,7 @@ pub fn settle(status: &mut ImageStatus, subject: &Subject<'_>) -> Option<Rollout
 fn remember(status: &mut ImageStatus, rollout: &RolloutStatus, now: Timestamp, workloads: u32) {
     let entry = HistoryEntry {
         tag: rollout.tag.clone(),
+        digest: rollout.digest.clone(),
         from: rollout.from.clone(),
         rule: rollout.rule.clone(),
         started: rollout.started_at.clone(),
@@ -260,8 +335,18 @@ fn remember(status: &mut ImageStatus, rollout: &RolloutStatus, now: Timestamp, w
     status.history.truncate(MAX_HISTORY);
 }
 
-/// Marks an Image whose syncs have failed for three intervals.
+/// Since when syncs fail, as the status of an earlier process has it; none if the last one did not.
+pub fn failing_since(status: &ImageStatus) -> Option<Timestamp> {
+    let failed = [SyncResult::RegistryError, SyncResult::TagsError, SyncResult::PullSecretsError];
+    let ready = status.conditions.iter().find(|c| c.type_ == condition::READY && c.status == "False")?;
+    status.result.is_some_and(|result| failed.contains(&result)).then_some(ready.last_transition_time.0)
+}
+
+/// Marks an Image whose syncs have failed for three intervals. What was said of it stays: a restart knows less.
 pub fn mark_stale(status: &mut ImageStatus, subject: &Subject<'_>, since: &str) {
+    if status.conditions.iter().any(|c| c.type_ == condition::STALE && c.status == "True") {
+        return;
+    }
     let message = format!("no sync has succeeded since {since}");
     Conditions { list: &mut status.conditions, subject }.set(condition::STALE, true, "SyncsFail", &message);
 }
@@ -315,6 +400,8 @@ impl Conditions<'_> {
     }
 }
 
+#[cfg(test)]
+mod digest;
 #[cfg(test)]
 mod held;
 #[cfg(test)]

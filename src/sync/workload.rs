@@ -8,14 +8,14 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use kube::ResourceExt;
 use tokio::time::Instant;
 
-use crate::api::{self, Held, Image, ImageStatus, Order, annotations};
+use crate::api::{self, Held, Image, ImageStatus, Order, Tagged, annotations};
 use crate::notify::{Audit, Reason};
 use crate::policy::Repository;
 use crate::rollout::{self, ApplyError, Blocked, FIELD_MANAGER, Hold, Plan, Target, Workload, WorkloadKey};
 use crate::telemetry::RolloutOutcome;
 
 use super::engine::{Key, Sync};
-use super::status::Progress;
+use super::status::{self, Progress};
 use super::world::{Cached, ImageKey, User, same_group, status_of};
 
 /// After one Image of a workload chose a tag, how long tags of its other Images may still arrive to share the rollout.
@@ -77,16 +77,16 @@ impl View {
 /// What one Image has of a workload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Use {
-    /// The tag that was wanted.
-    tag: String,
+    /// What was wanted.
+    wanted: Tagged,
     state: State,
     /// Its containers that keep another tag.
     held: Vec<Held>,
 }
 
-/// The tag that an Image wants its workloads to run.
-fn wanted_tag(status: &ImageStatus) -> Option<&str> {
-    status.rollout.as_ref().map(|r| r.tag.as_str()).or(status.tag.as_deref())
+/// What an Image wants its workloads to run.
+fn wanted(image: &Image, status: &ImageStatus) -> Option<Tagged> {
+    status::current(status).map(|current| status::pinned(api::pins_digest(&image.spec), &current))
 }
 
 impl Sync {
@@ -270,7 +270,8 @@ impl Sync {
             let image = ImageKey { namespace: key.namespace.clone(), name: change.image.clone() };
             let name = format!("Image {image}");
             let (from, to, rule, rollout) = (&change.from, &change.to, &change.rule, &change.rollout);
-            Audit { image: &name, workload: &key.to_string(), what: "roll", from, to, rule, rollout }.log();
+            let digest = change.digest.as_deref().unwrap_or_default();
+            Audit { image: &name, workload: &key.to_string(), what: "roll", from, to, digest, rule, rollout }.log();
             if let Some(Cached::Read(image)) = self.world.image(&image) {
                 let note = format!("{key}: container {}: {from} -> {to} (rollout {rollout})", change.container);
                 self.events.say(&super::report::reference(&image), Reason::RolloutStarted, &note).await;
@@ -329,7 +330,7 @@ impl Sync {
                 None if held.is_empty() => State::Done,
                 None => State::Held,
             };
-            Use { tag: target.tag.clone(), state, held }
+            Use { wanted: Tagged::new(&target.tag, target.digest.as_deref()), state, held }
         };
         let uses: BTreeMap<_, _> = targets.values().map(|t| (t.image.clone(), use_of(t))).collect();
         let at_rest = plan.changes.is_empty() && plan.blocked.is_none() && self.all_settled(key, targets);
@@ -380,7 +381,7 @@ impl Sync {
     /// How far the workloads of an Image are.
     pub(super) fn progress(&self, key: &ImageKey, image: &Image, status: &ImageStatus) -> Progress {
         let mut progress = Progress::default();
-        let Some(wanted) = wanted_tag(status) else {
+        let Some(wanted) = wanted(image, status) else {
             return progress;
         };
         let Ok(repository) = Repository::parse(&image.spec.image) else {
@@ -393,7 +394,7 @@ impl Sync {
         for User { workload, .. } in self.world.users_of(image) {
             progress.total += 1;
             let view = views.get(&workload.key).filter(|v| v.uid == workload.uid);
-            let Some(seen) = view.and_then(|v| v.uses.get(&key.name)).filter(|seen| seen.tag == wanted) else {
+            let Some(seen) = view.and_then(|v| v.uses.get(&key.name)).filter(|seen| seen.wanted == wanted) else {
                 progress.undecided.push(workload.key.to_string());
                 self.queue.add_now(Key::Workload(workload.key.clone()));
                 continue;
@@ -414,26 +415,29 @@ impl Sync {
 
 fn target(image: &Image, workload: &Workload, container: &str) -> Option<Target> {
     let status = status_of(image);
-    let tag = wanted_tag(&status)?.to_owned();
+    let wanted = wanted(image, &status)?;
     let rollout = status.rollout.as_ref();
     let rule = rollout
         .map(|r| r.rule.clone())
-        .or_else(|| status.history.iter().find(|entry| entry.tag == tag).map(|entry| entry.rule.clone()));
+        .or_else(|| status.history.iter().find(|entry| entry.tag == wanted.tag).map(|entry| entry.rule.clone()));
     let name = workload.key.to_string();
     let held = status.held.iter().find(|h| h.workload == name && h.container == container);
     Some(Target {
         image: image.name_any(),
-        settled: status.tag.as_deref() == Some(&tag),
+        settled: status.tag.as_deref() == Some(&wanted.tag)
+            && (wanted.digest.is_none() || status.digest == wanted.digest),
         rule: rule.filter(|rule| !rule.is_empty()).unwrap_or_else(|| "none".to_owned()),
-        rollout: rollout::id(image.metadata.uid.as_deref().unwrap_or_default(), &tag),
-        order: Order::of(&image.spec),
+        rollout: rollout::id(image.metadata.uid.as_deref().unwrap_or_default(), &wanted.to_string()),
+        order: Order::of(&image.spec).following(&status),
         left: held.map(|h| h.left.clone()).filter(|left| !left.is_empty()),
-        tag,
+        tag: wanted.tag,
+        digest: wanted.digest,
     })
 }
 
 fn tags(targets: &BTreeMap<String, Target>) -> BTreeMap<String, String> {
-    targets.iter().map(|(container, target)| (container.clone(), target.tag.clone())).collect()
+    let text = |target: &Target| Tagged::new(&target.tag, target.digest.as_deref()).to_string();
+    targets.iter().map(|(container, target)| (container.clone(), text(target))).collect()
 }
 
 fn held(key: &WorkloadKey, hold: &Hold) -> api::Held {
@@ -483,7 +487,7 @@ mod tests {
     fn a_rollout_ends_once() {
         #[track_caller]
         fn check(uid: &str, before: Option<i64>, available: i32, at_rest: bool, expected: i64) {
-            let seen = Use { tag: "1".to_owned(), state: State::Moving, held: Vec::new() };
+            let seen = Use { wanted: Tagged::new("1", None), state: State::Moving, held: Vec::new() };
             let uses = before.map(|_| ("web".to_owned(), seen)).into_iter().collect();
             let view = View { uid: uid.to_owned(), uses, ended: before.unwrap_or_default(), ..View::default() };
             assert_eq!(view.ended(&workload(available), at_rest), expected);

@@ -137,13 +137,14 @@ impl FaultReply {
 
     fn head(&self) -> String {
         let mut head = format!("HTTP/1.1 {} Scripted\r\n", self.status);
+        let mut line = |name: &str, value: &str| head.extend([name, ": ", value, "\r\n"]);
         for (name, value) in &self.headers {
-            head.push_str(&format!("{name}: {value}\r\n"));
+            line(name, value);
         }
         match &self.body {
-            Body::Whole(body) => head.push_str(&format!("content-length: {}\r\n", body.len())),
-            Body::Cut(body) => head.push_str(&format!("content-length: {}\r\n", body.len() + 1000)),
-            Body::Chunks { .. } => head.push_str("transfer-encoding: chunked\r\n"),
+            Body::Whole(body) => line("content-length", &body.len().to_string()),
+            Body::Cut(body) => line("content-length", &(body.len() + 1000).to_string()),
+            Body::Chunks { .. } => line("transfer-encoding", "chunked"),
             Body::Raw(_) | Body::Silence | Body::Tunnel(_) => {}
         }
         head.push_str("\r\n");
@@ -251,6 +252,7 @@ async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, host: Host) {
     loop {
         let Ok((stream, _)) = listener.accept().await else { continue };
         while connections.try_join_next().is_some() {}
+        let _ = stream.set_nodelay(true); // else each answer waits for an acknowledgement in its middle
         host.log.connections.fetch_add(1, Ordering::SeqCst);
         let (tls, host) = (tls.clone(), host.clone());
         connections.spawn(async move {
@@ -343,9 +345,9 @@ async fn write(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), reply: &Fault
         return std::future::pending().await;
     }
     stream.write_all(reply.head().as_bytes()).await?;
+    stream.flush().await?;
     match &reply.body {
-        Body::Whole(body) => stream.write_all(body).await?,
-        Body::Cut(body) => stream.write_all(body).await?,
+        Body::Whole(body) | Body::Cut(body) => stream.write_all(body).await?,
         Body::Chunks { parts, pause } => write_chunks(stream, parts, *pause).await?,
         Body::Tunnel(to) => {
             let mut other = TcpStream::connect(to).await?;

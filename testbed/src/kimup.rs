@@ -190,11 +190,34 @@ impl KimupProcess {
 
     /// Resident memory now, in bytes.
     pub fn rss_bytes(&self) -> Result<u64> {
-        let path = format!("/proc/{}/status", self.process.id());
-        let status = std::fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kilobytes: u64 = line.context("no VmRSS: it has ended")?.trim().trim_end_matches(" kB").trim().parse()?;
+        self.status_bytes("VmRSS:")
+    }
+
+    /// The most resident memory it has had since it started, in bytes.
+    pub fn peak_rss_bytes(&self) -> Result<u64> {
+        self.status_bytes("VmHWM:")
+    }
+
+    fn status_bytes(&self, name: &str) -> Result<u64> {
+        let status = self.proc("status")?;
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        let line = line.with_context(|| format!("no {name} it has ended"))?;
+        let kilobytes: u64 = line.trim().trim_end_matches(" kB").trim().parse()?;
         Ok(kilobytes * 1024)
+    }
+
+    /// User and system time of all its threads since it started, in steps of 10 ms.
+    pub fn cpu_time(&self) -> Result<Duration> {
+        let stat = self.proc("stat")?;
+        // After the name in parentheses, which may hold anything; fields 14 and 15 of proc(5).
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+        let ticks = fields.get(11).zip(fields.get(12)).context("no times in /proc/PID/stat")?;
+        Ok(Duration::from_millis((ticks.0.parse::<u64>()? + ticks.1.parse::<u64>()?) * 10)) // USER_HZ is 100
+    }
+
+    fn proc(&self, file: &str) -> Result<String> {
+        let path = format!("/proc/{}/{file}", self.process.id());
+        std::fs::read_to_string(&path).with_context(|| format!("reading {path}"))
     }
 
     /// Lets it run on after this process, as [`crate::Cluster::leave_running`] does; the same script ends it.

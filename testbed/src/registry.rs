@@ -121,11 +121,16 @@ impl Registry {
     /// Pushes a tiny image and returns its digest. Each push has a content of its own, so pushing a tag again moves
     /// it.
     pub async fn push(&self, repository: &str, tag: &str) -> Result<String> {
+        self.push_for(repository, tag, "amd64").await
+    }
+
+    /// The same for another architecture than that of the cluster's Nodes.
+    pub async fn push_for(&self, repository: &str, tag: &str, architecture: &str) -> Result<String> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let client = self.client()?;
         let layer = self.push_blob(&client, repository, &EMPTY_TAR).await?;
         let config = json!({
-            "architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": [layer]},
+            "architecture": architecture, "os": "linux", "rootfs": {"type": "layers", "diff_ids": [layer]},
             "config": {"Labels": {"push": format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))}},
         })
         .to_string();
@@ -164,7 +169,7 @@ impl Registry {
         Ok(tags)
     }
 
-    /// Deletes one tag; the image stays under its digest.
+    /// Deletes one tag; the image stays under its digest. Given a digest, the image itself goes with all its tags.
     pub async fn delete_tag(&self, repository: &str, tag: &str) -> Result<()> {
         let path = format!("{repository}/manifests/{tag}");
         let answer = self.request(&self.client()?, Method::DELETE, &path)?.send().await?;

@@ -58,7 +58,7 @@ pub struct RecordedRequest {
     pub authorization: Option<String>,
 }
 
-/// A plain-http registry on 127.0.0.1 that knows `tags/list` only. It runs on threads of its own until it is dropped.
+/// A plain-http registry on 127.0.0.1 that knows `tags/list`, and an index for linux/amd64 for whatever tag it is asked for. It runs on threads of its own until it is dropped.
 pub struct ScriptedRegistry {
     address: SocketAddr,
     script: Arc<Mutex<Script>>,
@@ -155,6 +155,9 @@ impl Script {
         if path == "/v2/" {
             return json(200, json!({}));
         }
+        if let Some((_, tag)) = path.split_once("/manifests/").filter(|(_, tag)| !tag.contains(':')) {
+            return index(tag);
+        }
         let Some(name) = path.strip_prefix("/v2/").and_then(|path| path.strip_suffix("/tags/list")) else {
             return unknown();
         };
@@ -165,6 +168,19 @@ impl Script {
             (None, None) => unknown(),
         }
     }
+}
+
+/// Each tag has an index of its own.
+fn index(tag: &str) -> Answer {
+    let media_type = "application/vnd.oci.image.index.v1+json";
+    let image = json!({
+        "mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": format!("sha256:{}", "0".repeat(64)), "size": 2,
+        "platform": {"os": "linux", "architecture": "amd64"},
+    });
+    let body = json!({
+        "schemaVersion": 2, "mediaType": media_type, "manifests": [image], "annotations": {"tag": tag},
+    });
+    Answer::new(200, &body.to_string()).header("content-type", media_type)
 }
 
 #[cfg(test)]

@@ -12,20 +12,20 @@ use serde_json::{Value, json};
 
 use crate::support::{Bed, DEADLINE, Shop, USER, image_of, pod, with_annotations};
 
-const POLICY: &str = "kimup.cloudavenue.io/policy";
-const INTERVAL: &str = "kimup.cloudavenue.io/interval";
+pub const POLICY: &str = "kimup.cloudavenue.io/policy";
+pub const INTERVAL: &str = "kimup.cloudavenue.io/interval";
 
 /// Annotations on the Pod template, for `deployment`'s patch.
-fn on_template(annotations: &Value) -> Value {
+pub fn on_template(annotations: &Value) -> Value {
     json!({"spec": {"template": {"metadata": {"annotations": annotations}}}})
 }
 
-async fn images(shop: &Shop) -> Vec<String> {
+pub async fn images(shop: &Shop) -> Vec<String> {
     shop.api::<Image>().list(&ListParams::default()).await.unwrap().iter().map(ResourceExt::name_any).collect()
 }
 
 /// Waits until an Image is made and has settled on a tag.
-async fn settles(shop: &Shop, name: &str, tag: &str) {
+pub async fn settles(shop: &Shop, name: &str, tag: &str) {
     eventually(DEADLINE, &format!("Image {}/{name} is made", shop.namespace), async || {
         shop.api::<Image>().get_opt(name).await.unwrap().is_some_and(|made| made.metadata.deletion_timestamp.is_none())
     })
@@ -33,7 +33,7 @@ async fn settles(shop: &Shop, name: &str, tag: &str) {
     shop.settles(name, tag).await;
 }
 
-async fn patch_deployment(shop: &Shop, name: &str, patch: &Value) {
+pub async fn patch_deployment(shop: &Shop, name: &str, patch: &Value) {
     shop.api::<Deployment>().patch(name, &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
 }
 

@@ -62,13 +62,7 @@ fn registry_failures() -> Vec<Case<'static>> {
     let no_match = ["a-old can be chosen", "none of those listed matches semver \">=7\""];
     vec![
         ("a-broken", json!({}), RegistryError, "RegistryUnavailable", ["registry 127.0.0.1:", "status 500"]),
-        (
-            "a-closed",
-            json!({}),
-            RegistryError,
-            "RegistryUnavailable",
-            ["denies access", "add them to imagePullSecrets"],
-        ),
+        ("a-closed", json!({}), RegistryError, "AccessDenied", ["denies access", "add them to imagePullSecrets"]),
         ("a-unknown", json!({}), TagsError, "TagsUnusable", ["knows no repository a-unknown", "check the name"]),
         ("a-html", json!({}), TagsError, "TagsUnusable", ["registry 127.0.0.1:", "unusable answer"]),
         ("a-empty", json!({}), TagsError, "NoTags", ["a-failures/a-empty", "a-empty lists no tags"]),

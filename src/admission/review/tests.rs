@@ -255,6 +255,12 @@ fn a_policy_without_an_image_is_asked_for() {
     };
     check(&policy, &web, &["app"], &Err("no answer".to_owned()), &denied("app", "no answer"));
     check(&policy, &web, &["app"], &Ok(Answered::new(None, "nothing matches.")), &denied("app", "nothing matches"));
+    // A Pod that nobody made has no Image before it is there.
+    let bare = format!(
+        "kimup: container \"app\": no tag is known yet for its policy: nothing matches. Create the Pod again once that is \
+         solved, {hint}"
+    );
+    check(&policy, &Value::Null, &["app"], &Ok(Answered::new(None, "nothing matches.")), &bare);
     // A container was added on the way: sync tells which one is meant, and the other one is left alone.
     check(&policy, &web, &["app", "proxy"], &Ok(Answered::not_covered()), "null ");
     check(

@@ -279,11 +279,34 @@ fn an_answer_of_syncs_counts_like_a_settled_tag() {
         let Answer::Ask(open) = answer(&known, &pod, "app", text) else {
             panic!("{text} should be asked");
         };
-        assert_eq!(words(&open.answered(tag, Some("elsewhere"))), expected);
+        assert_eq!(words(&open.answered(&Tagged::parse(tag).unwrap(), Some("elsewhere"))), expected);
     }
     check("ghcr.io/org/app:1.0.0", "1.5.0", "run ghcr.io/org/app:1.5.0 | app: 1.0.0 -> 1.5.0 (Image web)");
     check("ghcr.io/org/app:1.6.0", "1.5.0", "run ghcr.io/org/app:1.6.0 | app: 1.6.0 (Image web)");
     check("ghcr.io/org/app", "1.5.0", "run ghcr.io/org/app:1.5.0 | app: (no tag) -> 1.5.0 (Image web)");
+    let digest = format!("@sha256:{}", "a".repeat(64));
+    let pinned = format!("run ghcr.io/org/app:1.5.0{digest} | app: 1.0.0 -> 1.5.0 (Image web)");
+    check("ghcr.io/org/app:1.0.0", &format!("1.5.0{digest}"), &pinned);
+}
+
+#[test]
+fn a_pinned_image_is_run_by_its_digest() {
+    #[track_caller]
+    fn check(patch: &Value, text: &str, expected: &str) {
+        let digest = format!("sha256:{}", "a".repeat(64));
+        let mut base = json!({"spec": {"pinDigest": true}, "status": {"digest": digest}});
+        json_patch::merge(&mut base, patch);
+        let found = ask(&snapshot(&[base]), BARE, text);
+        assert_eq!(found.replace(&digest, "A"), expected, "{patch} {text}");
+    }
+    let app = "ghcr.io/org/app";
+    check(&json!({}), &format!("{app}:1.0.0"), &format!("run {app}:1.4.2@A | app: 1.0.0 -> 1.4.2 (Image web)"));
+    check(&json!({}), &format!("{app}:1.4.2"), &format!("run {app}:1.4.2@A | app: 1.4.2 (Image web)"));
+    check(&json!({}), &format!("{app}:1.5.0"), &format!("run {app}:1.5.0 | app: 1.5.0 (Image web)"));
+    let plain = format!("run {app}:1.4.2 | app: 1.4.2 (Image web)");
+    check(&json!({"spec": {"pinDigest": false}}), &format!("{app}:1.4.2"), &plain);
+    check(&json!({"status": {"digest": null}}), &format!("{app}:1.4.2"), &plain);
+    check(&json!({"status": {"digest": "sha256:none"}}), &format!("{app}:1.4.2"), &plain);
 }
 
 #[test]

@@ -292,22 +292,22 @@ impl Stage {
         let mut wanted = request(OURS, &[]);
         wanted.keyring = keyring(identity);
         let client = self.world.client();
-        let mut shown = String::new();
+        let mut shown = Vec::new();
         // Twice: what was kept of the first time must not help either; then somebody without credentials.
         for wanted in [&wanted, &wanted, &request(OURS, &[])] {
             match client.list_tags(wanted).await {
-                Ok(listing) => shown.push_str(&format!("{} {} ", listing.dropped, listing.requests)),
-                Err(error) => shown.push_str(&format!("{error} {error:?} {} ", error.host())),
+                Ok(listing) => shown.push(format!("{} {}", listing.dropped, listing.requests)),
+                Err(error) => shown.push(format!("{error} {error:?} {}", error.host())),
             }
         }
-        shown.push_str(&format!("{wanted:?} {}", self.world.metrics.encode()));
+        shown.push(format!("{wanted:?} {}", self.world.metrics.encode()));
         for other in &self.others {
-            shown.push_str(&String::from_utf8_lossy(&other.received()));
+            shown.push(String::from_utf8_lossy(&other.received()).into_owned());
         }
         let theirs: Vec<u8> =
             self.allowed.iter().zip(before).flat_map(|(host, before)| host.received().split_off(before)).collect();
         let theirs = String::from_utf8_lossy(&theirs);
-        (shown, [basic().as_str(), IDENTITY, TOKEN].iter().any(|sent| theirs.contains(sent)))
+        (shown.join(" "), [basic().as_str(), IDENTITY, TOKEN].iter().any(|sent| theirs.contains(sent)))
     }
 }
 

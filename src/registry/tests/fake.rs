@@ -181,11 +181,6 @@ pub(super) fn tags_and(headers: &[(&str, &str)], tags: &[&str]) -> Response {
     answer(200, headers, serde_json::json!({ "name": "team/app", "tags": tags }).to_string())
 }
 
-/// A page that links to what follows `last`.
-pub(super) fn page(last: &str, tags: &[&str]) -> Response {
-    tags_and(&[("link", &format!("</v2/team/app/tags/list?last={last}&n=2>; rel=\"next\""))], tags)
-}
-
 pub(super) fn redirect(to: &str) -> Response {
     answer(307, &[("location", to)], "")
 }

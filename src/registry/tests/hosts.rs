@@ -7,11 +7,11 @@ fn key(host: &str) -> HostKey {
     (Origin::of(&Url::parse(&format!("https://{host}")).unwrap()).unwrap(), false)
 }
 
-fn unreachable(host: &str) -> RegistryError {
-    RegistryError::Unreachable { step: Step::Connect, host: host.to_owned(), cause: "refused".to_owned() }
+fn unreachable(host: &str) -> ListError {
+    RegistryError::Unreachable { step: Step::Connect, host: host.to_owned(), cause: "refused".to_owned() }.into()
 }
 
-fn down() -> Result<(), RegistryError> {
+fn down() -> Result<(), ListError> {
     Err(unreachable("r.io"))
 }
 
@@ -20,7 +20,7 @@ fn asker(asker: Asker) -> watch::Receiver<Asker> {
 }
 
 impl Hosts {
-    async fn ask(&self, host: &str, by: Asker) -> Result<Place, RegistryError> {
+    async fn ask(&self, host: &str, by: Asker) -> Result<Place, ListError> {
         self.enter(&key(host), asker(by)).await
     }
 
@@ -32,7 +32,7 @@ impl Hosts {
     }
 
     /// As a listing of `repository` would.
-    async fn list(&self, repository: &str, by: Asker, outcome: Result<(), RegistryError>) -> bool {
+    async fn list(&self, repository: &str, by: Asker, outcome: Result<(), ListError>) -> bool {
         let Ok(place) = self.ask("r.io", by).await else {
             return false;
         };
@@ -160,7 +160,7 @@ async fn a_repository_in_trouble_is_no_host_that_is_down() {
             let found = match outcome {
                 "ok" => Found::Answer,
                 "gone" => Found::Unreachable(unreachable("r.io")),
-                _ => Found::Nothing(broken),
+                _ => Found::Nothing(broken.into()),
             };
             health.learn(now, now, outcome, found, 1.0);
         }
@@ -180,7 +180,7 @@ async fn a_repository_in_trouble_is_no_host_that_is_down() {
 fn what_is_the_host() {
     let host = || "r.io".to_owned();
     let check = |error: RegistryError, expected: &str| {
-        let found = match Found::of(&error, "r.io") {
+        let found = match Found::of(&error.clone().into(), "r.io") {
             Found::Answer => "answer",
             Found::Unreachable(_) => "unreachable",
             Found::Nothing(_) => "nothing",

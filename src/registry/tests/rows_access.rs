@@ -137,7 +137,7 @@ async fn row_18_realm_on_another_host() {
     assert_eq!(registry.requests()[0].path(), "/v2/team/app/tags/list");
     assert_eq!(
         (registry.authorizations(), auth.authorizations()),
-        (vec!["".into(), "Bearer good".into()], vec![ALICE.into()])
+        (vec![String::new(), "Bearer good".into()], vec![ALICE.into()])
     );
 
     let ours = ("registry.example.com", PUBLIC);
@@ -271,7 +271,7 @@ async fn row_19_a_token_is_kept_for_its_life() {
     tokio::time::pause();
     tokio::time::advance(Duration::from_secs(55)).await;
     tokio::time::resume();
-    assert_eq!(list().await, 5);
+    assert_eq!(list().await, 4); // it need not ask again
     assert_eq!(registry.authorizations().iter().filter(|sent| *sent == ALICE).count(), 2);
 }
 

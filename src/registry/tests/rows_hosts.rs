@@ -244,6 +244,18 @@ async fn row_32_names() {
     assert_eq!(outcome.text(), "! unreachable dns");
 }
 
+#[tokio::test]
+async fn row_30_a_certificate_of_many_names_is_a_short_error() {
+    let ca = TestCa::new().unwrap();
+    let names: Vec<String> = (0..500).map(|n| format!("host{n}.example.com")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let registry = FaultServer::https(&ca.server(&names).unwrap(), |_| tags(&["1"])).await.unwrap();
+    let pem = Some(ca.pem().as_bytes().to_vec());
+    let client = super::fake::client(Config { limits: limits(), extra_ca_pem: pem, ..Config::default() });
+    let error = client.list_tags(&request(&registry.host(), &[])).await.unwrap_err().to_string();
+    assert!(error.contains("(tls)") && error.len() < 500, "{error}");
+}
+
 /// Marks the process that [`row_34_proxies`] starts with the variables set: nothing else may change them for this one.
 const PROXY_CHILD: &str = "KIMUP_TEST_PROXY_CHILD";
 

@@ -188,6 +188,12 @@ async fn row_16_illegal_tags() {
 #[tokio::test]
 async fn row_21_forbidden() {
     check(|_| status(403), "! unauthorized false", 1).await;
+    let to_alice = |seen: &FaultRequest| match seen.authorization() {
+        "" => status(401).header("www-authenticate", "Basic"),
+        _ => status(403),
+    };
+    check_within(limits(), &["alice:a"], to_alice, "! unauthorized true", 2).await;
+    check_within(limits(), &["alice:a", "bob:b"], to_alice, "! unauthorized true", 3).await;
 }
 
 #[tokio::test]

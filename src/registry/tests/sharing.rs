@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use futures::FutureExt;
+use kimup_testbed::{FaultReply, FaultRequest, FaultServer};
 use tokio::time::Instant;
 
 use super::super::{
@@ -10,6 +11,7 @@ use super::super::{
     shared::{Key, Shared},
 };
 use super::fake::{Fake, keyring, limits, status, tags};
+use super::world;
 use crate::policy::Repository;
 
 fn request(repository: &str, keyring: Keyring) -> ListRequest {
@@ -54,6 +56,34 @@ async fn shared_over_the_wire() {
     assert_eq!(registry.log().len(), 2);
     client.list_tags_shared(&nobody, Instant::now(), Asker::Person).await.unwrap();
     assert_eq!(registry.log().len(), 3);
+}
+
+type Script = Box<dyn Fn(&FaultRequest) -> FaultReply + Send + Sync>;
+
+#[tokio::test]
+async fn a_failure_tells_at_what() {
+    let check = async |script: Script, expected: &str| {
+        let registry = FaultServer::http(script).await.unwrap();
+        let request = world::request(&registry.host(), &["alice:a"]);
+        let client = world::plain_client(&registry, limits());
+        let failed = client.list_tags_shared(&request, Instant::now(), Asker::Schedule).await.unwrap_err();
+        assert!(failed.to_string().starts_with(&format!("{expected}: registry {}", registry.host())), "{failed}");
+    };
+    let realm = |request: &FaultRequest| world::bearer(&format!("http://{}/token", request.address));
+    check(Box::new(|_| world::status(404)), "list page 1").await;
+    let second = |request: &FaultRequest| {
+        if request.query("last").is_empty() { world::page("1", &["1"]) } else { world::status(404) }
+    };
+    check(Box::new(second), "list page 2").await;
+    let no_token =
+        move |request: &FaultRequest| if request.path() == "/token" { world::status(404) } else { realm(request) };
+    check(Box::new(no_token), "asking for a token").await;
+    let with_token = move |request: &FaultRequest| match request.path() {
+        "/token" => world::token("t"),
+        _ if request.authorization() == "Bearer t" => world::status(404),
+        _ => realm(request),
+    };
+    check(Box::new(with_token), "list page 1").await;
 }
 
 #[tokio::test]

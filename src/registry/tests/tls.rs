@@ -63,28 +63,6 @@ fn is_tls(error: &RegistryError) -> bool {
 }
 
 #[tokio::test]
-async fn certificates() {
-    let (registry, pem) = https(&["127.0.0.1"], |_| tags(&["1"])).await;
-    let host = registry.addr.to_string();
-    let wrong_name = format!("localhost:{}", registry.addr.port());
-    let check = async |ca: Option<&Vec<u8>>, host: &str, skip_verify: bool, accepted: bool| {
-        let result = with_ca(ca.cloned()).list_tags(&request(host, skip_verify, &[])).await;
-        assert_eq!(result.is_ok(), accepted, "{host} {skip_verify}: {result:?}");
-        assert!(result.as_ref().err().is_none_or(is_tls), "{result:?}");
-    };
-    check(None, &host, false, false).await;
-    check(Some(&pem), &host, false, true).await;
-    check(Some(&pem), &wrong_name, false, false).await;
-    check(None, &host, true, true).await;
-    check(None, &wrong_name, true, true).await;
-
-    // One Image's setting is not another's, on the same client and host.
-    let shared = with_ca(None);
-    shared.list_tags(&request(&host, true, &[])).await.unwrap();
-    assert!(is_tls(&shared.list_tags(&request(&host, false, &[])).await.unwrap_err()));
-}
-
-#[tokio::test]
 async fn a_bad_ca_is_a_configuration_error() {
     for pem in ["", "hello", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
@@ -102,39 +80,6 @@ async fn skipping_the_check_holds_for_the_registry_only() {
     let error = with_ca(None).list_tags(&request(&registry.addr.to_string(), true, &[])).await.unwrap_err();
     assert!(is_tls(&error) && error.host() == other.addr.to_string(), "{error:?}");
     assert_eq!(other.log().len(), 0);
-}
-
-#[tokio::test]
-async fn credentials_do_not_follow_redirects_to_other_hosts() {
-    let (other, pem) = https(&["localhost"], |seen| match seen.path.as_str() {
-        "/open" => tags(&["1"]),
-        _ => challenge(&["Basic"]),
-    })
-    .await;
-    let base = format!("https://localhost:{}", other.addr.port());
-    for (path, accepted) in [("/open", true), ("/closed", false)] {
-        let to = format!("{base}{path}");
-        // Plain http, so that one extra certificate is enough.
-        let registry = Fake::new(move |seen| match seen.authorization {
-            Some(_) => redirect(&to),
-            None => challenge(&["Basic"]),
-        })
-        .await;
-        let host = registry.addr.to_string();
-        let config = Config {
-            plain_http: vec![host.clone()],
-            limits: limits(),
-            extra_ca_pem: Some(pem.clone()),
-            ..Config::default()
-        };
-        let result = client(config).list_tags(&request(&host, false, &["alice:a"])).await;
-        assert_eq!(result.is_ok(), accepted, "{result:?}");
-        if let Err(error) = result {
-            assert!(matches!(error, RegistryError::Unauthorized { sent: false, .. }), "{error:?}");
-        }
-        assert_eq!(registry.log().len(), 2);
-    }
-    assert_eq!(other.authorizations(), ["", ""]);
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@ use super::*;
 use crate::api::ImageSpec;
 use crate::api::annotations::{Map, stamp_key};
 use crate::rollout::facts::{PodImages, Revision};
-use crate::rollout::{Kind, PullAccess, WorkloadKey};
+use crate::rollout::{Kind, Placement, PullAccess, WorkloadKey};
 use serde_json::json;
 
 fn order(rule: &str, value: Option<&str>) -> Order {
@@ -18,6 +18,7 @@ fn target(tag: &str) -> Target {
     Target {
         image: "web".to_owned(),
         tag: tag.to_owned(),
+        digest: None,
         settled: false,
         rule: "minor".to_owned(),
         rollout: id("uid", tag),
@@ -36,6 +37,7 @@ fn workload(text: &str) -> Workload {
         annotations: Map::new(),
         template_annotations: Map::new(),
         containers: vec![Container { name: "app".to_owned(), text: text.to_owned(), init: false }],
+        placement: Placement::default(),
         access: PullAccess::default(),
         deleting: false,
         stamp_owners: BTreeMap::new(),
@@ -363,3 +365,5 @@ fn deciding_again_with_the_plan_applied_changes_nothing() {
         assert_eq!(second.blocked, None, "{text} {value}");
     }
 }
+
+mod pinned;

@@ -24,6 +24,7 @@ fn target() -> Target {
     Target {
         image: "web".to_owned(),
         tag: "1.2.0".to_owned(),
+        digest: None,
         settled: true,
         rule: "minor".to_owned(),
         rollout: "ab12".to_owned(),

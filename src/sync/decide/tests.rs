@@ -36,6 +36,10 @@ fn none() -> Known<'static> {
     Known::default()
 }
 
+fn tagged(tag: &str) -> &'static Tagged {
+    Box::leak(Box::new(Tagged::new(tag, None)))
+}
+
 fn settled(tag: &str) -> Known<'_> {
     Known { settled: Some(tag), ..none() }
 }
@@ -120,7 +124,7 @@ fn digest_keeps_the_tag() {
 #[test]
 fn a_lost_status_takes_the_stamps_as_settled() {
     let minor = spec(&["semver-minor"], &json!({}));
-    let stamped = |tag| Known { stamped: Some(tag), ..none() };
+    let stamped = |tag| Known { stamped: Some(tagged(tag)), ..none() };
     check(&minor, stamped("1.4.0"), "1.4.0 1.5.0 2.0.0", "1.5.0 semver-minor, adopted 1.4.0");
     check(&minor, stamped("1.4.0"), "1.0.0", "1.4.0 kept, missing, adopted 1.4.0");
     check(&minor, stamped("main"), "1.4.0 main", "1.4.0 semver-minor");
@@ -139,7 +143,7 @@ fn a_gate_keeps_what_there_is() {
         check(&spec, settled("1.0.0"), "1.0.0 1.1.0 3.0.0", "1.0.0 kept");
         check(&spec, settled("1.0.0"), "1.1.0", "1.0.0 kept, missing");
         check(&spec, Known { in_flight: Some("1.1.0"), ..settled("1.0.0") }, "1.0.0 1.1.0 1.2.0", "1.1.0 kept");
-        check(&spec, Known { stamped: Some("1.1.0"), ..none() }, "1.1.0 1.2.0", "1.1.0 kept, adopted 1.1.0");
+        check(&spec, Known { stamped: Some(tagged("1.1.0")), ..none() }, "1.1.0 1.2.0", "1.1.0 kept, adopted 1.1.0");
         check(&spec, none(), "1.0.0 1.1.0", &format!("none: {name} is not acted on by this version…"));
         check(&spec, settled("1.0.0"), "", "empty");
     }
@@ -181,7 +185,8 @@ proptest! {
         let known = Known {
             in_flight: in_flight.as_deref().filter(|_| settled_tag.is_some()),
             settled: settled_tag.as_deref(),
-            stamped: stamped.as_deref(),
+            followed: None,
+            stamped: stamped.as_deref().map(tagged),
         };
         let verdict = decide(&spec, known, &tags);
 
@@ -190,7 +195,7 @@ proptest! {
         prop_assert_eq!(&decide(&spec, known, &turned), &verdict, "order or repetition matters");
 
         let order = Order::from(&spec);
-        let current = known.in_flight.or(known.settled).or(known.stamped);
+        let current = known.in_flight.or(known.settled).or(known.stamped.map(|stamped| stamped.tag.as_str()));
         let comparable = current.filter(|tag| order.compare(tag, tag).is_some());
         match &verdict {
             Verdict::Tag { tag, missing, .. } => {

@@ -12,9 +12,9 @@ use crate::rollout::PullAccess;
 use crate::sync::engine::{Key, Sync};
 use crate::sync::managed;
 use crate::sync::source::{Source, SourceKey, SourceKind};
-use crate::sync::world::{Cached, ImageKey, World};
+use crate::sync::world::{Cached, ImageKey, World, status_of};
 
-use super::on_record;
+use super::{Asked, on_record};
 
 /// What is known of a container's Image.
 enum Found {
@@ -44,9 +44,15 @@ impl Sync {
         let patience = Instant::now() + self.options.question_timeout / 2;
         let mut changed = self.world.changed();
         let mut asked: Option<Key> = None;
+        let mut first: Option<Asked<'_>> = None;
         let found = loop {
             changed.mark_unchanged();
             let found = find(&self.world, &question.namespace, pod, &text);
+            match &found {
+                Found::Made(image) => _ = first.get_or_insert_with(|| Asked::new(self, key_of(image))),
+                Found::Unmade { image, .. } => _ = first.get_or_insert_with(|| Asked::new(self, key_of(image))),
+                Found::Behind { .. } | Found::NotCovered => {}
+            }
             // The leader makes the Image and records its tag any moment.
             let (key, until) = match &found {
                 Found::NotCovered | Found::Unmade { by: None, .. } => break found,
@@ -69,7 +75,7 @@ impl Sync {
             }
         };
         let (image, access) = match found {
-            Found::Made(image) => (image.as_ref().clone(), self.pull_access(&image)),
+            Found::Made(image) => (image.as_ref().clone(), self.world.access_of(&image)),
             Found::Unmade { image, access, .. } => (*image, Some(access)),
             Found::Behind { alone: true } => match by_itself(&question.namespace, pod) {
                 Some(image) => (image, Some(access(pod))),
@@ -112,6 +118,9 @@ fn find(world: &World, namespace: &str, pod: &PodQuestion, text: &Reference) -> 
     if source.wish.unclear.contains(&pod.container) {
         let image = made(&source.image_name(&pod.container)).filter(|image| about(&image.spec.image));
         return image.map_or(Found::NotCovered, Found::Made);
+    }
+    if source.wish.off.contains(&pod.container) {
+        return Found::NotCovered;
     }
     // The Pod was made from a template that has a policy: this one may be the one before.
     if pod.spec.is_some() || !source.wish.any_policy {
@@ -174,9 +183,14 @@ fn key_of(image: &Image) -> ImageKey {
 
 /// The answer as the Pod's container needs it: the newer of its own tag and the Image's.
 fn spoken(answered: Answered, question: &Question, image: &Image, text: &Reference) -> Answered {
-    let order = Order::of(&image.spec);
+    let order = Order::of(&image.spec).following(&status_of(image));
     let name = image.metadata.name.clone().filter(|name| *name != question.image);
-    let tag = answered.tag.map(|tag| order.newer_of(text.tag(), &tag).to_owned());
+    let tag = answered.tag.map(|tag| {
+        let bare = tag.split('@').next().unwrap_or_default();
+        let newer = order.newer_of(text.tag(), bare);
+        // Of an own tag no digest is known.
+        if newer == bare { tag.clone() } else { newer.to_owned() }
+    });
     Answered { tag, image: name, ..answered }
 }
 

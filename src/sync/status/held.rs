@@ -15,6 +15,8 @@ fn a_hold_is_kept_until_its_workload_is_decided() {
             generation: Some(1),
             repository: None,
             unsupported: Vec::new(),
+            pin: false,
+            follows: None,
             used: true,
             now: Timestamp::UNIX_EPOCH,
         };

@@ -3,12 +3,14 @@ use serde_json::json;
 
 const REPOSITORY: &str = "docker.io/library/app";
 
-fn subject(minute: i64, used: bool) -> Subject<'static> {
+pub(super) fn subject(minute: i64, used: bool) -> Subject<'static> {
     Subject {
         uid: "uid",
         generation: Some(2),
         repository: Some(REPOSITORY.to_owned()),
         unsupported: Vec::new(),
+        pin: false,
+        follows: None,
         used,
         now: Timestamp::from_second(minute * 60).unwrap(),
     }
@@ -18,16 +20,25 @@ fn at(minute: i64) -> String {
     subject(minute, true).now.to_string()
 }
 
-fn tag(tag: &str) -> Outcome {
+pub(super) fn tag(tag: &str) -> Outcome {
     let (rule, why) = ("minor".to_owned(), "newest".to_owned());
-    Outcome::Tag { tag: tag.to_owned(), rule, why, missing: false, adopted: None }
+    Outcome::Tag {
+        tag: tag.to_owned(),
+        rule,
+        why,
+        missing: false,
+        adopted: None,
+        digest: None,
+        passed_over: Vec::new(),
+        gone: None,
+    }
 }
 
 fn failed(result: SyncResult, stalled: bool) -> Outcome {
     Outcome::Failed(Failure { result, reason: "Wrong", message: "it is wrong".to_owned(), stalled })
 }
 
-fn settled(tag: &str) -> ImageStatus {
+pub(super) fn settled(tag: &str) -> ImageStatus {
     ImageStatus { tag: Some(tag.to_owned()), result: Some(SyncResult::Success), ..ImageStatus::default() }
 }
 
@@ -74,7 +85,16 @@ fn a_sync_chooses() {
     };
     let adopt = |from: &str, to: &str| {
         let (tag, rule, why) = (to.to_owned(), String::new(), String::new());
-        Outcome::Tag { tag, rule, why, missing: false, adopted: Some(from.to_owned()) }
+        Outcome::Tag {
+            tag,
+            rule,
+            why,
+            missing: false,
+            adopted: Some(Tagged::new(from, None)),
+            digest: None,
+            passed_over: Vec::new(),
+            gone: None,
+        }
     };
     // The first tag counts at once, and is rolled out to those that run something else.
     check(ImageStatus::default(), &tag("1.0.0"), true, "1.0.0 | 1.0.0 | - -> 1.0.0");
@@ -101,8 +121,16 @@ fn a_sync_is_told_by_conditions() {
         assert_eq!(status.time, Some(at(1)));
     };
     let (none, some) = (ImageStatus::default(), settled("1.0.0"));
-    let missing =
-        Outcome::Tag { tag: "1.0.0".to_owned(), rule: String::new(), why: String::new(), missing: true, adopted: None };
+    let missing = Outcome::Tag {
+        tag: "1.0.0".to_owned(),
+        rule: String::new(),
+        why: String::new(),
+        missing: true,
+        adopted: None,
+        digest: None,
+        passed_over: Vec::new(),
+        gone: None,
+    };
     check(
         &none,
         &tag("1.0.0"),

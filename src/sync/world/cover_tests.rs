@@ -141,3 +141,22 @@ fn an_annotated_workload_is_a_source() {
     world.remove_workload(&web.key);
     assert!(world.source(&key).is_none());
 }
+
+#[test]
+fn credentials_are_those_of_the_owner_itself() {
+    #[track_caller]
+    fn check(image: &Image, expected: Option<&str>) {
+        let world = World::default();
+        let mut web = workload("web", &[("policy.~/app", "semver")]);
+        web.access.service_account = "robot".to_owned();
+        world.put_workload(web);
+        assert_eq!(world.access_of(image).map(|access| access.service_account).as_deref(), expected);
+    }
+    check(&made("app", "u", "app"), Some("robot"));
+    // Made for an earlier Deployment of that name, or of somebody who names that owner; of a person.
+    check(&made("app", "earlier", "app"), None);
+    let mut unlabelled = made("app", "u", "app").as_ref().clone();
+    unlabelled.metadata.labels = None;
+    check(&unlabelled, None);
+    check(&image("user", &json!({})), None);
+}

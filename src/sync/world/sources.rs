@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::api::Image;
+use crate::rollout::PullAccess;
 
 use super::{Cached, ImageKey, Namespace, World, managed};
 use crate::sync::source::{JobSeen, Source, SourceKey, SourceKind};
@@ -102,6 +103,21 @@ impl World {
         let namespaces = self.lock();
         let sources = namespaces.get(namespace).into_iter().flat_map(|known| &known.sources);
         sources.filter(|(key, _)| key.kind == SourceKind::Pod).map(|(_, source)| source.clone()).collect()
+    }
+
+    /// Where the Pods of an Image that kimup made have their credentials from. None for one of a person, and for one that
+    /// was made for an earlier object of its owner's name: those of another are not used.
+    pub fn access_of(&self, image: &Image) -> Option<PullAccess> {
+        let namespace = image.metadata.namespace.as_deref().unwrap_or_default();
+        let key = managed::source_of(namespace, &image.metadata)?;
+        if key.kind != SourceKind::Pod {
+            let source = self.source(&key).filter(|source| managed::is_made_for(image, source))?;
+            return Some(source.access.clone());
+        }
+        let name = image.metadata.name.as_deref().unwrap_or_default();
+        let pods = self.bare_pods(namespace);
+        let mut users = pods.iter().filter(|pod| pod.wish.images.values().any(|(wanted, _)| wanted == name));
+        users.next().map(|pod| pod.access.clone())
     }
 
     /// The `CronJob` that made a Job, by the Job's UID.

@@ -110,6 +110,27 @@ fn the_image_made_for_a_container_comes_first() {
 }
 
 #[test]
+fn an_image_of_the_template_before_does_not_count() {
+    #[track_caller]
+    fn check(text: &str, owner: &str, containers: &[&'static str], expected: &str) {
+        let kind = owner.split_once(' ').unwrap().0.replace("ReplicaSet", "Deployment");
+        let known = snapshot(&[made_for(&kind, "web", "app"), made_for(&kind, "web", "proxy")]);
+        let found = said(&known, &pod(text, owner, containers, true), TEXT);
+        assert!(found.starts_with(expected), "{text:?} {owner:?}: {found}");
+    }
+    let rs = "ReplicaSet web-5d8f";
+    check("policy=semver;containers=proxy", rs, TWO, "keep");
+    check("policy./proxy=semver", rs, TWO, "keep");
+    check("policy./proxy=semver", "StatefulSet web", TWO, "keep");
+    check("policy=semver;containers=app", rs, TWO, "run 1.2.0");
+    check("policy./proxy=semver;policy./app=patsh", rs, TWO, "run 1.2.0"); // the settings before stay in force
+    check("policy=semver", rs, TWO, "run 1.2.0"); // the workload's annotations say which it means
+    check("containers=proxy", rs, TWO, "run 1.2.0"); // the policy is the workload's
+    check("enabled=true", rs, TWO, "run 1.2.0");
+    check("policy./proxy=semver", "Job web", TWO, "run 1.2.0"); // no stamp would follow
+}
+
+#[test]
 fn without_an_image_a_policy_is_asked_for() {
     #[track_caller]
     fn check(images: &[Value], text: &str, owner: &str, containers: &[&'static str], expected: &str) {
@@ -192,9 +213,9 @@ fn what_sync_answers_is_run() {
     let job = image_name("Job", "n-1", "app");
     // Not what the user's Image would say, which is newer.
     let asked = open(&[json!({})]);
-    assert_eq!(words(&asked.answered("1.0.3", Some("n-app-ab12"))), of("n-app-ab12"));
-    assert_eq!(words(&asked.answered("1.0.3", None)), of(&job));
-    assert_eq!(words(&asked.answered("1.0.3", Some("x), rollout y"))), of(&job));
+    assert_eq!(words(&asked.answered(&Tagged::new("1.0.3", None), Some("n-app-ab12"))), of("n-app-ab12"));
+    assert_eq!(words(&asked.answered(&Tagged::new("1.0.3", None), None)), of(&job));
+    assert_eq!(words(&asked.answered(&Tagged::new("1.0.3", None), Some("x), rollout y"))), of(&job));
     assert!(words(&asked.not_covered()).starts_with("run ghcr.io/org/app:1.4.2 "));
     assert_eq!(words(&open(&[]).not_covered()), "keep");
     let untagged = words(&open(&[json!({"status": null})]).not_covered());

@@ -103,6 +103,32 @@ fn the_owner_of_a_pod_counts() {
 }
 
 #[test]
+fn the_owners_metadata_switches_a_policy_off() {
+    #[track_caller]
+    fn check(enabled: &str, on_template: &str, expected: &str) {
+        let mut template = template("semver");
+        if !on_template.is_empty() {
+            template["metadata"]["annotations"]["kimup.cloudavenue.io/enabled"] = json!(on_template);
+        }
+        let web: Deployment = serde_json::from_value(json!({
+            "metadata": {"name": "web", "namespace": "shop", "uid": "d", "resourceVersion": "1",
+                "annotations": {"enabled.kimup.cloudavenue.io/app": enabled}},
+            "spec": {"selector": {}, "template": template}}))
+        .unwrap();
+        let world = World::default();
+        world.put_workload(Workload::from_deployment(&web).unwrap());
+        let pod = asked(Some(("ReplicaSet", "web-5d8f", "r")), "app", "app:1.0.0", true);
+        assert_eq!(said(&world, &pod), expected, "{enabled} {on_template}");
+    }
+    let wanted = format!("{} for Deployment/web as robot", image_name("Deployment", "web", "app"));
+    check("true", "", &wanted);
+    check("false", "", "not covered");
+    check("false", "true", "not covered");
+    // The Pod says nothing of it, so it is of another template than this one.
+    check("true", "false", "behind true");
+}
+
+#[test]
 fn the_image_that_is_there_counts() {
     let put = |world: &World, image: Image| _ = world.put_image(&key_of(&image), Cached::Read(Arc::new(image)));
     let web = asked(Some(("ReplicaSet", "web-5d8f", "r")), "app", "app:1.0.0", true);

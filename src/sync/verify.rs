@@ -1,0 +1,281 @@
+//! From the rules' choice to an image that can be run: it exists, and it is for the nodes it is wanted on. The digest of
+//! what is run already is followed, kept or found again.
+//!
+//! What is asked goes through `Manifests`, so that every answer, and the number of requests, is tested by tables.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+
+use crate::api::{CompiledSpec, ImageStatus, SyncResult};
+use crate::registry::Manifest;
+
+use super::decide::{self, Known, Verdict};
+use super::nodes::Needed;
+use super::status::{self, Failure, Outcome};
+use super::world::ImageKey;
+
+/// Most tags that one sync passes over.
+const MAX_PASSED_OVER: usize = 5;
+
+/// Asks a registry about one repository, and the cluster about its nodes.
+pub(super) trait Manifests: Sync {
+    /// The digest that a tag or digest has now; none if there is no such manifest. A HEAD.
+    fn digest(&self, tag: &str) -> impl Future<Output = Result<Option<String>, Failure>> + Send;
+    /// Its digest and platforms. A GET, or two.
+    fn manifest(&self, tag: &str) -> impl Future<Output = Result<Option<Manifest>, Failure>> + Send;
+    /// Where a tag must run.
+    fn needed(&self) -> impl Future<Output = Result<Needed, Failure>> + Send;
+}
+
+/// What was learned of tags, so that a manifest is read once; by tag. Losing it costs requests, nothing else.
+///
+/// None: there was no manifest.
+pub(super) type Checks = HashMap<String, Option<Manifest>>;
+
+/// What a sync knows when it chooses.
+pub(super) struct Given<'a> {
+    pub image: &'a ImageKey,
+    pub spec: &'a CompiledSpec,
+    pub known: Known<'a>,
+    /// The digest of the current tag, in flight or settled.
+    pub digest: Option<String>,
+    /// Every tag that the registry lists.
+    pub tags: &'a [&'a str],
+}
+
+/// A tag that can be run, or why it cannot.
+enum Fit {
+    Yes(String),
+    No(String),
+}
+
+/// Decides which tag and digest to run. An error means that nothing is decided: whatever runs is kept.
+pub(super) async fn choose<M: Manifests>(
+    given: &Given<'_>,
+    checks: &mut Checks,
+    manifests: &M,
+) -> Result<Outcome, Failure> {
+    let mut tags = Cow::Borrowed(given.tags);
+    let mut passed_over: Vec<(String, String)> = Vec::new();
+    let chosen = loop {
+        let verdict = decide::decide(given.spec, given.known, &tags);
+        let Verdict::Tag { tag, rule, why, missing, adopted } = verdict else {
+            break given.nothing(verdict, &passed_over)?;
+        };
+        if given.current() == Some(&tag) {
+            let missing = missing && !given.tags.contains(&&*tag);
+            break Outcome::Tag { tag, rule, why, missing, adopted, digest: None, passed_over: Vec::new(), gone: None };
+        }
+        if passed_over.len() >= MAX_PASSED_OVER {
+            break given.keep(&passed_over)?;
+        }
+        match check(&tag, None, checks, manifests).await? {
+            Fit::Yes(digest) => {
+                let digest = Some(digest);
+                break Outcome::Tag { tag, rule, why, missing, adopted, digest, passed_over: Vec::new(), gone: None };
+            }
+            Fit::No(reason) => {
+                tags.to_mut().retain(|other| *other != tag);
+                passed_over.push((tag, reason));
+            }
+        }
+    };
+    finish(given, chosen, passed_over, checks, manifests).await
+}
+
+/// Adds what is known of the digest, and forgets what was learned of tags that play no part any more.
+async fn finish<M: Manifests>(
+    given: &Given<'_>,
+    chosen: Outcome,
+    mut passed_over: Vec<(String, String)>,
+    checks: &mut Checks,
+    manifests: &M,
+) -> Result<Outcome, Failure> {
+    let Outcome::Tag { tag, mut rule, mut why, mut missing, adopted, mut digest, mut gone, .. } = chosen else {
+        return Ok(chosen);
+    };
+    if given.current() == Some(&tag) {
+        let present = current_digest(given, &tag, missing, checks, manifests).await?;
+        digest = present.digest;
+        missing |= present.missing;
+        gone = present.gone;
+        passed_over.extend(present.unfit.map(|reason| (format!("the newer digest of {tag}"), reason)));
+        if let (Some(name), true) = (&given.spec.follows_digest, present.moved) {
+            rule.clone_from(name);
+            why = format!("the digest of {tag} has changed");
+        }
+    }
+    checks.retain(|checked, _| *checked == tag || passed_over.iter().any(|(passed, _)| passed == checked));
+    let passed_over = passed_over.iter().map(|(tag, reason)| format!("{tag} passed over: {reason}")).collect();
+    Ok(Outcome::Tag { tag, rule, why, missing, adopted, digest, passed_over, gone })
+}
+
+/// What became of the digest of a tag that stays.
+#[derive(Default)]
+struct Present {
+    digest: Option<String>,
+    /// It is another one than before.
+    moved: bool,
+    /// The registry does not have the tag any more.
+    missing: bool,
+    /// The digest that is gone.
+    gone: Option<String>,
+    /// Why the tag's newer digest cannot be run.
+    unfit: Option<String>,
+}
+
+async fn current_digest<M: Manifests>(
+    given: &Given<'_>,
+    tag: &str,
+    missing: bool,
+    checks: &mut Checks,
+    manifests: &M,
+) -> Result<Present, Failure> {
+    let spec = given.spec;
+    let Some(before) = given.digest.as_deref() else {
+        return first_digest(given, tag, missing, checks, manifests).await;
+    };
+    let kept = Present { digest: Some(before.to_owned()), ..Present::default() };
+    if !spec.pin || spec.gate.is_some() {
+        return Ok(kept); // run by its tag; or whatever it is, it waits
+    }
+    let (now, gone) = if spec.follows_digest.is_some() {
+        match manifests.digest(tag).await? {
+            Some(now) if now == before => return Ok(kept),
+            None => return Ok(Present { missing: true, ..kept }),
+            now => (now, None),
+        }
+    } else {
+        if manifests.digest(before).await?.is_some() {
+            return Ok(kept);
+        }
+        (None, Some(before.to_owned()))
+    };
+    match check(tag, now, checks, manifests).await? {
+        Fit::Yes(now) => Ok(Present { moved: now != before, digest: Some(now), gone, ..Present::default() }),
+        Fit::No(unfit) if gone.is_none() => Ok(Present { unfit: Some(unfit), ..kept }),
+        Fit::No(_) => Ok(Present { gone, ..Present::default() }),
+    }
+}
+
+/// The digest of a tag that is run already and whose digest is not known: not worth a failure, unless it is pinned.
+async fn first_digest<M: Manifests>(
+    given: &Given<'_>,
+    tag: &str,
+    missing: bool,
+    checks: &mut Checks,
+    manifests: &M,
+) -> Result<Present, Failure> {
+    if given.spec.pin {
+        let digest = manifests.digest(tag).await?;
+        return Ok(Present { moved: digest.is_some(), digest, ..Present::default() });
+    }
+    if missing || checks.contains_key(tag) {
+        return Ok(Present::default()); // asked for before, in vain
+    }
+    checks.insert(tag.to_owned(), None);
+    let digest = manifests.digest(tag).await.unwrap_or_else(|failure| {
+        tracing::debug!(tag, cause = failure.message, "the digest of the current tag stays unknown");
+        None
+    });
+    Ok(Present { digest, ..Present::default() })
+}
+
+/// Whether a tag can be run. What was learned before counts as long as its digest is the same; `now` is the digest, if it
+/// has just been asked for.
+async fn check<M: Manifests>(
+    tag: &str,
+    now: Option<String>,
+    checks: &mut Checks,
+    manifests: &M,
+) -> Result<Fit, Failure> {
+    let known = match checks.get(tag) {
+        None => manifests.manifest(tag).await?,
+        Some(before) => {
+            let now = match now {
+                Some(now) => Some(now),
+                None => manifests.digest(tag).await?,
+            };
+            match (now, before) {
+                (None, _) => None,
+                (Some(now), Some(manifest)) if now == manifest.digest.as_str() => Some(manifest.clone()),
+                (Some(_), _) => manifests.manifest(tag).await?,
+            }
+        }
+    };
+    checks.insert(tag.to_owned(), known.clone());
+    let Some(manifest) = known else {
+        return Ok(Fit::No("the registry lists it but has no manifest of that name".to_owned()));
+    };
+    if let Some(platforms) = &manifest.platforms
+        && let Some(lacks) = manifests.needed().await?.lacks(platforms)
+    {
+        return Ok(Fit::No(lacks));
+    }
+    Ok(Fit::Yes(manifest.digest.to_string()))
+}
+
+impl<'a> Given<'a> {
+    /// What is known from the status, or, if that was lost, from stamps.
+    pub fn new(
+        image: &'a ImageKey,
+        spec: &'a CompiledSpec,
+        status: &ImageStatus,
+        known: Known<'a>,
+        tags: &'a [&'a str],
+    ) -> Self {
+        let current = status::current(status).or_else(|| known.stamped.cloned());
+        Self { image, spec, known, digest: current.and_then(|current| current.digest), tags }
+    }
+}
+
+impl Given<'_> {
+    fn current(&self) -> Option<&str> {
+        let stamped = self.known.stamped.map(|stamped| stamped.tag.as_str());
+        self.known.in_flight.or(self.known.settled).or(stamped)
+    }
+
+    /// No tag is left that can be run: the current one is kept, if there is one.
+    fn keep(&self, passed_over: &[(String, String)]) -> Result<Outcome, Failure> {
+        let none = || {
+            let sentences: Vec<String> = passed_over.iter().map(|(tag, reason)| format!("{tag}: {reason}")).collect();
+            self.failure(
+                "NoMatchingTag",
+                &format!("no tag of {} can be run: {}", self.spec.repository, sentences.join("; ")),
+            )
+        };
+        let tag = self.current().ok_or_else(none)?.to_owned();
+        let missing = !self.tags.contains(&&*tag);
+        let adopted = self.known.stamped.filter(|_| self.known.settled.is_none()).cloned();
+        Ok(Outcome::Tag {
+            tag,
+            rule: String::new(),
+            why: "no newer one can be run".to_owned(),
+            missing,
+            adopted,
+            digest: None,
+            passed_over: Vec::new(),
+            gone: None,
+        })
+    }
+
+    fn nothing(&self, verdict: Verdict, passed_over: &[(String, String)]) -> Result<Outcome, Failure> {
+        let repository = &self.spec.repository;
+        match verdict {
+            _ if !passed_over.is_empty() => self.keep(passed_over),
+            Verdict::None { why } => {
+                let why = why.trim_start_matches("no tag: ");
+                Err(self.failure("NoMatchingTag", &format!("no tag of {repository} can be chosen: {why}")))
+            }
+            _ => Err(self.failure("NoTags", &format!("{repository} lists no tags"))),
+        }
+    }
+
+    fn failure(&self, reason: &'static str, message: &str) -> Failure {
+        let message = format!("Image {}: {message}", self.image);
+        Failure { result: SyncResult::TagsError, reason, message, stalled: false }
+    }
+}
+
+#[cfg(test)]
+mod tests;
