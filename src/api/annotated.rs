@@ -65,6 +65,12 @@ pub struct Wanted {
 }
 
 impl<'a> Levels<'a> {
+    /// Whether the nearest of them, which Pods carry, has a policy that may mean a container.
+    pub fn pods_carry_policy(&self, container: &str) -> bool {
+        let own = |map: &Map| map.contains_key(POLICY) || map.contains_key(&format!("{POLICY_PREFIX}{container}"));
+        self.0.first().is_some_and(|map| own(map))
+    }
+
     fn get(&self, key: &str) -> Option<&'a str> {
         self.0.iter().find_map(|map| map.get(key)).map(String::as_str)
     }

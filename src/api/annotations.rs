@@ -52,6 +52,12 @@ pub const ENABLED_PREFIX: &str = "enabled.kimup.cloudavenue.io/";
 pub const PATTERN_PREFIX: &str = "pattern.kimup.cloudavenue.io/";
 /// Prefix of one container's own [`INTERVAL`].
 pub const INTERVAL_PREFIX: &str = "interval.kimup.cloudavenue.io/";
+/// On an Image that sync wrote: [`POLICY_OF_PODS`] if Pods carry the policy themselves, else [`POLICY_OF_WORKLOAD`].
+pub const POLICY_FROM: &str = "kimup.cloudavenue.io/policy-from";
+/// The policy stands on the Pod template: a Pod that does not carry it was made after somebody took it away.
+pub const POLICY_OF_PODS: &str = "template";
+/// The policy stands on the workload's own metadata, which Pods do not carry.
+pub const POLICY_OF_WORKLOAD: &str = "workload";
 /// Label of the Images that sync writes for annotations, with the value [`MANAGED_BY_KIMUP`].
 pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 /// See [`MANAGED_BY`].
@@ -78,6 +84,7 @@ pub const ALL: &[&str] = &[
     INTERVAL,
     IMAGE_PULL_SECRETS,
     CONTAINERS,
+    POLICY_FROM,
     POLICY_PREFIX,
     ENABLED_PREFIX,
     PATTERN_PREFIX,

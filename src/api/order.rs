@@ -15,6 +15,8 @@ pub struct Order {
     filter: Filter,
     /// The starting tag: a container with this own tag is one that the Image's tag was chosen for.
     base: Option<String>,
+    /// Whether the Image was made for the text of one container.
+    of_one_text: bool,
 }
 
 impl Order {
@@ -26,7 +28,20 @@ impl Order {
         if rules.is_empty() {
             rules.extend(Rule::parse("semver", None));
         }
-        Self { rules, filter: compile_filter(spec).unwrap_or_default(), base: Some(spec.base_tag.clone()) }
+        Self {
+            rules,
+            filter: compile_filter(spec).unwrap_or_default(),
+            base: Some(spec.base_tag.clone()),
+            of_one_text: false,
+        }
+    }
+
+    /// The same order, for an Image that was made for the text of one container if `yes`. Such a text may turn to another
+    /// variant, which nothing compares with the one before: it stays as it is until the Image has turned too.
+    #[must_use]
+    pub fn of_one_text(mut self, yes: bool) -> Self {
+        self.of_one_text = yes;
+        self
     }
 
     /// The same order, where the status tells which starting tag its tag comes from: the spec may name another since.
@@ -54,9 +69,15 @@ impl Order {
                     || policy::compare(&Rule::Semver(None), &Filter::default(), own, tag) == Some(Ordering::Less);
                 if chosen_for && behind() { tag } else { own }
             }
+            Some(own) if self.of_one_text && self.is_another_family(own, tag) => own,
             Some(own) if self.compare(own, tag) == Some(Ordering::Greater) => own,
             _ => tag,
         }
+    }
+
+    /// Whether the rules can read `own`, but not compare it with `tag`: another variant.
+    pub fn is_another_family(&self, own: &str, tag: &str) -> bool {
+        self.compare(own, tag).is_none() && self.compare(own, own).is_some()
     }
 
     /// Whether every rule follows a digest, so that no tag is replaced by another.
@@ -71,6 +92,7 @@ impl From<&CompiledSpec> for Order {
             rules: spec.rules.iter().map(|r| r.rule.clone()).collect(),
             filter: spec.filter.clone(),
             base: spec.base_tag.clone(),
+            of_one_text: false,
         }
     }
 }
@@ -80,6 +102,25 @@ mod tests {
     use super::*;
     use crate::api::status::RolloutStatus;
     use serde_json::json;
+
+    #[test]
+    fn a_text_of_another_variant_is_replaced_where_many_share_an_image() {
+        #[track_caller]
+        fn check(own: &str, tag: &str, shared: &str, alone: &str) {
+            let spec = json!({
+                "image": "app", "triggers": [{"type": "interval", "value": "5m"}],
+                "rules": [{"name": "r", "type": "minor", "actions": [{"type": "apply"}]}],
+            });
+            let order = Order::of(&serde_json::from_value(spec).unwrap());
+            assert_eq!(order.newer_of(Some(own), tag), shared);
+            assert_eq!(order.of_one_text(true).newer_of(Some(own), tag), alone);
+        }
+        check("1.0.0", "1.4.2", "1.4.2", "1.4.2");
+        check("2.0.0", "1.4.2", "2.0.0", "2.0.0");
+        check("latest", "1.4.2", "1.4.2", "1.4.2");
+        check("20.1.0", "20.2.0-alpine", "20.2.0-alpine", "20.1.0");
+        check("20.1.0-bookworm", "20.2.0-alpine", "20.2.0-alpine", "20.1.0-bookworm");
+    }
 
     #[test]
     fn a_followed_digest_never_takes_a_tag_back() {

@@ -160,8 +160,10 @@ impl<'a> PodView<'a> {
                 .iter()
                 .find_map(|(kind, name)| namespace.managed(&image_name(kind, name, container), Some((kind, name))))
         };
-        // Of another repository: the text is another one since it was made.
-        found.filter(|entry| entry.repository.as_ref() == Some(reference.repository()))
+        // Of another repository: the text is another one since it was made. Of a policy that this Pod does not carry:
+        // somebody took it away, and the Image goes any moment.
+        let carried = |entry: &Entry| !entry.for_carriers || self.annotated.is_some();
+        found.filter(|entry| entry.repository.as_ref() == Some(reference.repository()) && carried(entry))
     }
 
     /// Whether the Pod's own policies are for other containers than this one. An Image that is still there for it is one of

@@ -8,7 +8,9 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::core::DeserializeGuard;
 
-use crate::api::annotations::{AnnotationError, MANAGED_BY, MANAGED_BY_KIMUP, Map, NamespaceSettings, Stamp};
+use crate::api::annotations::{
+    AnnotationError, MANAGED_BY, MANAGED_BY_KIMUP, Map, NamespaceSettings, POLICY_FROM, POLICY_OF_PODS, Stamp,
+};
 use crate::api::{self, Image, Order, RevisionRecord, Tagged};
 use crate::policy::{self, Repository};
 
@@ -44,6 +46,8 @@ pub struct Entry {
     pub created: Option<Timestamp>,
     /// The normalised `spec.image`; none if it is no repository, so that the Image covers nothing.
     pub repository: Option<Repository>,
+    /// Made for a policy that Pods carry themselves: it does not cover one that carries none.
+    pub for_carriers: bool,
     /// The settled tag. None also if the status speaks of another repository, or holds no legal tag.
     pub tag: Option<String>,
     /// Its digest, if Pods are pinned to it.
@@ -67,16 +71,20 @@ impl Entry {
             (Some(of), Some(now)) => *of != now.to_string(),
             _ => false,
         };
-        let order = compiled.as_ref().map_or_else(|_| Order::of(&image.spec), Order::from).following(&status);
+        let labels = image.metadata.labels.as_ref();
+        let annotations = image.metadata.annotations.as_ref();
+        let managed = labels.and_then(|l| l.get(MANAGED_BY)).is_some_and(|by| by == MANAGED_BY_KIMUP);
+        let order = compiled.as_ref().map_or_else(|_| Order::of(&image.spec), Order::from);
+        let order = order.following(&status).of_one_text(managed);
         let mut records: HashMap<String, Vec<RevisionRecord>> = HashMap::new();
         for record in status.revisions {
             records.entry(record.uid.clone()).or_default().push(record);
         }
-        let labels = image.metadata.labels.as_ref();
         let owner = image.metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
         Self {
             name: image.metadata.name.clone().unwrap_or_default(),
-            managed: labels.and_then(|l| l.get(MANAGED_BY)).is_some_and(|by| by == MANAGED_BY_KIMUP),
+            for_carriers: annotations.and_then(|a| a.get(POLICY_FROM)).is_some_and(|from| from == POLICY_OF_PODS),
+            managed,
             owner: owner.map(|owner| (owner.kind.clone(), owner.name.clone())),
             uid: image.metadata.uid.clone().unwrap_or_default(),
             created: image.metadata.creation_timestamp.as_ref().map(|t| t.0),

@@ -16,6 +16,8 @@ pub struct Known<'a> {
     pub followed: Option<&'a str>,
     /// The newest among the stamps of its namespace: counts as settled if the status was lost.
     pub stamped: Option<&'a Tagged>,
+    /// The Image was made for the text of one container: its starting tag is that text's.
+    pub of_one_text: bool,
 }
 
 /// The decision.
@@ -65,7 +67,7 @@ pub fn decide<T: AsRef<str>>(spec: &CompiledSpec, known: Known<'_>, tags: &[T]) 
         let why = format!("{gate} is not acted on by this version, so nothing is chosen while it is set");
         return current.map_or(Verdict::None { why }, kept);
     }
-    let start = start(spec, &order, current, known.followed);
+    let start = start(spec, &order, current, &known);
     let (names, rules): (Vec<&str>, Vec<&Rule>) =
         spec.rules.iter().filter(|rule| rule.apply).map(|rule| (&*rule.name, &rule.rule)).unzip();
     let decision = policy::choose(&rules, &spec.filter, start, tags);
@@ -91,19 +93,20 @@ pub fn decide<T: AsRef<str>>(spec: &CompiledSpec, known: Known<'_>, tags: &[T]) 
 
 /// The current tag, or the starting tag if there is none or it has been raised above. Where only its digest is followed,
 /// another starting tag than before is a decision.
-fn start<'a>(
-    spec: &'a CompiledSpec,
-    order: &Order,
-    current: Option<&'a str>,
-    followed: Option<&str>,
-) -> Option<&'a str> {
-    if let (Some(before), Some(base)) = (followed, spec.tag_to_follow())
+fn start<'a>(spec: &'a CompiledSpec, order: &Order, current: Option<&'a str>, known: &Known<'_>) -> Option<&'a str> {
+    if let (Some(before), Some(base)) = (known.followed, spec.tag_to_follow())
         && before != base
     {
         return Some(base);
     }
     match (current, spec.base_tag.as_deref()) {
+        // Raised, or, of an Image that was made for it, turned to another variant.
         (Some(current), Some(base)) if order.compare(base, current) == Some(Ordering::Greater) => Some(base),
+        (Some(current), Some(base))
+            if known.of_one_text && !order.keeps_tags() && order.is_another_family(base, current) =>
+        {
+            Some(base)
+        }
         (Some(current), _) => Some(current),
         (None, base) => base,
     }

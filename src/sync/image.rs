@@ -262,6 +262,7 @@ impl Sync {
             in_flight: status.rollout.as_ref().map(|r| r.tag.as_str()),
             followed: status.base_tag.as_deref(),
             stamped: stamped.as_ref(),
+            of_one_text: managed::is_managed(&image.metadata),
         };
         let tags: Vec<&str> = listing.tags().collect();
         let given = Given::new(key, spec, status, known, &tags);

@@ -8,7 +8,7 @@ use kube::{Resource, ResourceExt};
 use serde_json::{Map, Value, json};
 
 use crate::api::annotated::RULE_NAME;
-use crate::api::annotations::{MANAGED_BY, MANAGED_BY_KIMUP};
+use crate::api::annotations::{MANAGED_BY, MANAGED_BY_KIMUP, POLICY_FROM, POLICY_OF_PODS, POLICY_OF_WORKLOAD};
 use crate::api::{Image, ImageSpec, RuleSpec};
 
 use super::source::{Source, SourceKey, SourceKind};
@@ -92,10 +92,16 @@ pub fn step(stored: Option<&Image>, source: &Source, name: &str, spec: &ImageSpe
         return if earlier { Step::Remake } else { Step::Foreign };
     }
     // One that goes is made anew when it is gone.
-    if says(image, spec) || image.metadata.deletion_timestamp.is_some() {
+    let tells = image.annotations().get(POLICY_FROM).is_some_and(|from| from == policy_from(source, name));
+    if (tells && says(image, spec)) || image.metadata.deletion_timestamp.is_some() {
         return Step::Nothing;
     }
     Step::Apply(body(Some(image), source, name, spec))
+}
+
+/// Whether Pods carry the policy, for admission: one that should carry it and does not has been opted out.
+fn policy_from(source: &Source, name: &str) -> &'static str {
+    if source.wish.by_pods.contains(name) { POLICY_OF_PODS } else { POLICY_OF_WORKLOAD }
 }
 
 fn says(image: &Image, spec: &ImageSpec) -> bool {
@@ -162,6 +168,7 @@ fn body(image: Option<&Image>, source: &Source, name: &str, spec: &ImageSpec) ->
         "name": name,
         "namespace": source.key.namespace,
         "labels": {MANAGED_BY: MANAGED_BY_KIMUP},
+        "annotations": {POLICY_FROM: policy_from(source, name)},
     });
     if let Some(owner) = owner(source) {
         metadata["ownerReferences"] = json!([owner]);

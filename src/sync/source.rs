@@ -128,6 +128,8 @@ pub struct Wish {
     pub unclear: BTreeSet<String>,
     /// Containers that the Pod template opts in and `enabled: "false"` further away opts out: Pods do not carry that word.
     pub off: BTreeSet<String>,
+    /// Names of the Images whose policy Pods carry themselves.
+    pub by_pods: BTreeSet<String>,
     /// What is wrong, one sentence each.
     pub problems: Vec<String>,
     /// A policy stands somewhere among the annotations.
@@ -315,6 +317,9 @@ fn wish(key: &SourceKey, levels: &[Map], containers: &[Container]) -> Wish {
                     SourceKind::Pod => bare_image_name(name, &spec),
                     kind => image_name(kind.as_str(), &key.name, name),
                 };
+                if nearest.pods_carry_policy(name) {
+                    wish.by_pods.insert(image.clone());
+                }
                 wish.images.insert(name.clone(), (image, spec));
             }
             Ok(_) => wish.problems.push(format!(

@@ -15,6 +15,7 @@ use crate::rollout::{self, ApplyError, Blocked, FIELD_MANAGER, Hold, Plan, Targe
 use crate::telemetry::RolloutOutcome;
 
 use super::engine::{Key, Sync};
+use super::managed;
 use super::status::{self, Progress};
 use super::world::{Cached, ImageKey, User, same_group, status_of};
 
@@ -428,7 +429,7 @@ fn target(image: &Image, workload: &Workload, container: &str) -> Option<Target>
             && (wanted.digest.is_none() || status.digest == wanted.digest),
         rule: rule.filter(|rule| !rule.is_empty()).unwrap_or_else(|| "none".to_owned()),
         rollout: rollout::id(image.metadata.uid.as_deref().unwrap_or_default(), &wanted.to_string()),
-        order: Order::of(&image.spec).following(&status),
+        order: Order::of(&image.spec).following(&status).of_one_text(managed::is_managed(&image.metadata)),
         left: held.map(|h| h.left.clone()).filter(|left| !left.is_empty()),
         tag: wanted.tag,
         digest: wanted.digest,

@@ -70,6 +70,12 @@ fn rules_run_in_order_over_what_is_known() {
     // The tag in flight counts before the settled one.
     check(&minor, Known { settled: Some("1.0.0"), in_flight: Some("1.10.0"), ..none() }, tags, "1.10.0 kept");
     check(&minor, Known { settled: Some("1.0.0"), in_flight: Some("1.9.0"), ..none() }, tags, "1.10.0 semver-minor");
+    // An Image that was made for one text follows it to another variant.
+    let minor = spec(&["minor"], &json!({"baseTag": "1.0.0"}));
+    let (tags, alpine) = ("1.0.0 1.1.0 1.3.0-alpine", settled("1.2.0-alpine"));
+    check(&minor, alpine, tags, "1.3.0-alpine minor");
+    check(&minor, Known { of_one_text: true, ..alpine }, tags, "1.1.0 minor");
+    check(&minor, Known { of_one_text: true, ..settled("1.1.0") }, tags, "1.1.0 kept");
     // Each rule starts from what the one before applied; one without `apply` only tells.
     let both = |first| spec(&[first, "semver-minor"], &json!({}));
     check(&both("semver-major"), settled("1.0.0"), "1.0.0 2.0.0 2.3.0", "2.3.0 semver-major");
@@ -186,7 +192,7 @@ proptest! {
             in_flight: in_flight.as_deref().filter(|_| settled_tag.is_some()),
             settled: settled_tag.as_deref(),
             followed: None,
-            stamped: stamped.as_deref().map(tagged),
+            stamped: stamped.as_deref().map(tagged), ..none()
         };
         let verdict = decide(&spec, known, &tags);
 

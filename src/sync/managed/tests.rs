@@ -122,6 +122,7 @@ fn an_apply_says_only_what_annotations_say() {
         "apiVersion": "kimup.cloudavenue.io/v1alpha1", "kind": "Image",
         "metadata": {
             "name": name, "namespace": "shop", "uid": "i", "resourceVersion": "9", "labels": {MANAGED_BY: "kimup"},
+            "annotations": {"kimup.cloudavenue.io/policy-from": "template"},
             "ownerReferences": [{"apiVersion": "batch/v1", "kind": "Job", "name": "once", "uid": "u", "controller": true}],
         },
         "spec": {

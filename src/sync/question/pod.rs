@@ -191,7 +191,7 @@ fn key_of(image: &Image) -> ImageKey {
 
 /// The answer as the Pod's container needs it: the newer of its own tag and the Image's.
 fn spoken(answered: Answered, question: &Question, image: &Image, text: &Reference) -> Answered {
-    let order = Order::of(&image.spec).following(&status_of(image));
+    let order = Order::of(&image.spec).following(&status_of(image)).of_one_text(true);
     let name = image.metadata.name.clone().filter(|name| *name != question.image);
     let tag = answered.tag.map(|tag| {
         let bare = tag.split('@').next().unwrap_or_default();

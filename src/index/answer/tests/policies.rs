@@ -240,6 +240,11 @@ fn a_stamp_counts_while_something_opts_in() {
     check(&[json!({})], "", false, true);
     check(&[made_for("Deployment", "web", "app")], "", false, true);
     check(&[made_for("Deployment", "other", "app")], "", false, false);
+    // The policy stood on the template, and this Pod was made without it: its Image goes any moment.
+    let mut of_template = made_for("Deployment", "web", "app");
+    of_template["metadata"]["annotations"]["kimup.cloudavenue.io/policy-from"] = json!("template");
+    check(std::slice::from_ref(&of_template), "policy=semver", false, true);
+    check(&[of_template], "", false, false);
     check(&[json!({})], "enabled=false", true, false);
     check(&[json!({})], "enabled./app=false", true, false);
     check(&[made_for("Deployment", "web", "app")], "enabled=false;policy=semver", true, false);
