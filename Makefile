@@ -6,11 +6,7 @@ IMAGE ?= kimup:dev
 target = $(or $(CARGO_TARGET_DIR),target)
 
 .DEFAULT_GOAL := help
-<<<<<<< Updated upstream
-.PHONY: help tools test unit lint demo bench bench-registry bench-sync release image deny
-=======
-.PHONY: help tools test unit lint demo bench bench-registry fuzz release image deny
->>>>>>> Stashed changes
+.PHONY: help tools test unit lint demo bench bench-registry bench-sync fuzz release image deny
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,18 +37,16 @@ demo: ## show the main job on a real cluster; KEEP=1 leaves it running
 bench-registry: ## count what 1,000 Images cost their registries; fails above the bars
 	cargo bench --profile dev --bench registry $(CARGOFLAGS)
 
-<<<<<<< Updated upstream
 bench-sync: tools ## measure what 200 Images cost kimup sync on a real cluster (8 minutes); fails above the bars
 	@cargo build --release -p kimup --bin kimup $(CARGOFLAGS)
 	@cargo build -p kimup-testbed --bin kimup-bench-sync $(CARGOFLAGS)
 	@$(target)/debug/kimup-bench-sync --kimup $(target)/release/kimup
-=======
+
 # Without a sanitizer it runs on stable Rust too: what is looked for is panics and broken promises, not memory errors.
 FUZZ_SECONDS ?= 60
 fuzz: ## fuzz every target for a minute each; FUZZ_SECONDS=n
 	@command -v cargo-fuzz >/dev/null || { echo "cargo-fuzz is missing; install it: cargo install --locked cargo-fuzz" >&2; exit 1; }
 	@set -e; for name in $$(cargo fuzz list); do echo "== $$name"; cargo fuzz run --sanitizer none $$name -- -max_total_time=$(FUZZ_SECONDS) -verbosity=0; done
->>>>>>> Stashed changes
 
 release: ## build the release binary
 	cargo build --release -p kimup $(CARGOFLAGS)

@@ -41,6 +41,21 @@ impl CompiledSpec {
         let stays = self.rules.iter().filter(|rule| rule.apply).all(|rule| rule.rule == Rule::Digest);
         self.base_tag.as_deref().filter(|_| stays && self.follows_digest.is_some())
     }
+
+    /// What the rules leave out, against what most people expect: `semver-minor` alone takes no patch.
+    pub fn left_out(&self) -> Option<String> {
+        let takes_patches = |rule: &CompiledRule| {
+            matches!(rule.rule, Rule::SemverPatch | Rule::Patch | Rule::Minor | Rule::Major | Rule::Semver(_))
+        };
+        let (index, rule) = self.rules.iter().enumerate().find(|(_, rule)| rule.rule == Rule::SemverMinor)?;
+        (!self.rules.iter().any(takes_patches)).then(|| {
+            format!(
+                "rule {:?} (spec.rules[{index}]) is semver-minor without semver-patch beside it: 1.2.3 would never become \
+                 1.2.4; add a rule of type semver-patch, or use minor",
+                rule.name
+            )
+        })
+    }
 }
 
 /// One rule, ready to be used.
@@ -317,6 +332,23 @@ mod tests {
             true,
         );
         check(&action("request-approval"), &["request-approval"], true);
+    }
+
+    #[test]
+    fn semver_minor_alone_is_pointed_out() {
+        fn check(rules: &[&str], expected: bool) {
+            let rules = rules.iter().map(|kind| json!({"name": "r", "type": kind, "actions": [{"type": "apply"}]}));
+            let compiled = compile(&spec(&json!({"rules": rules.collect::<Vec<_>>()})), Timestamp::UNIX_EPOCH).unwrap();
+            assert_eq!(compiled.left_out().is_some(), expected, "{:?}", compiled.rules);
+        }
+        check(&["semver-minor"], true);
+        check(&["semver-major", "semver-minor"], true);
+        check(&["semver-minor", "semver-patch"], false);
+        check(&["patch", "semver-minor"], false);
+        check(&["semver-minor", "semver"], false);
+        check(&["semver-major"], false);
+        check(&["minor"], false);
+        check(&["always"], false);
     }
 
     #[test]

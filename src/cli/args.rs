@@ -174,10 +174,13 @@ pub struct LoopArgs {
     pub registry: RegistryArgs,
 }
 
-/// What a list of tags may cost.
+/// How registries are asked, and what a list of tags may cost.
 #[allow(clippy::struct_field_names)] // as the flags
 #[derive(Args, Clone, Debug)]
 pub struct RegistryArgs {
+    /// TOML file with mirrors, remapped registries, and how their hosts are reached. Read at the start.
+    #[arg(long, env = "KIMUP_REGISTRY_CONFIG", value_name = "FILE")]
+    pub registry_config: Option<PathBuf>,
     /// Largest answer of a registry, after decompression.
     #[arg(long, env = "KIMUP_REGISTRY_MAX_PAGE_BYTES", value_name = "SIZE", default_value = "16MiB", value_parser = bytes)]
     pub registry_max_page_bytes: usize,

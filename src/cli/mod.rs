@@ -3,6 +3,7 @@
 mod args;
 mod cluster;
 mod input;
+mod registries;
 mod select;
 mod serve;
 mod tags;

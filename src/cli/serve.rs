@@ -208,6 +208,7 @@ impl Process {
     ) -> anyhow::Result<Arc<sync::Sync>> {
         let config = registry::Config {
             plain_http: args.plain_http_registry.clone(),
+            registries: super::registries::read(args.registry.registry_config.as_deref())?,
             limits: args.registry.limits(),
             metrics: self.metrics.clone(),
             ..registry::Config::default()

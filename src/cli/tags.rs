@@ -19,7 +19,7 @@ use crate::registry::{
 use crate::telemetry::LogFormat;
 
 use super::args::{Output, RegistryArgs};
-use super::{Failure, input, install_tls_provider, start_telemetry};
+use super::{Failure, input, install_tls_provider, registries, start_telemetry};
 
 /// Largest docker config, CA bundle and password, in bytes.
 const MAX_CONFIG: usize = 1024 * 1024;
@@ -96,11 +96,18 @@ pub fn run(args: &TagsArgs) -> Result<Vec<u8>, Failure> {
     // A DNS look-up that still blocks must not hold up the end.
     runtime.shutdown_background();
     let listing = listing.map_err(|error| failed(args, error))?;
-    tracing::info!(tags = listing.tags().len(), dropped = listing.dropped, requests = listing.requests, "listed tags");
+    let endpoint = &listing.endpoint;
+    tracing::info!(
+        tags = listing.tags().len(),
+        endpoint,
+        dropped = listing.dropped,
+        requests = listing.requests,
+        "listed tags"
+    );
     match args.output {
         Output::Json => json(&args.image, &listing),
         Output::Text => {
-            let _ = writeln!(io::stderr(), "{}", summary(&args.image, &endpoint, &listing));
+            let _ = writeln!(io::stderr(), "{}", summary(&args.image, &listing));
             Ok(text(&listing))
         }
     }
@@ -111,6 +118,7 @@ fn config(args: &TagsArgs, progress: &Progress) -> anyhow::Result<Config> {
     let extra_ca_pem = args.ca_file.as_ref().map(|path| input::read(path, MAX_CA).context("--ca-file")).transpose()?;
     Ok(Config {
         plain_http,
+        registries: registries::read(args.registry.registry_config.as_deref())?,
         extra_ca_pem,
         limits: args.registry.limits(),
         progress: progress.clone(),
@@ -211,14 +219,14 @@ fn next_step(args: &TagsArgs, error: &RegistryError) -> Option<&'static str> {
     }
 }
 
-fn summary(image: &Repository, endpoint: &str, listing: &Listing) -> String {
+fn summary(image: &Repository, listing: &Listing) -> String {
     let count = |number: usize, what: &str| format!("{number} {what}{}", if number == 1 { "" } else { "s" });
     let (tags, requests) = (count(listing.tags().len(), "tag"), count(listing.requests, "request"));
     let dropped = match listing.dropped {
         0 => String::new(),
         number => format!(", {} left out as illegal", count(number, "tag")),
     };
-    format!("{image}: {tags} from {endpoint}, {requests}{dropped}")
+    format!("{image}: {tags} from {}, {requests}{dropped}", listing.endpoint)
 }
 
 fn text(listing: &Listing) -> Vec<u8> {
@@ -294,7 +302,7 @@ mod tests {
         let image = Repository::parse("alpine").unwrap();
         let check = |tags: &[&str], dropped: usize, requests: usize, expected: &str| {
             let tags = tags.iter().copied().collect();
-            let text = summary(&image, "https://r", &Listing { tags, dropped, requests });
+            let text = summary(&image, &Listing { tags, dropped, requests, endpoint: "https://r".to_owned() });
             assert_eq!(text, format!("docker.io/library/alpine: {expected}"));
         };
         check(&[], 0, 3, "0 tags from https://r, 3 requests");

@@ -28,7 +28,7 @@ const MAX_TRIES: u32 = 4;
 const MAX_REDIRECTS: usize = 5;
 /// Longest pause of a host that is honoured, and the longest that an error reports.
 const MAX_PAUSE: Duration = Duration::from_secs(5 * 60);
-const MAX_REPORTED_PAUSE: Duration = Duration::from_secs(60 * 60);
+pub(super) const MAX_REPORTED_PAUSE: Duration = Duration::from_secs(60 * 60);
 /// An error's body is read so that the connection can be used again, and for its codes: in bytes, and for how long.
 const MAX_ERROR_BODY: usize = 64 * 1024;
 const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(1);
@@ -342,7 +342,8 @@ impl<'a> Session<'a> {
         route: Route,
         sink: &mut dyn BodySink,
     ) -> Result<Answer, RegistryError> {
-        let client = self.transport.client(route)?;
+        let client =
+            self.transport.client(route, request.url, Origin::of(request.url).as_ref() == Some(&self.registry))?;
         let mut builder = match &request.form {
             None if request.head => client.request(Method::HEAD, request.url.clone()),
             None => client.get(request.url.clone()),

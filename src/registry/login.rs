@@ -9,7 +9,7 @@ use super::{
     error::{Refusal, RegistryError},
     http::{Answer, Outgoing, Session},
     keyring::Credentials,
-    origin::{self, Origin, host_text},
+    origin::{self, Authority, Origin, host_text},
 };
 
 /// Bytes of a token service's answer.
@@ -21,6 +21,8 @@ const MAX_TOKEN_BODY: usize = 256 * 1024;
 /// costs a request of the page's budget, so a registry that refuses for ever is left soon.
 pub(super) struct Login<'a> {
     tokens: &'a TokenCache,
+    /// Where tokens may come from, beside what [`origin::check_realm`] knows.
+    token_hosts: &'a [Authority],
     key: TokenKey,
     host: String,
     scope: String,
@@ -49,7 +51,13 @@ impl Grant {
 
 impl<'a> Login<'a> {
     /// `key.credentials` is filled in per candidate.
-    pub(super) fn new(tokens: &'a TokenCache, key: TokenKey, first: &Url, credentials: Vec<Credentials>) -> Self {
+    pub(super) fn new(
+        tokens: &'a TokenCache,
+        token_hosts: &'a [Authority],
+        key: TokenKey,
+        first: &Url,
+        credentials: Vec<Credentials>,
+    ) -> Self {
         let scope = format!("repository:{}:pull", key.repository);
         let mut candidates: Vec<_> = credentials.into_iter().map(Some).collect();
         if candidates.is_empty() {
@@ -58,6 +66,7 @@ impl<'a> Login<'a> {
         let host = host_text(first);
         let mut login = Self {
             tokens,
+            token_hosts,
             key,
             host,
             scope,
@@ -206,7 +215,7 @@ impl<'a> Login<'a> {
         credentials: Option<&Credentials>,
     ) -> Result<Option<Grant>, RegistryError> {
         session.begin_token();
-        origin::check_realm(&self.key.registry, realm)
+        origin::check_realm(&self.key.registry, self.token_hosts, realm)
             .map_err(|why| RegistryError::Refused { host: self.host.clone(), why })?;
         let key = self.key_of(self.at);
         // Two listings at once fetch one token. What has been refused is not in the cache.

@@ -12,6 +12,8 @@ use super::{
     keyring::Keyring,
     login::Login,
     origin::{self, host_text},
+    registries::Endpoint,
+    turns::Turns,
 };
 use crate::policy::{Digest, Platform, Repository, is_legal_tag};
 
@@ -54,9 +56,7 @@ impl Client {
     ///
     /// Safe to drop at any await point.
     pub async fn digest(&self, request: &ManifestRequest) -> Result<Digest, RegistryError> {
-        let mut inquiry = Inquiry::begin(&self.0, request)?;
-        let outcome = tokio::time::timeout_at(inquiry.deadline, inquiry.digest()).await;
-        inquiry.finish(outcome)
+        Ok(self.inquire(request, What::Digest).await?.digest)
     }
 
     /// The digest and platforms that a tag has now: one GET once a token is cached, and for an image without an index
@@ -64,10 +64,32 @@ impl Client {
     ///
     /// Safe to drop at any await point.
     pub async fn manifest(&self, request: &ManifestRequest) -> Result<Manifest, RegistryError> {
-        let mut inquiry = Inquiry::begin(&self.0, request)?;
-        let outcome = tokio::time::timeout_at(inquiry.deadline, inquiry.manifest()).await;
-        inquiry.finish(outcome)
+        self.inquire(request, What::Manifest).await
     }
+
+    async fn inquire(&self, request: &ManifestRequest, what: What) -> Result<Manifest, RegistryError> {
+        let endpoints = self.0.endpoints(&request.repository, request.insecure_skip_tls_verify)?;
+        let mut turns = Turns::new(endpoints, Instant::now() + self.0.limits.deadline);
+        while let Some((endpoint, until)) = turns.next() {
+            let Endpoint { repository, skip_verify } = endpoint;
+            let request = ManifestRequest { repository, insecure_skip_tls_verify: skip_verify, ..request.clone() };
+            let mut inquiry = Inquiry::begin(&self.0, &request, until)?;
+            let outcome = tokio::time::timeout_at(until, inquiry.answer(what)).await;
+            let outcome = inquiry.finish(outcome);
+            if let Some(outcome) = turns.settle(outcome, |error| error) {
+                return outcome;
+            }
+        }
+        Err(Turns::none_left())
+    }
+}
+
+/// What is asked of a manifest.
+#[derive(Clone, Copy)]
+enum What {
+    /// Its digest alone, without platforms.
+    Digest,
+    Manifest,
 }
 
 /// The requests about one manifest.
@@ -79,11 +101,10 @@ struct Inquiry<'a> {
     url: Url,
     session: Session<'a>,
     login: Login<'a>,
-    deadline: Instant,
 }
 
 impl<'a> Inquiry<'a> {
-    fn begin(inner: &'a Inner, request: &'a ManifestRequest) -> Result<Self, RegistryError> {
+    fn begin(inner: &'a Inner, request: &'a ManifestRequest, deadline: Instant) -> Result<Self, RegistryError> {
         let ManifestRequest { repository, tag, keyring, insecure_skip_tls_verify } = request;
         let wanted = Digest::parse(tag).ok();
         if wanted.is_none() && !is_legal_tag(tag) {
@@ -91,9 +112,8 @@ impl<'a> Inquiry<'a> {
             return Err(RegistryError::Config { cause });
         }
         let url = origin::repository_url(repository, &inner.plain_http, &format!("manifests/{tag}"))?;
-        let deadline = Instant::now() + inner.limits.deadline;
         let (_, session, login) = inner.begin(repository, keyring, *insecure_skip_tls_verify, &url, deadline)?;
-        Ok(Self { inner, request, wanted, url, session, login, deadline })
+        Ok(Self { inner, request, wanted, url, session, login })
     }
 
     fn finish<T>(&self, outcome: Result<Result<T, RegistryError>, Elapsed>) -> Result<T, RegistryError> {
@@ -105,6 +125,13 @@ impl<'a> Inquiry<'a> {
             Err(error) => tracing::debug!(%repository, tag, requests, %error, "asking for a manifest failed"),
         }
         outcome
+    }
+
+    async fn answer(&mut self, what: What) -> Result<Manifest, RegistryError> {
+        match what {
+            What::Digest => Ok(Manifest { digest: self.digest().await?, platforms: None }),
+            What::Manifest => self.manifest().await,
+        }
     }
 
     async fn digest(&mut self) -> Result<Digest, RegistryError> {

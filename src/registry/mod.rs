@@ -18,12 +18,15 @@
 //! | `limiter` | the budget of each host |
 //! | `progress` | how far a listing is |
 //! | `hosts` | places and pauses of each host |
+//! | `registries`, `turns` | mirrors and remapped registries: where to ask (pure); asking one after the other |
 //! | `shared` | one listing for all who ask for the same |
 
 mod auth;
 mod document;
 mod error;
 mod failure;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod hosts;
 mod http;
 mod json;
@@ -37,12 +40,14 @@ mod notice;
 mod origin;
 mod page;
 mod progress;
+mod registries;
 mod resolver;
 mod scrub;
 mod shared;
 #[cfg(test)]
 mod tests;
 mod transport;
+mod turns;
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
@@ -56,8 +61,10 @@ use self::{
     login::Login,
     origin::{Origin, PlainHttp, host_text},
     page::Collector,
+    registries::{Endpoint, Hosts as RegistryHosts},
     shared::Shared,
     transport::{Transport, Tuning},
+    turns::Turns,
 };
 pub use self::{
     error::{Cap, PullSecretError, Refusal, RegistryError, Step},
@@ -67,6 +74,7 @@ pub use self::{
     manifest::{Manifest, ManifestRequest},
     page::Tags,
     progress::Progress,
+    registries::{Registries, RegistriesError},
 };
 use crate::policy;
 /// What a [`Manifest`] is made of.
@@ -80,6 +88,8 @@ pub struct Config {
     pub plain_http: Vec<String>,
     /// Caps of a listing.
     pub limits: Limits,
+    /// Mirrors, remapped registries, and how their hosts are reached.
+    pub registries: Registries,
     /// Certificates in PEM that are trusted besides the system's.
     pub extra_ca_pem: Option<Vec<u8>>,
     /// Where requests are counted.
@@ -135,8 +145,10 @@ pub struct Listing {
     pub(crate) tags: Tags,
     /// How many tags were left out because a container runtime could not pull them.
     pub dropped: usize,
-    /// HTTP requests that it took: pages, tokens, redirects and retries.
+    /// HTTP requests that it took: pages, tokens, redirects, retries, and mirrors that failed.
     pub requests: usize,
+    /// What was asked, as [`Client::endpoint`] writes it.
+    pub endpoint: String,
 }
 
 impl Listing {
@@ -154,6 +166,8 @@ struct Inner {
     transport: Transport,
     tokens: TokenCache,
     plain_http: PlainHttp,
+    registries: Registries,
+    registry_hosts: Arc<RegistryHosts>,
     limits: Limits,
     progress: Progress,
     hosts: Hosts,
@@ -172,24 +186,33 @@ impl Client {
             let cause = format!("a rate of {} requests per second is not in 0.001 to 1000000", config.limits.rate);
             return Err(RegistryError::Config { cause });
         }
+        let plain_http = config.plain_http.iter().cloned().chain(config.registries.plain_http());
+        let plain_http = PlainHttp::parse(&plain_http.collect::<Vec<_>>())?;
+        let registry_hosts = Arc::new(config.registries.hosts(&plain_http)?);
         Ok(Self(Arc::new(Inner {
-            plain_http: PlainHttp::parse(&config.plain_http)?,
+            plain_http,
+            registries: config.registries.clone(),
+            registry_hosts: registry_hosts.clone(),
             tokens: TokenCache::default(),
             limits: config.limits.clone(),
             progress: config.progress.clone(),
             hosts: Hosts::default(),
             shared: Arc::new(Shared::new()?),
-            transport: Transport::new(config, tuning)?,
+            transport: Transport::new(config, registry_hosts, tuning)?,
         })))
     }
 
-    /// Where the repository's registry is asked: `https://registry-1.docker.io`, without a port if it is the scheme's own.
+    /// Where the repository's tags are asked for first: `https://registry-1.docker.io`, without a port if it is the
+    /// scheme's own, or the first mirror.
     pub fn endpoint(&self, repository: &policy::Repository) -> Result<String, RegistryError> {
+        let endpoints = self.0.endpoints(repository, false)?;
+        let repository = endpoints.first().map_or(repository, |first| &first.repository);
         let url = origin::tags_url(repository, &self.0.plain_http)?;
         Ok(url.origin().ascii_serialization())
     }
 
-    /// Lists all tags, or fails: never a part of them. Costs one request per page once a token is cached.
+    /// Lists all tags, or fails: never a part of them, and all of one endpoint. Costs one request per page once a token is
+    /// cached.
     ///
     /// Safe to drop at any await point.
     pub async fn list_tags(&self, request: &ListRequest) -> Result<Listing, RegistryError> {
@@ -197,8 +220,7 @@ impl Client {
     }
 
     async fn list_by_stage(&self, request: &ListRequest) -> Result<Listing, ListError> {
-        let first = origin::tags_url(&request.repository, &self.0.plain_http)?;
-        let listing = self.0.list(request, &first, Instant::now() + self.0.limits.deadline).await;
+        let listing = self.0.list(request).await;
         match &listing {
             Ok(found) => tracing::debug!(
                 repository = %request.repository, tags = found.tags.len(), requests = found.requests, "listed tags"
@@ -212,6 +234,10 @@ impl Client {
 }
 
 impl Inner {
+    fn endpoints(&self, repository: &policy::Repository, skip_verify: bool) -> Result<Vec<Endpoint>, RegistryError> {
+        self.registries.endpoints(repository, skip_verify, &self.registry_hosts, &self.plain_http)
+    }
+
     /// What the requests of one listing or manifest share; `first` is the address of the first of them.
     fn begin(
         &self,
@@ -228,17 +254,40 @@ impl Inner {
         session.learn(&credentials);
         let path = repository.path().to_owned();
         let key = TokenKey { registry: registry.clone(), skip_verify, repository: path, credentials: None };
-        let login = Login::new(&self.tokens, key, first, credentials);
+        let login = Login::new(&self.tokens, self.registry_hosts.token_hosts(&registry), key, first, credentials);
         Ok((registry, session, login))
     }
 
-    async fn list(&self, request: &ListRequest, first: &Url, deadline: Instant) -> Result<Listing, ListError> {
+    /// Asks the endpoints in turn.
+    async fn list(&self, request: &ListRequest) -> Result<Listing, ListError> {
+        let endpoints = self.endpoints(&request.repository, request.insecure_skip_tls_verify)?;
+        let mut turns = Turns::new(endpoints, Instant::now() + self.limits.deadline);
+        let mut requests = 0;
+        while let Some((endpoint, until)) = turns.next() {
+            let Endpoint { repository, skip_verify } = endpoint;
+            let keyring = request.keyring.clone();
+            let there = ListRequest { repository, keyring, insecure_skip_tls_verify: skip_verify };
+            let listing = self.list_there(&there, until, &mut requests).await;
+            if let Some(listing) = turns.settle(listing, |failed| &failed.error) {
+                return listing.map(|found| Listing { requests, ..found });
+            }
+        }
+        Err(Turns::none_left().into())
+    }
+
+    async fn list_there(
+        &self,
+        request: &ListRequest,
+        until: Instant,
+        requests: &mut usize,
+    ) -> Result<Listing, ListError> {
+        let first = origin::tags_url(&request.repository, &self.plain_http)?;
         let (registry, mut session, mut login) =
-            self.begin(&request.repository, &request.keyring, request.insecure_skip_tls_verify, first, deadline)?;
-        let listing = self.list_in(&mut session, &mut login, &registry, request, first);
-        let listing = tokio::time::timeout_at(deadline, listing)
-            .await
-            .unwrap_or_else(|_| Err(RegistryError::Timeout { host: host_text(first), after: self.limits.deadline }));
+            self.begin(&request.repository, &request.keyring, request.insecure_skip_tls_verify, &first, until)?;
+        let listing = self.list_in(&mut session, &mut login, &registry, request, &first);
+        let late = || RegistryError::Timeout { host: host_text(&first), after: self.limits.deadline };
+        let listing = tokio::time::timeout_at(until, listing).await.unwrap_or_else(|_| Err(late()));
+        *requests += session.requests();
         listing.map_err(|error| ListError { stage: session.stage(), error: session.scrub(error) })
     }
 
@@ -282,7 +331,8 @@ impl Inner {
             }
         }
         let (tags, dropped) = collector.finish();
-        Ok(Listing { tags, dropped, requests: session.requests() })
+        let endpoint = first.origin().ascii_serialization();
+        Ok(Listing { tags, dropped, requests: session.requests(), endpoint })
     }
 }
 

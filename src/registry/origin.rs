@@ -43,19 +43,23 @@ impl fmt::Display for Origin {
 
 /// The hosts that the operator declared to speak plain http, as `host:port` (without a port: 80).
 #[derive(Clone, Debug, Default)]
-pub(super) struct PlainHttp(Vec<(Host<String>, u16)>);
+pub(super) struct PlainHttp(Vec<Authority>);
+
+/// A host and its port.
+pub(super) type Authority = (Host<String>, u16);
 
 impl PlainHttp {
     pub(super) fn parse(hosts: &[String]) -> Result<Self, RegistryError> {
-        hosts.iter().map(|text| host_port(text, 80)).collect::<Result<_, _>>().map(Self)
+        hosts.iter().map(|text| authority(text, 80)).collect::<Result<_, _>>().map(Self)
     }
 
     fn contains(&self, host: &str) -> bool {
-        host_port(host, 80).is_ok_and(|pair| self.0.contains(&pair))
+        authority(host, 80).is_ok_and(|pair| self.0.contains(&pair))
     }
 }
 
-fn host_port(text: &str, default: u16) -> Result<(Host<String>, u16), RegistryError> {
+/// Reads `HOST` or `HOST:PORT`.
+pub(super) fn authority(text: &str, default: u16) -> Result<Authority, RegistryError> {
     let bad = || RegistryError::Config { cause: format!("{text:?} is no HOST:PORT of a registry") };
     if text.is_empty() || text.contains(['/', '@', '?', '#', '\\']) {
         return Err(bad());
@@ -87,13 +91,25 @@ pub(super) fn repository_url(
     plain_http: &PlainHttp,
     tail: &str,
 ) -> Result<Url, RegistryError> {
-    let host = match repository.host() {
+    registry_url(repository.host(), plain_http, &format!("v2/{}/{tail}", repository.path()))
+}
+
+/// The origin of a registry that images name so.
+pub(super) fn registry_origin(host: &str, plain_http: &PlainHttp) -> Result<Origin, RegistryError> {
+    Origin::of(&registry_url(host, plain_http, "")?).ok_or_else(|| no_host(host))
+}
+
+fn registry_url(name: &str, plain_http: &PlainHttp, path: &str) -> Result<Url, RegistryError> {
+    let host = match name {
         "docker.io" => "registry-1.docker.io",
         other => other,
     };
-    let scheme = if plain_http.contains(repository.host()) { "http" } else { "https" };
-    let url = format!("{scheme}://{host}/v2/{}/{tail}", repository.path());
-    Url::parse(&url).map_err(|_| RegistryError::Config { cause: format!("{repository} has no usable registry host") })
+    let scheme = if plain_http.contains(name) { "http" } else { "https" };
+    Url::parse(&format!("{scheme}://{host}/{path}")).map_err(|_| no_host(name))
+}
+
+fn no_host(name: &str) -> RegistryError {
+    RegistryError::Config { cause: format!("{name:?} is no usable host of a registry") }
 }
 
 /// Refuses what must never be requested, whoever asks: user names in an address (they would become credentials) and
@@ -184,9 +200,9 @@ const KNOWN_TOKEN_HOSTS: &[(&str, &str)] = &[("registry-1.docker.io", "auth.dock
 
 /// Whether a token may be asked for, with or without credentials, at the realm that the registry named.
 ///
-/// The same origin; else over https only: a known token host, or the same registrable domain (public suffix list). An IP
-/// address has no domain. A private network's names (`registry.corp.internal`) have the last two labels as their domain.
-pub(super) fn check_realm(registry: &Origin, realm: &Url) -> Result<(), Refusal> {
+/// The same origin; else over https only: a host that the operator `allowed`, a known token host, or the same registrable
+/// domain (public suffix list). An IP address has no domain. A private network's names (`registry.corp.internal`) have the last two labels as their domain.
+pub(super) fn check_realm(registry: &Origin, allowed: &[Authority], realm: &Url) -> Result<(), Refusal> {
     check_address(realm)?;
     let refused = |why: &str| Err(Refusal::Realm(format!("{} {why}", host_text(realm))));
     let Some(origin) = Origin::of(realm) else {
@@ -197,6 +213,9 @@ pub(super) fn check_realm(registry: &Origin, realm: &Url) -> Result<(), Refusal>
     }
     if !origin.https {
         return refused("is not reached over https");
+    }
+    if allowed.iter().any(|(host, port)| *host == origin.host && *port == origin.port) {
+        return Ok(());
     }
     let (Host::Domain(ours), Host::Domain(theirs)) = (&registry.host, &origin.host) else {
         return refused("is another host than the registry");
@@ -228,9 +247,27 @@ mod tests {
     fn realms() {
         for line in REALMS.lines() {
             let [registry, realm, expected] = line.split(' ').collect::<Vec<_>>()[..] else { panic!("{line}") };
-            let result = check_realm(&origin(registry), &Url::parse(realm).unwrap());
+            let result = check_realm(&origin(registry), &[], &Url::parse(realm).unwrap());
             assert_eq!(result.is_ok(), expected == "allowed", "{line}: {result:?}");
         }
+    }
+
+    #[test]
+    fn allowed_realms() {
+        let allowed = [authority("auth.other.com", 443).unwrap(), authority("10.0.0.9:8443", 443).unwrap()];
+        let check = |realm: &str, expected: bool| {
+            let result = check_realm(&origin("https://r.io"), &allowed, &Url::parse(realm).unwrap());
+            assert_eq!(result.is_ok(), expected, "{realm}: {result:?}");
+        };
+        check("https://auth.other.com/token", true);
+        check("https://auth.other.com:444/token", false);
+        check("http://auth.other.com/token", false);
+        check("http://auth.other.com:443/token", false);
+        check("https://u:p@auth.other.com/token", false);
+        check("https://a.auth.other.com/token", false);
+        check("https://10.0.0.9:8443/token", true);
+        check("https://10.0.0.9/token", false);
+        check("https://169.254.169.254/token", false);
     }
 
     /// Registry, realm, outcome.

@@ -20,6 +20,7 @@ use super::{
     failure::ListError,
     hosts::Asker,
     origin::{self, Origin, host_text},
+    registries::Endpoint,
 };
 use crate::policy::Repository;
 
@@ -45,15 +46,19 @@ impl Client {
         not_before: Instant,
         asker: Asker,
     ) -> Result<Arc<Listing>, ListError> {
-        let first = origin::tags_url(&request.repository, &self.0.plain_http)?;
+        // The registry itself, or what stands for it: mirrors come before it.
+        let endpoints = self.0.endpoints(&request.repository, request.insecure_skip_tls_verify)?;
+        let home = endpoints.last().map_or(&request.repository, |endpoint| &endpoint.repository).clone();
+        let skip_verify = endpoints.last().is_some_and(|endpoint| endpoint.skip_verify);
+        let first = origin::tags_url(&home, &self.0.plain_http)?;
         let unusable = || RegistryError::Config { cause: format!("{} has no usable host", request.repository) };
-        let host = (Origin::of(&first).ok_or_else(unusable)?, request.insecure_skip_tls_verify);
-        let (client, request, key) = (self.clone(), request.clone(), self.0.shared.key(request));
+        let host = (Origin::of(&first).ok_or_else(unusable)?, skip_verify);
+        let (client, request, key) = (self.clone(), request.clone(), self.0.shared.key(request, &endpoints));
         let list = move |flight: Flight| async move {
             let place = client.0.hosts.enter(&host, flight.asker()).await?;
             flight.begin();
             let listing = client.list_by_stage(&request).await;
-            place.learn(&host_text(&first), request.repository.path(), &listing);
+            place.learn(&host_text(&first), home.path(), &listing);
             listing
         };
         self.0.shared.ask(key, not_before, asker, list).await
@@ -70,7 +75,7 @@ impl Client {
 pub(super) struct Key {
     repository: Repository,
     skip_verify: bool,
-    /// Of the credentials that would be sent, in their order.
+    /// Of the credentials that would be sent, in their order, mirror by mirror.
     credentials: [u8; 32],
 }
 
@@ -109,10 +114,18 @@ impl Shared {
     }
 
     /// Costs a match of the keyring's entries.
-    pub(super) fn key(&self, request: &ListRequest) -> Key {
+    pub(super) fn key(&self, request: &ListRequest, endpoints: &[Endpoint]) -> Key {
         let mut context = hmac::Context::with_key(&self.hash);
-        for credentials in request.keyring.credentials_for(&request.repository) {
-            context.update(&credentials.fingerprint());
+        let mut add = |repository: &Repository| {
+            let found = request.keyring.credentials_for(repository);
+            context.update(&(found.len() as u64).to_be_bytes());
+            for credentials in &found {
+                context.update(&credentials.fingerprint());
+            }
+        };
+        add(&request.repository);
+        for endpoint in endpoints {
+            add(&endpoint.repository);
         }
         let mut credentials = [0; 32];
         credentials.copy_from_slice(context.sign().as_ref());

@@ -1,7 +1,14 @@
 //! What all listings share: connections with and without verified certificates, the hosts' budgets, proxies; and what a
 //! failed connection means.
 
-use std::{error::Error as StdError, io, net::IpAddr, sync::OnceLock, time::Duration};
+use std::{
+    collections::HashMap,
+    error::Error as StdError,
+    io,
+    net::IpAddr,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    time::Duration,
+};
 
 use hyper_util::client::proxy::matcher::Matcher;
 use url::Url;
@@ -11,7 +18,8 @@ use super::{
     error::{Refusal, RegistryError, Step},
     limiter::Limiter,
     notice::Warnings,
-    origin::{self, Reach},
+    origin::{self, Origin, Reach},
+    registries::{HostTls, Hosts},
     resolver::{ForbiddenName, Names, Resolver},
 };
 use crate::telemetry::Metrics;
@@ -26,6 +34,9 @@ pub(super) struct Transport {
     skipping: OnceLock<reqwest::Client>,
     public_only: OnceLock<reqwest::Client>,
     extra_ca: Vec<reqwest::Certificate>,
+    hosts: Arc<Hosts>,
+    /// Of the hosts that need certificates of their own: nobody else's connections trust or show those.
+    own: Mutex<HashMap<OwnKey, reqwest::Client>>,
     /// The rules of `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY`, as the connections follow them.
     proxies: Option<Matcher>,
     pub(super) limiter: Limiter,
@@ -34,6 +45,9 @@ pub(super) struct Transport {
     pub(super) metrics: Metrics,
     pub(super) warnings: Warnings,
 }
+
+/// A host, the way to it, and whether it is the registry that is asked: only that one is shown a client certificate.
+type OwnKey = (Origin, Route, bool);
 
 /// What only tests change.
 #[derive(Clone)]
@@ -55,7 +69,7 @@ impl Default for Tuning {
 }
 
 /// Which connection a request may use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Route {
     /// To the registry itself, or wherever it may lead: any address but forbidden ones.
     Verified,
@@ -67,7 +81,7 @@ pub(super) enum Route {
 
 impl Transport {
     /// Loads the system's trust roots (tens of milliseconds).
-    pub(super) fn new(config: Config, tuning: Tuning) -> Result<Self, RegistryError> {
+    pub(super) fn new(config: Config, hosts: Arc<Hosts>, tuning: Tuning) -> Result<Self, RegistryError> {
         let extra_ca = match &config.extra_ca_pem {
             None => Vec::new(),
             Some(pem) => reqwest::Certificate::from_pem_bundle(pem)
@@ -75,21 +89,52 @@ impl Transport {
                 .filter(|found| !found.is_empty())
                 .ok_or_else(|| RegistryError::Config { cause: "the extra CA is no PEM certificate".to_owned() })?,
         };
-        Ok(Self {
-            verifying: build_client(&extra_ca, Route::Verified, &tuning)?,
+        let transport = Self {
+            verifying: build_client(&extra_ca, None, Route::Verified, &tuning)?,
             skipping: OnceLock::new(),
             public_only: OnceLock::new(),
             extra_ca,
+            hosts,
+            own: Mutex::default(),
             proxies: tuning.proxies.then(Matcher::from_system),
             limiter: Limiter::new(config.limits.rate),
             limits: config.limits,
             tuning,
             metrics: config.metrics,
             warnings: Warnings::default(),
-        })
+        };
+        // A key that does not fit its certificate is seen now, not at the first sync.
+        for (origin, verified) in transport.hosts.with_tls() {
+            let route = if verified { Route::Verified } else { Route::Unverified };
+            transport.own_client(origin, route, true)?;
+        }
+        Ok(transport)
     }
 
-    pub(super) fn client(&self, route: Route) -> Result<&reqwest::Client, RegistryError> {
+    /// `at_home`: it goes to the registry that is asked, not where that points to.
+    pub(super) fn client(&self, route: Route, to: &Url, at_home: bool) -> Result<reqwest::Client, RegistryError> {
+        match Origin::of(to).filter(|origin| self.hosts.tls(origin).is_some()) {
+            Some(origin) => self.own_client(&origin, route, at_home),
+            None => self.common_client(route).cloned(),
+        }
+    }
+
+    fn own_client(&self, to: &Origin, route: Route, at_home: bool) -> Result<reqwest::Client, RegistryError> {
+        let key = (to.clone(), route, at_home);
+        if let Some(client) = self.own().get(&key) {
+            return Ok(client.clone());
+        }
+        let tls = self.hosts.tls(to).cloned().unwrap_or_default();
+        let identity = tls.identity.filter(|_| at_home);
+        let client = build_client(&self.extra_ca, Some(HostTls { identity, ..tls }), route, &self.tuning)?;
+        Ok(self.own().entry(key).or_insert(client).clone())
+    }
+
+    fn own(&self) -> MutexGuard<'_, HashMap<OwnKey, reqwest::Client>> {
+        self.own.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn common_client(&self, route: Route) -> Result<&reqwest::Client, RegistryError> {
         let cell = match route {
             Route::Verified => return Ok(&self.verifying),
             Route::Unverified => &self.skipping,
@@ -98,7 +143,7 @@ impl Transport {
         if let Some(client) = cell.get() {
             return Ok(client);
         }
-        let client = build_client(&self.extra_ca, route, &self.tuning)?;
+        let client = build_client(&self.extra_ca, None, route, &self.tuning)?;
         Ok(cell.get_or_init(|| client))
     }
 
@@ -124,13 +169,19 @@ impl Transport {
 
 fn build_client(
     extra_ca: &[reqwest::Certificate],
+    own: Option<HostTls>,
     route: Route,
     tuning: &Tuning,
 ) -> Result<reqwest::Client, RegistryError> {
     let builder = reqwest::Client::builder();
     // Otherwise proxies come from the environment: reqwest's default.
     let builder = if tuning.proxies { builder } else { builder.no_proxy() };
-    let extra_ca = extra_ca.iter().cloned();
+    let HostTls { ca, identity } = own.unwrap_or_default();
+    let builder = match identity {
+        Some(identity) => builder.identity(identity),
+        None => builder,
+    };
+    let extra_ca = extra_ca.iter().cloned().chain(ca);
     let builder =
         if tuning.system_roots { builder.tls_certs_merge(extra_ca) } else { builder.tls_certs_only(extra_ca) };
     builder

@@ -174,6 +174,7 @@ impl Sync {
             (memo.synced, memo.forced) = (Some(began), false);
         }
         self.report(key, &written, &old, &new, selected, &holds, settled).await;
+        self.report_left_out(&written, &old, &new, compiled.as_ref().ok()).await;
         if let Some(digest) = gone {
             self.report_gone(&written, &new, &digest).await;
         }

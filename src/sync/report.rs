@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 
-use crate::api::{self, Image, ImageStatus, SyncResult, Tagged};
+use crate::api::{self, CompiledSpec, Image, ImageStatus, SyncResult, Tagged};
 use crate::notify::{Audit, Reason};
 use crate::policy::{Reference, Repository};
 use crate::telemetry::RolloutOutcome;
@@ -134,6 +134,22 @@ impl Sync {
         };
         let note = format!("{}: the registry does not have {digest} any more; {follows}", image.spec.image);
         self.events.say(&reference(image), Reason::DigestGone, &note).await;
+    }
+
+    /// Says what the rules leave out, once for each spec that is synced.
+    pub(super) async fn report_left_out(
+        &self,
+        image: &Image,
+        old: &ImageStatus,
+        new: &ImageStatus,
+        spec: Option<&CompiledSpec>,
+    ) {
+        if old.observed_generation == new.observed_generation {
+            return;
+        }
+        if let Some(note) = spec.and_then(CompiledSpec::left_out) {
+            self.events.say(&reference(image), Reason::PolicyInvalid, &note).await;
+        }
     }
 
     /// Says that an Image cannot be read.

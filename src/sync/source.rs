@@ -138,7 +138,7 @@ pub struct Wish {
 #[derive(Clone, Debug, PartialEq)]
 pub enum JobSeen {
     /// Its own annotations count.
-    Own(Source),
+    Own(Box<Source>),
     /// Those of the `CronJob` with this name count.
     Of {
         /// Its UID.
@@ -260,7 +260,8 @@ pub fn of_job(object: &Job) -> Option<JobSeen> {
         object.metadata.annotations.as_ref(),
     ];
     let pod = template.spec.as_ref()?;
-    Source::of(&Parts { kind: SourceKind::Job, metadata: &object.metadata, levels: &levels, pod }).map(JobSeen::Own)
+    Source::of(&Parts { kind: SourceKind::Job, metadata: &object.metadata, levels: &levels, pod })
+        .map(|source| JobSeen::Own(Box::new(source)))
 }
 
 fn is_ours(key: &str) -> bool {

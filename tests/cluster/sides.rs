@@ -185,7 +185,7 @@ async fn opts_out_by_template(bed: &Bed, repository: &str, out: &Value) {
     shop.pods_run("web", 2, &two).await;
     settles(&shop, &name, "1.2.0").await;
 
-    // The same with a stamp in the template.
+    // The same with a stamp in the template: Pods made before the Image is gone follow it still.
     patch(&shop, "web", &on_template(out)).await;
     is_gone(&shop, &name).await;
     says_opted_out(&shop, 2).await;

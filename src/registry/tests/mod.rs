@@ -6,6 +6,7 @@ mod fake;
 mod listing;
 mod logins;
 mod manifest;
+mod mirrors;
 mod rows_access;
 mod rows_hosts;
 mod rows_listing;

@@ -17,7 +17,7 @@ impl Lister {
 
     fn key(&self, repository: &str) -> Key {
         let (repository, keyring) = (Repository::parse(repository).unwrap(), Keyring::default());
-        self.shared.key(&ListRequest { repository, keyring, insecure_skip_tls_verify: false })
+        self.shared.key(&ListRequest { repository, keyring, insecure_skip_tls_verify: false }, &[])
     }
 
     async fn ask(&self, repository: &str, not_before: Instant) -> Outcome {
@@ -35,7 +35,12 @@ impl Lister {
             flight.begin();
             let nth = listings.fetch_add(1, Ordering::SeqCst);
             tokio::time::sleep(took).await;
-            answer(nth).map(|tag| Listing { tags: [tag.as_str()].into_iter().collect(), dropped: 0, requests: 1 })
+            answer(nth).map(|tag| Listing {
+                tags: [tag.as_str()].into_iter().collect(),
+                dropped: 0,
+                requests: 1,
+                endpoint: String::new(),
+            })
         };
         self.shared.ask(key, not_before, Asker::Schedule, list).await
     }
@@ -94,7 +99,7 @@ async fn what_has_not_begun_is_new_enough_for_all() {
         wait.notified().await;
         flight.begin();
         listings.fetch_add(1, Ordering::SeqCst);
-        Ok(Listing { tags: Tags::default(), dropped: 0, requests: 1 })
+        Ok(Listing { tags: Tags::default(), dropped: 0, requests: 1, endpoint: String::new() })
     };
     let first = lister.shared.ask(lister.key("a"), Instant::now(), Asker::Schedule, list);
     let second = async {
@@ -168,7 +173,12 @@ async fn what_is_kept_is_bounded() {
     for (n, size) in [(0, MAX_KEPT_TAGS / 2), (1, MAX_KEPT_TAGS / 2), (2, 1), (3, MAX_KEPT_TAGS + 1)] {
         let list = move |flight: Flight| async move {
             flight.begin();
-            Ok(Listing { tags: std::iter::repeat_n("", size).collect(), dropped: 0, requests: 1 })
+            Ok(Listing {
+                tags: std::iter::repeat_n("", size).collect(),
+                dropped: 0,
+                requests: 1,
+                endpoint: String::new(),
+            })
         };
         let listing = lister.shared.ask(key(n), Instant::now(), Asker::Schedule, list).await;
         assert_eq!(listing.unwrap().tags.len(), size);

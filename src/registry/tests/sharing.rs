@@ -22,8 +22,9 @@ fn request(repository: &str, keyring: Keyring) -> ListRequest {
 #[test]
 fn who_may_share() {
     let shared = Shared::new().unwrap();
-    let key =
-        |repository: &str, registry: &str, users: &[&str]| shared.key(&request(repository, keyring(registry, users)));
+    let key = |repository: &str, registry: &str, users: &[&str]| {
+        shared.key(&request(repository, keyring(registry, users)), &[])
+    };
     let ours = key("r.io/a", "r.io", &["alice:a", "bob:b"]);
     let check = |other: Key, expected: bool, why: &str| assert_eq!(ours == other, expected, "{why}");
     check(key("r.io/a", "r.io/a", &["alice:a", "bob:b"]), true, "what would be sent is the same");
@@ -34,8 +35,8 @@ fn who_may_share() {
     check(key("r.io/a", "other.io", &["alice:a", "bob:b"]), false, "for another registry, so anonymous here");
     let skipping =
         ListRequest { insecure_skip_tls_verify: true, ..request("r.io/a", keyring("r.io", &["alice:a", "bob:b"])) };
-    check(shared.key(&skipping), false, "an unverified connection");
-    let elsewhere = Shared::new().unwrap().key(&request("r.io/a", keyring("r.io", &["alice:a", "bob:b"])));
+    check(shared.key(&skipping, &[]), false, "an unverified connection");
+    let elsewhere = Shared::new().unwrap().key(&request("r.io/a", keyring("r.io", &["alice:a", "bob:b"])), &[]);
     check(elsewhere, false, "another process has another key");
     assert!(key("r.io/a", "other.io", &["alice:a"]) == key("r.io/a", "r.io", &[]), "anonymous is anonymous");
 }

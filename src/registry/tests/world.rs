@@ -132,18 +132,22 @@ impl World {
     }
 
     pub(super) fn client(&self) -> Client {
+        self.client_with(Config {
+            limits: limits(),
+            extra_ca_pem: Some(self.ca.pem().as_bytes().to_vec()),
+            metrics: self.metrics.clone(),
+            ..Config::default()
+        })
+    }
+
+    /// Knows the names, and of the certificates what the configuration says.
+    pub(super) fn client_with(&self, config: Config) -> Client {
         let names = self.names.clone();
         let tuning = Tuning {
             first_backoff: Duration::from_millis(1),
             proxies: false,
             system_roots: false,
             names: Some(Arc::new(move |name| Some(names.get(name).cloned().unwrap_or_default()))),
-        };
-        let config = Config {
-            limits: limits(),
-            extra_ca_pem: Some(self.ca.pem().as_bytes().to_vec()),
-            metrics: self.metrics.clone(),
-            ..Config::default()
         };
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         Client::tuned(config, tuning).unwrap()

@@ -11,7 +11,7 @@ fn source(annotations: &Value) -> Source {
             {"name": "app", "image": "app:1.0.0"}, {"name": "proxy", "image": "proxy:1"}]}}},
     });
     match crate::sync::source::of_job(&serde_json::from_value(object).unwrap()) {
-        Some(JobSeen::Own(source)) => source,
+        Some(JobSeen::Own(source)) => *source,
         other => panic!("{other:?}"),
     }
 }

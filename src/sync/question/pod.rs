@@ -77,7 +77,7 @@ impl Sync {
         let (image, access) = match found {
             Found::Made(image) => (image.as_ref().clone(), self.world.access_of(&image)),
             Found::Unmade { image, access, .. } => (*image, Some(access)),
-            Found::Behind { alone: true } => match by_itself(&question.namespace, pod) {
+            Found::Behind { alone: true } => match ahead_of_owner(question, pod) {
                 Some(image) => (image, Some(access(pod))),
                 None => return Ok(Answered::not_covered()),
             },
@@ -169,6 +169,14 @@ fn by_itself(namespace: &str, pod: &PodQuestion) -> Option<Image> {
     let spec = pod.spec.as_ref()?;
     let name = bare_image_name(&pod.container, spec);
     Some(managed::unwritten(namespace, None, &name, spec))
+}
+
+/// The same for a Pod whose owner is not known here yet, named as the owner's will be: that one has the Pod's revision on
+/// record later, by the name that the Pod carries.
+fn ahead_of_owner(question: &Question, pod: &PodQuestion) -> Option<Image> {
+    let mut image = by_itself(&question.namespace, pod)?;
+    image.metadata.name = Some(question.image.clone());
+    Some(image)
 }
 
 fn access(pod: &PodQuestion) -> PullAccess {

@@ -44,7 +44,7 @@ impl World {
     /// Takes in a Job; returns whether what its own annotations ask for is new.
     pub fn put_job(&self, key: &SourceKey, job: JobSeen) -> bool {
         let (source, made_by) = match job {
-            JobSeen::Own(source) => (Some(source), None),
+            JobSeen::Own(source) => (Some(*source), None),
             JobSeen::Of { uid, cron_job } => (None, Some((uid, cron_job))),
         };
         {

@@ -176,3 +176,18 @@ fn the_newer_of_own_tag_and_answer_is_spoken() {
     check("app:latest", Some("1.1.0"), Some("1.1.0"));
     check("app:1.0.0", None, None);
 }
+
+#[test]
+fn an_answer_ahead_of_the_owner_carries_the_name_of_its_image() {
+    let pod = asked(Some(("ReplicaSet", "web-5d8f", "r")), "app", "app:1.0.0", true);
+    let name = image_name("Deployment", "web", "app");
+    let question = Question { namespace: "shop".to_owned(), image: name.clone(), pod: None };
+    let image = ahead_of_owner(&question, &pod).unwrap();
+    assert_eq!(image.metadata.name.as_ref(), Some(&name));
+    // So the webhook writes the name that it asked for.
+    let answered = Answered::new(Some("1.1.0".to_owned()), "why");
+    let found = spoken(answered, &question, &image, &Reference::parse("app:1.0.0").unwrap());
+    assert_eq!((found.tag.as_deref(), found.image), (Some("1.1.0"), None));
+    let silent = asked(Some(("ReplicaSet", "web-5d8f", "r")), "app", "app:1.0.0", false);
+    assert!(ahead_of_owner(&question, &silent).is_none());
+}
