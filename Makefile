@@ -21,7 +21,7 @@ unit: ## run the tests that need no cluster
 	cargo test --lib --bins --test architecture --test docs --test registry_cost $(CARGOFLAGS)
 
 bench: ## measure the choice among 100,000 tags against the bars of docs/benchmarks.md, on a quiet machine
-	cargo bench --bench select --bench memory $(CARGOFLAGS)
+	cargo bench --no-fail-fast --bench select --bench memory $(CARGOFLAGS)
 
 lint: ## check format and lints
 	cargo fmt --all --check

@@ -254,7 +254,8 @@ impl Inner {
         session.learn(&credentials);
         let path = repository.path().to_owned();
         let key = TokenKey { registry: registry.clone(), skip_verify, repository: path, credentials: None };
-        let login = Login::new(&self.tokens, self.registry_hosts.token_hosts(&registry), key, first, credentials);
+        let token_hosts = self.registry_hosts.token_hosts(&registry);
+        let login = Login::new(&self.tokens, token_hosts, key, first, credentials);
         Ok((registry, session, login))
     }
 
