@@ -54,8 +54,9 @@ impl Tags {
         let ran = self.run(image, &format!("{args} -o json --log-level trace"), stdin).await;
         assert_eq!(ran.code, 0, "{image} {args}: {}", ran.stderr);
         let found: Value = serde_json::from_str(&ran.stdout).unwrap();
-        let expected = json!({"image": image, "tags": ["1.0.0", "1.1.0"], "dropped": 0, "requests": requests});
-        assert_eq!(found, expected, "{image} {args}");
+        let expected = (&json!(["1.0.0", "1.1.0"]), &json!(0), &json!(requests));
+        assert_eq!((&found["tags"], &found["dropped"], &found["requests"]), expected, "{image} {args}");
+        assert_eq!(found["image"], image);
     }
 
     /// It lists nothing and says why.

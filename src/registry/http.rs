@@ -132,9 +132,13 @@ impl<'a> Session<'a> {
     /// earlier listing. More than a page has requests cannot have been tried.
     pub(super) fn learn(&mut self, credentials: &[Credentials]) {
         for found in credentials.iter().take(MAX_REQUESTS_PER_PAGE) {
-            let header = found.user_and_password().and_then(|(user, password)| auth::basic(user, password));
-            header.iter().for_each(|header| self.scrubber.learn_authorization(header));
-            found.identity_token().into_iter().for_each(|token| self.scrubber.learn(token));
+            let pair = found.user_and_password();
+            if let Some(header) = pair.and_then(|(user, password)| auth::basic(user, password)) {
+                self.scrubber.learn_authorization(&header);
+            }
+            if let Some(token) = found.identity_token() {
+                self.scrubber.learn(token);
+            }
         }
     }
 
