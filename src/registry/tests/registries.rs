@@ -43,7 +43,7 @@ fn mistakes_are_named() {
         check(&registry(&format!("[[registry.mirror]]\nlocation = '{place}'")), 3, part);
     }
     assert_eq!(
-        parse(&(0..1001).map(|n| format!("[[registry]]\nprefix = 'r{n}.io'\n")).collect::<String>())
+        parse(&(0..1001).map(|n| format!("[[registry]]\nprefix = 'r{n}.io'\n")).collect::<Vec<_>>().concat())
             .map_err(|e| e.line)
             .unwrap_err(),
         2001
