@@ -80,7 +80,7 @@ async fn a_wrong_pull_secret_is_named_and_stops_nobody_else() {
     ];
     for (name, result, start, part) in cases {
         let message = says(&shop, name, result).await;
-        assert!(message.starts_with(start) && message.contains(part), "{name}: {message}");
+        assert!(message.contains(start) && message.contains(part), "{name}: {message}");
     }
     assert_eq!(shop.settles("open", "1.0.0").await.result, Some(SyncResult::Success));
 
