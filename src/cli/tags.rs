@@ -211,6 +211,7 @@ fn next_step(args: &TagsArgs, error: &RegistryError) -> Option<&'static str> {
         RegistryError::TooMuch { cap: Cap::PageBytes(_), .. } => Some("raise --registry-max-page-bytes"),
         RegistryError::TooMuch { cap: Cap::Pages(_), .. } => Some("raise --registry-max-pages"),
         RegistryError::TooMuch { cap: Cap::Tags(_), .. } => Some("raise --registry-max-tags"),
+        RegistryError::TooMuch { cap: Cap::ListBytes(_), .. } => Some("raise --registry-max-list-bytes"),
         RegistryError::Timeout { after, .. } if *after == args.registry.registry_deadline => {
             Some("raise --registry-deadline")
         }

@@ -187,6 +187,8 @@ pub enum Cap {
     Pages(usize),
     /// Tags of a listing, illegal ones and duplicates included.
     Tags(usize),
+    /// Bytes of all tags of a listing together.
+    ListBytes(usize),
     /// HTTP requests that one page (or one manifest) may cost, with tokens, redirects and retries.
     Requests(usize),
     /// Images in one index.
@@ -199,6 +201,7 @@ impl fmt::Display for Cap {
             Self::PageBytes(n) => write!(f, "more than {n} bytes in one answer"),
             Self::Pages(n) => write!(f, "more than {n} pages"),
             Self::Tags(n) => write!(f, "more than {n} tags"),
+            Self::ListBytes(n) => write!(f, "more than {n} bytes of tags in one list"),
             Self::Requests(n) => write!(f, "one answer needs more than {n} requests"),
             Self::Entries(n) => write!(f, "more than {n} images in one index"),
         }

@@ -62,6 +62,7 @@ impl RegistryError {
                 Cap::PageBytes(_) => "raise --registry-max-page-bytes",
                 Cap::Pages(_) => "raise --registry-max-pages",
                 Cap::Tags(_) => "raise --registry-max-tags",
+                Cap::ListBytes(_) => "raise --registry-max-list-bytes",
                 Cap::Requests(_) => "check its token service and where it redirects to",
                 Cap::Entries(_) => "build the image for fewer platforms",
             },
@@ -128,6 +129,7 @@ mod tests {
         check(too_much(Cap::PageBytes(7)), "7 bytes", "--registry-max-page-bytes");
         check(too_much(Cap::Pages(7)), "7 pages", "--registry-max-pages");
         check(too_much(Cap::Tags(7)), "7 tags", "--registry-max-tags");
+        check(too_much(Cap::ListBytes(7)), "7 bytes of tags", "--registry-max-list-bytes");
         check(too_much(Cap::Requests(7)), "7 requests", "token service");
         check(too_much(Cap::Entries(7)), "7 images", "fewer platforms");
         check(RegistryError::Server { host: host(), status: 503 }, "status 503", "the registry's own");

@@ -107,6 +107,9 @@ pub struct Limits {
     pub max_pages: usize,
     /// Tags of one listing, illegal ones and duplicates included. Default 500,000.
     pub max_tags: usize,
+    /// Bytes of all tags of one listing together, illegal ones and duplicates excluded: what it holds in memory. Default
+    /// 32 MiB, which is 65 for each of 500,000 tags.
+    pub max_list_bytes: usize,
     /// Time for one request, from connecting to the last byte. Default 30 s.
     pub page_timeout: Duration,
     /// Time for a whole listing, with waiting for the rate, tokens and retries. Default 5 min.
@@ -121,6 +124,7 @@ impl Default for Limits {
             max_page_bytes: 16 * 1024 * 1024,
             max_pages: 1000,
             max_tags: 500_000,
+            max_list_bytes: 32 * 1024 * 1024,
             page_timeout: Duration::from_secs(30),
             deadline: Duration::from_secs(5 * 60),
             rate: 5.0,
@@ -301,7 +305,7 @@ impl Inner {
         first: &Url,
     ) -> Result<Listing, RegistryError> {
         let host = host_text(first);
-        let mut collector = Collector::new(self.limits.max_tags);
+        let mut collector = Collector::new(self.limits.max_tags, self.limits.max_list_bytes);
         let mut seen = HashSet::new();
         let mut next = Some(first.clone());
         let (mut links, mut probing) = (false, false);
