@@ -64,7 +64,7 @@ use self::{
     registries::{Endpoint, Hosts as RegistryHosts},
     shared::Shared,
     transport::{Transport, Tuning},
-    turns::Turns,
+    turns::{Failing, Turns},
 };
 pub use self::{
     error::{Cap, PullSecretError, Refusal, RegistryError, Step},
@@ -92,6 +92,9 @@ pub struct Config {
     pub registries: Registries,
     /// Certificates in PEM that are trusted besides the system's.
     pub extra_ca_pem: Option<Vec<u8>>,
+    /// All credentials are of the one who reads the log: then it has the texts of the registries' warnings. Else only that
+    /// there are warnings: a registry knows what others have sent it, and may repeat it to anybody.
+    pub own_credentials_only: bool,
     /// Where requests are counted.
     pub metrics: Metrics,
     /// Where pages are counted while they are read.
@@ -175,6 +178,7 @@ struct Inner {
     limits: Limits,
     progress: Progress,
     hosts: Hosts,
+    failing: Failing,
     shared: Arc<Shared>,
 }
 
@@ -201,6 +205,7 @@ impl Client {
             limits: config.limits.clone(),
             progress: config.progress.clone(),
             hosts: Hosts::default(),
+            failing: Failing::default(),
             shared: Arc::new(Shared::new()?),
             transport: Transport::new(config, registry_hosts, tuning)?,
         })))
@@ -266,7 +271,7 @@ impl Inner {
     /// Asks the endpoints in turn.
     async fn list(&self, request: &ListRequest) -> Result<Listing, ListError> {
         let endpoints = self.endpoints(&request.repository, request.insecure_skip_tls_verify)?;
-        let mut turns = Turns::new(endpoints, Instant::now() + self.limits.deadline);
+        let mut turns = Turns::new(endpoints, Instant::now() + self.limits.deadline, &self.failing);
         let mut requests = 0;
         while let Some((endpoint, until)) = turns.next() {
             let Endpoint { repository, skip_verify } = endpoint;
