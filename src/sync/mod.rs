@@ -11,6 +11,7 @@ mod image;
 mod managed;
 mod manifests;
 mod nodes;
+mod nudge;
 mod observe;
 mod outage;
 mod pace;

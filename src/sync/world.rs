@@ -206,6 +206,13 @@ impl World {
         wanted.flat_map(|(_, known)| known.workloads.values().cloned()).collect()
     }
 
+    /// Those workloads for which this holds.
+    pub fn workloads_that(&self, holds: impl Fn(&Workload) -> bool) -> Vec<Arc<Workload>> {
+        let namespaces = self.lock();
+        let all = namespaces.values().flat_map(|known| known.workloads.values());
+        all.filter(|workload| holds(workload)).cloned().collect()
+    }
+
     /// Takes in what a Pod tells of its revision.
     pub fn put_pod(&self, namespace: &str, name: &str, record: PodRecord) -> bool {
         let mut namespaces = self.lock();

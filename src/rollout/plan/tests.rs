@@ -45,6 +45,7 @@ fn workload(text: &str) -> Workload {
         replicas: 2,
         observed: true,
         complete: true,
+        denied: None,
         revision: None,
     }
 }
