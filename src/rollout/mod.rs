@@ -7,6 +7,7 @@ mod facts;
 mod nudge;
 mod placement;
 mod plan;
+mod repair;
 mod workload;
 
 pub use apply::{ApplyError, FIELD_MANAGER, apply};
@@ -14,4 +15,5 @@ pub use facts::{Facts, FactsError, observe};
 pub use nudge::{OwnerKind, PodOwner, nudge, pod_owners};
 pub use placement::Placement;
 pub use plan::{Blocked, Change, ContainerPlan, Hold, Plan, Target, id, plan};
+pub use repair::{Repair, repair};
 pub use workload::{Container, Denied, Kind, PullAccess, Workload, WorkloadKey};

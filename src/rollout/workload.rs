@@ -9,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ManagedField
 use serde_json::Value;
 
 use crate::api::annotated::Levels;
-use crate::api::annotations::{AnnotationError, Map, NamespaceSettings, STAMP_PREFIX, Stamp};
+use crate::api::annotations::{AnnotationError, Map, NamespaceSettings, ROLLOUT, STAMP_PREFIX, Stamp};
 
 use super::placement::Placement;
 
@@ -105,6 +105,8 @@ pub struct Workload {
     pub annotations: Map,
     /// `spec.template.metadata.annotations`.
     pub template_annotations: Map,
+    /// The rollout ID on the template, of the rollout that stamped it last.
+    pub rollout: Option<String>,
     /// Containers and init containers of the template.
     pub containers: Vec<Container>,
     /// Which nodes its Pods may run on.
@@ -196,6 +198,7 @@ impl Workload {
             generation: metadata.generation.unwrap_or(0),
             annotations: metadata.annotations.clone().unwrap_or_default(),
             template_annotations: template.metadata.as_ref().and_then(|m| m.annotations.clone()).unwrap_or_default(),
+            rollout: template.metadata.as_ref().and_then(|m| m.labels.as_ref()?.get(ROLLOUT).cloned()),
             containers: Container::of(pod),
             placement: Placement::of(pod),
             access: PullAccess::of(pod),

@@ -331,6 +331,7 @@ impl Sync {
             return;
         };
         self.saw_source(&named(SourceKind::Pod, &namespace, name), Source::of_pod(pod));
+        self.saw_unmutated(&namespace, name, pod);
         let Some(record) = records::of_pod(pod) else {
             return;
         };

@@ -17,9 +17,11 @@ use super::managed;
 use super::records::PodRecord;
 use super::source::{Source, SourceKey, SourceKind};
 use super::status::DUPLICATE;
+use super::unmutated::Unmutated;
 
 mod cover;
 mod sources;
+mod unmutated;
 
 pub use cover::{User, same_group};
 
@@ -63,6 +65,8 @@ struct Namespace {
     images: BTreeMap<String, Cached>,
     workloads: BTreeMap<WorkloadKey, Arc<Workload>>,
     pods: BTreeMap<String, Arc<PodRecord>>,
+    /// By name of the Pod.
+    unmutated: BTreeMap<String, Unmutated>,
     /// Of workloads only those with annotations of ours.
     sources: BTreeMap<SourceKey, Arc<Source>>,
     /// Jobs that a `CronJob` made: UID of the Job and name of the `CronJob`.
@@ -75,6 +79,7 @@ impl Namespace {
             && self.images.is_empty()
             && self.workloads.is_empty()
             && self.pods.is_empty()
+            && self.unmutated.is_empty()
             && self.sources.is_empty()
             && self.jobs.is_empty()
     }
@@ -227,6 +232,7 @@ impl World {
     /// Forgets a Pod.
     pub fn remove_pod(&self, namespace: &str, name: &str) {
         self.edit(namespace, |namespace| _ = namespace.pods.remove(name));
+        self.remove_unmutated(namespace, name);
     }
 
     /// What the Pods of a namespace tell.
@@ -242,7 +248,10 @@ impl World {
         let known = listed.flat_map(|(namespace, known)| {
             let names: Vec<&String> = match kind {
                 Kind::Images => known.images.keys().collect(),
-                Kind::Pods => known.pods.keys().chain(known.source_names(SourceKind::Pod)).collect(),
+                Kind::Pods => {
+                    let own = known.pods.keys().chain(known.unmutated.keys());
+                    own.chain(known.source_names(SourceKind::Pod)).collect()
+                }
                 Kind::Jobs => known.jobs.keys().chain(known.source_names(SourceKind::Job)).collect(),
                 Kind::CronJobs => known.source_names(SourceKind::CronJob).collect(),
                 Kind::Workloads(kind) => known.workloads.keys().filter(|k| k.kind == kind).map(|k| &k.name).collect(),

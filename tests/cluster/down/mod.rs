@@ -2,3 +2,5 @@
 
 mod drill;
 mod policy;
+mod repair;
+mod uninstall;
