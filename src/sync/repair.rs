@@ -6,8 +6,9 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Pod;
 use tokio::time::Instant;
 
+use crate::api::annotations::NamespaceSettings;
 use crate::notify::Reason;
-use crate::rollout::{self, Plan, Repair, Target, Workload};
+use crate::rollout::{self, Blocked, Plan, Repair, Target, Workload};
 
 use super::engine::{Key, Sync};
 use super::unmutated::{self, Unmutated};
@@ -20,7 +21,10 @@ const PATIENCE: Duration = Duration::from_secs(15);
 impl Sync {
     /// Takes in a Pod; one that came to be without kimup has its workload looked at.
     pub(super) fn saw_unmutated(&self, namespace: &str, name: &str, pod: &Pod) {
-        let Some(found) = unmutated::of_pod(pod, self.world.settings(namespace)) else {
+        // A Namespace that is not known yet counts as opted in: what is stored in vain decides nothing.
+        let unknown = NamespaceSettings { enabled: true, ..NamespaceSettings::default() };
+        let settings = self.world.known_settings(namespace).unwrap_or(unknown);
+        let Some(found) = unmutated::of_pod(pod, settings) else {
             self.world.remove_unmutated(namespace, name);
             return;
         };
@@ -33,15 +37,21 @@ impl Sync {
         }
     }
 
-    /// The plan; where it has nothing to do, that of a repair.
+    /// The plan; where it has nothing to do, that of a repair. Pods that came to be without kimup a moment ago make
+    /// either wait: those of a rollout would come the same way.
     pub(super) async fn with_repair(
         &self,
         workload: &Workload,
         targets: &BTreeMap<String, Target>,
         plan: Plan,
     ) -> Plan {
-        if plan.blocked.is_some() || !plan.changes.is_empty() || !plan.holds.is_empty() {
+        if plan.blocked.is_some() || !plan.holds.is_empty() {
             return plan;
+        }
+        if !plan.changes.is_empty() {
+            let newest = self.unmutated(workload, &plan).values().map(|pod| pod.seen).max();
+            let waits = newest.is_some_and(|newest| Instant::now() < newest + PATIENCE);
+            return if waits { Plan { blocked: Some(Blocked::AwaitsPods), ..Plan::default() } } else { plan };
         }
         let pods = self.stamped_in_vain(workload);
         let wrong: BTreeSet<String> = pods.values().flat_map(|pod| pod.containers.iter().cloned()).collect();
@@ -69,22 +79,28 @@ impl Sync {
         pods
     }
 
-    /// Says which Pods a rollout replaces because they came to be without kimup: those that run the text instead of
-    /// their stamp, and those of a revision of which others got an answer.
-    pub(super) async fn tell_unmutated(&self, workload: &Workload, plan: &Plan) {
+    /// The Pods that came to be without kimup, of those that a rollout replaces: they run the text instead of their
+    /// stamp, or are of a revision of which others got an answer.
+    fn unmutated(&self, workload: &Workload, plan: &Plan) -> BTreeMap<String, Unmutated> {
         let mut pods = self.world.unmutated_of(&workload.key);
         let images: BTreeSet<&String> = plan.changes.iter().map(|change| &change.image).collect();
         pods.retain(|_, pod| {
             let answered = || images.iter().any(|name| self.is_on_record(&workload.key.namespace, name, &pod.revision));
             if pod.containers.is_empty() { answered() } else { pod.rollout == workload.rollout }
         });
+        pods
+    }
+
+    /// Says which Pods a rollout replaces because they came to be without kimup.
+    pub(super) async fn tell_unmutated(&self, workload: &Workload, plan: &Plan) {
+        let pods = self.unmutated(workload, plan);
         if pods.is_empty() {
             return;
         }
         let names = unmutated::names(&pods.into_keys().collect());
         let note = format!("kimup was away when these Pods were created, which are replaced now: {names}");
         self.events.say(&reference(workload), Reason::PodsUnmutated, &note).await;
-        for name in images {
+        for name in plan.changes.iter().map(|change| &change.image).collect::<BTreeSet<_>>() {
             let key = ImageKey { namespace: workload.key.namespace.clone(), name: name.clone() };
             if let Some(Cached::Read(image)) = self.world.image(&key) {
                 let note = format!("{}: {note}", workload.key);

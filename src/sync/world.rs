@@ -163,7 +163,12 @@ impl World {
 
     /// The settings of a Namespace; the defaults until it is known.
     pub fn settings(&self, namespace: &str) -> NamespaceSettings {
-        self.lock().get(namespace).and_then(|n| n.settings).unwrap_or_default()
+        self.known_settings(namespace).unwrap_or_default()
+    }
+
+    /// The settings of a Namespace, if it is known.
+    pub fn known_settings(&self, namespace: &str) -> Option<NamespaceSettings> {
+        self.lock().get(namespace).and_then(|n| n.settings)
     }
 
     /// Forgets a Namespace's settings.
