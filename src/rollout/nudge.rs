@@ -20,7 +20,7 @@ use super::workload::{Kind, Workload, blames_us};
 /// The field manager of nudges.
 const FIELD_MANAGER: &str = "kimup-nudge";
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// Most ReplicaSets of one Deployment that are nudged at a time; more than two are rarely at work.
+/// Most `ReplicaSet`s of one Deployment that are nudged at a time; more than two are rarely at work.
 const MAX_SETS: usize = 5;
 
 /// Kind of an object whose controller creates Pods.
@@ -61,7 +61,7 @@ pub struct PodOwner {
     pub uid: String,
 }
 
-/// The objects whose controllers create the Pods of a stuck workload: itself, or of a Deployment those ReplicaSets that
+/// The objects whose controllers create the Pods of a stuck workload: itself, or of a Deployment those `ReplicaSet`s that
 /// say that kimup's webhook was in the way. One list for a Deployment.
 pub async fn pod_owners(client: &kube::Client, workload: &Workload) -> Result<Vec<PodOwner>, FactsError> {
     let owner = |kind, name: &str, uid: &str| PodOwner {

@@ -231,7 +231,7 @@ impl Workload {
 }
 
 impl Denied {
-    /// From the condition that a Deployment takes over from its ReplicaSets.
+    /// From the condition that a Deployment takes over from its `ReplicaSet`s.
     fn of_deployment(status: &DeploymentStatus) -> Option<Self> {
         let mut failures = status.conditions.iter().flatten().filter(|c| c.type_.as_deref() == Some("ReplicaFailure"));
         let message =
@@ -371,7 +371,11 @@ mod tests {
         deployed(&format!("admission {entry} denied the request: kimup: no tag yet"), Some(Denied::ByUs));
         deployed(r#"admission webhook "other.io" denied the request: kimup.cloudavenue.io"#, None);
         deployed("exceeded quota", None);
-        fn stateful(policy: &str, replicas: i32, ready: i32, expected: Option<Denied>) {
+    }
+
+    #[test]
+    fn a_stateful_set_lacks_pods() {
+        fn check(policy: &str, replicas: i32, ready: i32, expected: Option<Denied>) {
             let object = json!({
                 "metadata": {"name": "db", "namespace": "shop", "uid": "u", "resourceVersion": "7"},
                 "spec": {"replicas": 3, "podManagementPolicy": policy, "selector": {}, "template": {"spec": {"containers": []}}},
@@ -380,11 +384,11 @@ mod tests {
             let workload = Workload::from_stateful_set(&serde_json::from_value(object).unwrap()).unwrap();
             assert_eq!(workload.denied, expected, "{policy} {replicas} {ready}");
         }
-        stateful("OrderedReady", 3, 1, None);
-        stateful("OrderedReady", 1, 1, Some(Denied::Perhaps));
-        stateful("OrderedReady", 1, 0, None);
-        stateful("OrderedReady", 0, 0, Some(Denied::Perhaps));
-        stateful("Parallel", 2, 0, Some(Denied::Perhaps));
+        check("OrderedReady", 3, 1, None);
+        check("OrderedReady", 1, 1, Some(Denied::Perhaps));
+        check("OrderedReady", 1, 0, None);
+        check("OrderedReady", 0, 0, Some(Denied::Perhaps));
+        check("Parallel", 2, 0, Some(Denied::Perhaps));
     }
 
     #[test]

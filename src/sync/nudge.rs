@@ -52,7 +52,7 @@ pub(super) struct Stuck {
 /// What is nudged.
 #[derive(Clone, Debug)]
 pub(super) enum What {
-    /// A workload, or the ReplicaSets of one.
+    /// A workload, or the `ReplicaSet`s of one.
     Workload(Arc<Workload>),
     /// A Job.
     Job(PodOwner),
@@ -268,14 +268,13 @@ mod tests {
     fn one_is_tried_after_another_until_one_gets_its_pods() {
         let (start, mut schedule) = (Instant::now(), Schedule::default());
         let all = ["a", "b", "c"].map(|name| stuck(name, Denied::Unreachable));
-        let said = |found: &[(u64, String)]| found.iter().map(|(at, who)| format!("{at}{who}")).collect::<String>();
         let first = sweep(&mut schedule, start, 0, 8, &all);
         assert_eq!(first.iter().map(|(at, _)| *at).collect::<Vec<_>>(), [4, 6, 8]);
         let each: HashSet<&String> = first.iter().map(|(_, who)| who).collect();
         assert_eq!(each.len(), 3, "{first:?}");
         // They are tried on and on, one at a time.
         let tries = sweep(&mut schedule, start, 10, 600, &all);
-        assert!(tries.len() > 80 && tries.iter().all(|(_, who)| who.len() == 1), "{}", said(&tries));
+        assert!(tries.len() > 80 && tries.iter().all(|(_, who)| who.len() == 1), "{tries:?}");
         // One has its Pods: the others at once, and then not again soon.
         assert_eq!(names(&schedule.pick(&all[1..], start + Duration::from_secs(602))).len(), 3);
         assert_eq!(names(&schedule.pick(&all[1..], start + Duration::from_secs(604))), "");
@@ -303,7 +302,7 @@ mod tests {
     #[test]
     fn a_job_lacks_pods() {
         #[track_caller]
-        fn check(spec: serde_json::Value, status: serde_json::Value, expected: bool) {
+        fn check(spec: &serde_json::Value, status: &serde_json::Value, expected: bool) {
             let mut object = json!({
                 "metadata": {"name": "j", "namespace": "shop", "uid": "u"},
                 "spec": {"completions": 3, "parallelism": 2, "template": {"spec": {"containers": []}}},
@@ -312,12 +311,12 @@ mod tests {
             json_patch::merge(&mut object, &json!({"spec": spec, "status": status}));
             assert_eq!(of_job(&serde_json::from_value(object).unwrap()).is_some(), expected);
         }
-        check(json!({}), json!({}), true);
-        check(json!({}), json!({"active": 1}), true);
-        check(json!({}), json!({"active": 2}), false);
-        check(json!({}), json!({"active": 1, "succeeded": 2}), false);
-        check(json!({}), json!({"failed": 1}), false);
-        check(json!({"suspend": true}), json!({}), false);
-        check(json!({}), json!({"conditions": [{"type": "Failed", "status": "True"}]}), false);
+        check(&json!({}), &json!({}), true);
+        check(&json!({}), &json!({"active": 1}), true);
+        check(&json!({}), &json!({"active": 2}), false);
+        check(&json!({}), &json!({"active": 1, "succeeded": 2}), false);
+        check(&json!({}), &json!({"failed": 1}), false);
+        check(&json!({"suspend": true}), &json!({}), false);
+        check(&json!({}), &json!({"conditions": [{"type": "Failed", "status": "True"}]}), false);
     }
 }
