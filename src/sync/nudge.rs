@@ -162,7 +162,7 @@ impl Nudges {
         }
     }
 
-    /// An Image of this namespace has its first tag.
+    /// An Image of this namespace has its first tag, or the Namespace says something else than before.
     pub fn hurry(&self, namespace: &str) {
         self.schedule.lock().unwrap_or_else(PoisonError::into_inner).hurry(namespace, Instant::now());
     }
@@ -197,7 +197,10 @@ impl Sync {
         let mut stuck: Vec<Stuck> = Vec::new();
         for workload in self.world.workloads_that(|w| w.denied.is_some() && !w.deleting) {
             let (key, settings) = (&workload.key, self.world.settings(&workload.key.namespace));
-            if let Some(denied) = workload.denied.filter(|_| is_sent(&workload.template_annotations, settings)) {
+            // Where kimup is blamed by name nobody need be opted in any more.
+            let concerned =
+                |denied: &Denied| *denied != Denied::Perhaps || is_sent(&workload.template_annotations, settings);
+            if let Some(denied) = workload.denied.filter(concerned) {
                 let id = (key.namespace.clone(), key.kind.as_str(), key.name.clone());
                 stuck.push(Stuck { id, uid: workload.uid.clone(), denied, what: What::Workload(workload) });
             }

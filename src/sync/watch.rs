@@ -354,6 +354,7 @@ impl Sync {
             tracing::warn!(namespace = name, "Namespace {name}: {error}");
         }
         if self.world.put_namespace(name, settings) {
+            self.nudges.hurry(name); // another failure policy, perhaps
             if name == self.options.own_namespace {
                 self.queue_everything();
             } else {
