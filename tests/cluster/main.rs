@@ -13,6 +13,7 @@ mod configuration;
 mod containers;
 mod crd;
 mod digests;
+mod down;
 mod examples;
 mod failing;
 mod frozen;
