@@ -21,6 +21,9 @@ use super::wire::{Container, Envelope, Object, Pod, Request, Text, names};
 const VERSION: &str = "admission.k8s.io/v1";
 /// Longest reason of sync's that a message repeats, in bytes.
 const MAX_REASON: usize = 512;
+/// Most containers of one Pod, init containers included. The API server validates after the webhooks, so that a Pod may
+/// come with as many as fit into a request.
+const MAX_CONTAINERS: usize = 1000;
 /// A body that cannot be answered by an `AdmissionReview`. Answered with HTTP 400, so that the API server goes by the
 /// failure policy of the webhook's entry.
 #[derive(Debug, thiserror::Error)]
@@ -131,6 +134,11 @@ impl<'a> Review<'a> {
         }
         let object = request.object.ok_or(ReviewError::NoObject)?;
         let pod: Pod = serde_json::from_str(object.get())?;
+        let count = pod.spec.count();
+        if count > MAX_CONTAINERS {
+            let what = format!("this Pod has {count} containers, and kimup answers for at most {MAX_CONTAINERS}");
+            return Ok(Step::Done(self.cannot(snapshot, &what)));
+        }
         Ok(decide(request, &pod, snapshot))
     }
 

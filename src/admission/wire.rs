@@ -164,6 +164,11 @@ impl Metadata<'_> {
 }
 
 impl PodSpec<'_> {
+    /// How many containers it has, init containers included.
+    pub fn count(&self) -> usize {
+        [&self.containers, &self.init_containers].into_iter().flatten().map(Vec::len).sum()
+    }
+
     /// The names of its pull secrets.
     pub fn pull_secrets(&self) -> Vec<&str> {
         self.image_pull_secrets.iter().flatten().filter_map(|s| s.name.as_ref()).map(Text::as_str).collect()

@@ -332,6 +332,26 @@ fn other_requests_get_a_clear_answer() {
 }
 
 #[test]
+fn containers_are_counted() {
+    #[track_caller]
+    fn check(regular: usize, init: usize, own: &Value, denied: bool, expected: &str) {
+        let named = |count: usize| vec![json!({"name": "app", "image": TEXT}); count];
+        let mut body = pod(own, &json!(named(regular)));
+        body["spec"]["initContainers"] = json!(named(init));
+        let verdict = decided(&body, &snapshot(&[json!({})]));
+        assert_eq!(verdict.refusal().is_some(), denied);
+        assert_eq!(verdict.patch().is_some(), expected.is_empty());
+        let told = verdict.refusal().map_or_else(|| verdict.warnings().join("\n"), str::to_owned);
+        assert!(told.contains(expected), "{told:?} lacks {expected:?}");
+    }
+    let none = json!({});
+    check(MAX_CONTAINERS, 0, &none, false, "");
+    check(MAX_CONTAINERS - 10, 10, &none, false, "");
+    check(MAX_CONTAINERS - 10, 11, &none, true, "this Pod has 1001 containers, and kimup answers for at most 1000");
+    check(60_000, 0, &json!({FAILURE_POLICY: "ignore"}), false, "has 60000 containers");
+}
+
+#[test]
 fn garbage_is_named() {
     #[track_caller]
     fn check(body: &str, expected: &str) {
