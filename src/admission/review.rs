@@ -24,6 +24,8 @@ const MAX_REASON: usize = 512;
 /// Most containers of one Pod, init containers included. The API server validates after the webhooks, so that a Pod may
 /// come with as many as fit into a request.
 const MAX_CONTAINERS: usize = 1000;
+/// Most bytes of the keys and values of an object's annotations; the API server refuses more.
+const MAX_ANNOTATIONS: usize = 256 << 10;
 /// A body that cannot be answered by an `AdmissionReview`. Answered with HTTP 400, so that the API server goes by the
 /// failure policy of the webhook's entry.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +66,8 @@ pub struct Plan<'a> {
     uid: &'a str,
     namespace: &'a str,
     has_annotations: bool,
+    /// Bytes that its annotations may grow by.
+    room: usize,
     annotation: Option<String>,
     applied: Vec<Applied>,
     failure_policy: FailurePolicy,
@@ -186,6 +190,7 @@ fn decide<'a>(request: &'a Request<'_>, pod: &Pod<'_>, snapshot: &Snapshot) -> S
         uid,
         namespace,
         has_annotations: pod.metadata.has_annotations(),
+        room: MAX_ANNOTATIONS.saturating_sub(pod.metadata.annotation_bytes()),
         annotation: view.annotations().get(annotations::APPLIED).cloned(),
         applied: view.applied().to_vec(),
         failure_policy,
@@ -337,10 +342,16 @@ impl Plan<'_> {
         format!("kimup: {}. {step}, or {}", sentences.join("; "), ignore_hint())
     }
 
-    /// Writes the `applied` annotation, if it is another one than before.
+    /// Writes the `applied` annotation, if it is another one than before. A Pod whose annotations are full goes without:
+    /// it would be refused for what kimup adds.
     fn annotate(&mut self) -> Option<PatchOperation> {
         let value = Applied::join(&self.applied);
         if self.applied.is_empty() || self.annotation.as_ref() == Some(&value) {
+            return None;
+        }
+        let before = self.annotation.as_ref().map_or(0, |before| annotations::APPLIED.len() + before.len());
+        if annotations::APPLIED.len() + value.len() > self.room + before {
+            self.warnings.push(format!("its annotations have no room for {}, which is left out", annotations::APPLIED));
             return None;
         }
         let tokens = ["metadata", "annotations", annotations::APPLIED];

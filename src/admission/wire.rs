@@ -143,6 +143,11 @@ impl Metadata<'_> {
         self.annotations.is_some()
     }
 
+    /// The bytes of the keys and values of all annotations, as the API server counts them.
+    pub fn annotation_bytes(&self) -> usize {
+        self.annotations.iter().flatten().map(|(key, value)| key.as_str().len() + value.as_str().len()).sum()
+    }
+
     /// kimup's annotations, and the mark of a mirror Pod.
     pub fn annotations(&self) -> Map {
         let ours = |key: &str| key == MIRROR_POD || key.contains("kimup.cloudavenue.io/");

@@ -110,6 +110,7 @@ async fn a_dry_run_changes_the_pod_and_nothing_else() {
     let created = eventually(DEADLINE, "the Pod is admitted", async || shop.create_pod(&bare).await).await;
     assert_eq!(image_of(&created, "app"), format!("{image}:1.1.0"));
     eventually(DEADLINE, "its Image", async || images(&shop).await.len() == 3).await;
+    assert_ne!(written(bed, &shop).await, before);
 }
 
 /// A Pod as it was created, to be sent again.
@@ -141,7 +142,7 @@ async fn check_injected_and_covered(name: &'static str, webhook: &str, place: &'
     let mut entries: Vec<&str> = applied.split("; ").collect();
     entries.sort_unstable();
     let of = |container: &str| format!("{container}: 1.0.0 -> 1.1.0 (Image web)");
-    assert_eq!(entries, [of("app"), of("proxy"), of("proxy-init")]);
+    assert_eq!(entries, [of("app"), of("proxy-init"), of("proxy")]);
     let expected: Vec<String> = saw.iter().map(|tag| format!("{image}:{tag}")).collect();
     assert_eq!(injector.saw("web"), expected, "who was called when");
 

@@ -89,4 +89,5 @@ async fn a_pod_whose_annotations_are_full_is_changed_all_the_same() {
     let full = pod_with("full", &text, &json!({"metadata": {"annotations": {"note": filler}}}));
     let created = shop.create_pod(&full).await.unwrap();
     assert_eq!(image_of(&created, "app"), format!("{image}:1.1.0"));
+    assert!(!created.annotations().contains_key(APPLIED), "it would not fit");
 }

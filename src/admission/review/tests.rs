@@ -332,6 +332,31 @@ fn other_requests_get_a_clear_answer() {
 }
 
 #[test]
+fn full_annotations_get_nothing_added() {
+    #[track_caller]
+    fn check(free: usize, mut own: Map, written: bool) {
+        let used: usize = own.iter().map(|(key, value)| key.len() + value.len()).sum();
+        own.insert("note".to_owned(), "x".repeat(MAX_ANNOTATIONS - used - "note".len() - free));
+        let verdict = decided(&app(&json!(own)), &snapshot(&[json!({})]));
+        let paths: Vec<String> =
+            verdict.patch().unwrap().iter().map(|operation| operation.path().to_string()).collect();
+        assert_eq!(paths[0], "/spec/containers/0/image");
+        assert_eq!(paths.len() == 2, written, "{paths:?}");
+        assert_eq!(verdict.warnings().is_empty(), written, "{:?}", verdict.warnings());
+    }
+    let entry = "app: 1.0.0 -> 1.4.2 (Image web)";
+    let size = annotations::APPLIED.len() + entry.len();
+    check(size, Map::new(), true);
+    check(size - 1, Map::new(), false);
+    check(0, Map::new(), false);
+    // What is replaced makes room.
+    let longer = Map::from([(annotations::APPLIED.to_owned(), format!("{entry}; x: 1 -> 2"))]);
+    check(0, longer, true);
+    let shorter = Map::from([(annotations::APPLIED.to_owned(), "app: 1 -> 2".to_owned())]);
+    check(0, shorter, false);
+}
+
+#[test]
 fn containers_are_counted() {
     #[track_caller]
     fn check(regular: usize, init: usize, own: &Value, denied: bool, expected: &str) {

@@ -274,7 +274,10 @@ fn problems_are_bounded() {
         assert_eq!(found.problems.len(), MAX_PROBLEMS);
         assert!(found.problems[0].starts_with(first), "{}", found.problems[0]);
     }
-    check((0..60_000).map(|n| (format!("{POLICY_PREFIX}{n}"), "patch".to_owned())).collect(), "annotation policy.kimup");
+    check(
+        (0..60_000).map(|n| (format!("{POLICY_PREFIX}{n}"), "patch".to_owned())).collect(),
+        "annotation policy.kimup",
+    );
     let names = (0..400_000).map(|n| n.to_string()).collect::<Vec<_>>().join(",");
     let named = [(POLICY.to_owned(), "patch".to_owned()), (CONTAINERS.to_owned(), names)];
     check(named.into(), "annotation kimup.cloudavenue.io/containers: there is no container \"0\"");
