@@ -1,13 +1,16 @@
 //! Pods as large as the API server takes them.
 
+use std::time::{Duration, Instant};
+
 use k8s_openapi::api::core::v1::Pod;
+use kimup_testbed::eventually;
 use kube::ResourceExt;
-use kube::api::PostParams;
-use serde_json::{Value, json};
+use kube::api::{Api, PostParams};
+use serde_json::{Map, Value, json};
 
 use crate::optin::{APPLIED, IN, shop};
 use crate::practices::pod_with;
-use crate::support::{Bed, FAILURE_POLICY, image_of, pod};
+use crate::support::{Bed, DEADLINE, ENABLED, FAILURE_POLICY, image_of, pod};
 
 /// Largest body of a request that the API server reads.
 const MAX_REQUEST: usize = 3 << 20;
@@ -90,4 +93,43 @@ async fn a_pod_whose_annotations_are_full_is_changed_all_the_same() {
     let created = shop.create_pod(&full).await.unwrap();
     assert_eq!(image_of(&created, "app"), format!("{image}:1.1.0"));
     assert!(!created.annotations().contains_key(APPLIED), "it would not fit");
+}
+
+/// This many annotations, with short keys.
+fn crowd(count: usize) -> Map<String, Value> {
+    (0..count).map(|n| (format!("x{n}"), json!(""))).collect()
+}
+
+/// For each Pod the API server evaluates kimup's conditions, whether anybody opted in or not.
+#[tokio::test]
+async fn a_stranger_with_many_annotations_costs_the_api_server_little() {
+    const MANY: usize = 30_000;
+    let bed = Bed::shared().await;
+    let (shop, image) = shop(bed, "p-crowd", &[], &[]).await;
+    let text = format!("{image}:1.0.0");
+    let dry = PostParams { dry_run: true, ..PostParams::default() };
+    let create = async |namespace: &str, annotations: &Map<String, Value>| {
+        let asked = pod_with("web", &text, &json!({"metadata": {"annotations": annotations}}));
+        let pods: Api<Pod> = Api::namespaced(shop.client.clone(), namespace);
+        let start = Instant::now();
+        let created = eventually(DEADLINE, "an answer", async || pods.create(&dry, &asked).await).await;
+        (start.elapsed(), image_of(&created, "app"))
+    };
+    // Where no condition is evaluated, and where one is; the best of three rounds.
+    let (mut outside, mut inside) = (Duration::MAX, Duration::MAX);
+    for _ in 0..3 {
+        outside = outside.min(create("kube-system", &crowd(MANY)).await.0);
+        let (taken, image) = create(&shop.namespace, &crowd(MANY)).await;
+        inside = inside.min(taken);
+        assert_eq!(image, text);
+    }
+    assert!(inside < 4 * outside, "{inside:?} instead of {outside:?}");
+    // Opted in by one key, however many others there are; for one container alone only among 2,000.
+    let own = "enabled.kimup.cloudavenue.io/app";
+    let cases = [(MANY, ENABLED, "1.1.0"), (1999, own, "1.1.0"), (2000, own, "1.0.0")];
+    for (count, key, tag) in cases {
+        let mut annotations = crowd(count);
+        annotations.insert(key.to_owned(), json!("true"));
+        assert_eq!(create(&shop.namespace, &annotations).await.1, format!("{image}:{tag}"), "{count} and {key}");
+    }
 }
