@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 
 use crate::optin::{APPLIED, IN, shop};
 use crate::practices::pod_with;
+use crate::practices_threats::Peer;
 use crate::support::{Bed, DEADLINE, ENABLED, FAILURE_POLICY, image_of, pod};
 
 /// Largest body of a request that the API server reads.
@@ -63,6 +64,22 @@ async fn the_largest_pod_that_the_api_server_takes() {
     // What etcd takes besides is stored, changed.
     let created = shop.create_pod(&of_size(&text, 1_400_000, "x")).await.unwrap();
     assert_eq!(image_of(&created, "app"), format!("{image}:1.1.0"));
+}
+
+#[tokio::test]
+async fn a_review_that_holds_the_largest_object_twice() {
+    let bed = Bed::shared().await;
+    let (shop, image) = shop(bed, "p-twice", &[IN], &[]).await;
+    let object = serde_json::to_value(of_size(&format!("{image}:1.0.0"), MAX_REQUEST, "x")).unwrap();
+    let body = json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": {
+        "uid": "u", "namespace": shop.namespace, "operation": "CREATE",
+        "resource": {"group": "", "version": "v1", "resource": "pods"}, "object": object, "oldObject": object,
+    }})
+    .to_string();
+    assert!(body.len() > 2 * MAX_REQUEST);
+    let (status, text) = Peer::new(bed).post(body).await;
+    let answer: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((status, answer["response"]["patchType"].as_str()), (200, Some("JSONPatch")), "{text}");
 }
 
 /// The API server writes `<` as six bytes, so a Pod of 3 MiB becomes a review of 18.

@@ -17,20 +17,20 @@ use crate::support::{Bed, DEADLINE, ENABLED, Shop, USER, image_of, pod, with_ann
 const PROMPT: Duration = Duration::from_secs(10);
 
 /// Somebody in the cluster's network who speaks with the webhook directly.
-struct Peer {
+pub struct Peer {
     client: reqwest::Client,
     url: String,
 }
 
 impl Peer {
-    fn new(bed: &Bed) -> Self {
+    pub fn new(bed: &Bed) -> Self {
         kimup_testbed::install_crypto_provider();
         let client = reqwest::Client::builder().danger_accept_invalid_certs(true).no_proxy().build().unwrap();
         Self { client, url: format!("https://{}/mutate", bed.kimup.webhook()) }
     }
 
     /// Status and body of the answer.
-    async fn post(&self, body: impl Into<reqwest::Body>) -> (u16, String) {
+    pub async fn post(&self, body: impl Into<reqwest::Body>) -> (u16, String) {
         let start = Instant::now();
         let response = self.client.post(&self.url).body(body).timeout(DEADLINE).send().await.unwrap();
         let (status, text) = (response.status().as_u16(), response.text().await.unwrap());
