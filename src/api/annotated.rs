@@ -9,7 +9,7 @@ use crate::policy::{Filter, Reference, Rule};
 
 use super::annotations::{
     AnnotationError, CONTAINERS, ENABLED, ENABLED_PREFIX, IMAGE_PULL_SECRETS, INTERVAL, INTERVAL_PREFIX, Map,
-    NamespaceSettings, PATTERN, PATTERN_PREFIX, POLICY, POLICY_PREFIX, enabled, read_bool,
+    NamespaceSettings, PATTERN, PATTERN_PREFIX, POLICY, POLICY_PREFIX, enabled, has_prefix, read_bool,
 };
 use super::image::{Action, ActionType, FilterSpec, ImageSpec, NameRef, RuleSpec, RuleType, TriggerSpec, TriggerType};
 use super::schedule::Schedule;
@@ -119,10 +119,6 @@ impl<'a> Levels<'a> {
         let own = || self.0.iter().any(|map| has_prefix(map, ENABLED_PREFIX));
         Ok(wide.unwrap_or_else(|| self.has_policy() || own() || stamped || namespace.enabled))
     }
-}
-
-fn has_prefix(map: &Map, prefix: &str) -> bool {
-    map.range(prefix.to_owned()..).next().is_some_and(|(key, _)| key.starts_with(prefix))
 }
 
 /// Reads the annotations of a Pod, or of a workload with its Pod template. What is wrong for one container does not

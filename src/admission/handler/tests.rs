@@ -114,7 +114,7 @@ async fn nothing_is_answered_before_the_caches_are_filled() {
 #[tokio::test]
 async fn a_panic_before_the_review_is_read_is_an_internal_error() {
     assert!(after_panic(b"{", &snapshot(&[])).is_none());
-    let response = Failure::Panic.into_response();
+    let response = Failure::Internal.into_response();
     assert_eq!(response.status(), 500);
     let text: Box<dyn Any + Send> = Box::new("text".to_owned());
     assert_eq!(message_of(text.as_ref()), "text");

@@ -1,9 +1,9 @@
 use super::*;
 use crate::api::annotations::{Map, NamespaceSettings};
-use crate::index::PodFacts;
-use crate::index::question::Controller;
 use crate::index::testing::{image, put, snapshot};
+use crate::index::{Labels, Owner, PodFacts};
 use serde_json::{Value, json};
+use std::borrow::Cow;
 
 mod policies;
 
@@ -19,8 +19,8 @@ fn map(entries: &[(&str, &str)]) -> Map {
 fn ask(snapshot: &Snapshot, (annotations, labels, uid): Facts, text: &str) -> String {
     let pod = PodView::new(PodFacts {
         controller: controller("", "", uid),
-        annotations: map(annotations),
-        labels: map(labels),
+        annotations: Cow::Owned(map(annotations)),
+        labels: labels_of(labels),
         ..facts()
     });
     words(&answer(snapshot, &pod, "app", text))
@@ -32,9 +32,17 @@ fn facts() -> PodFacts<'static> {
     PodFacts { namespace: "shop", settings, regular: vec!["app"], ..PodFacts::default() }
 }
 
-fn controller(kind: &str, name: &str, uid: &str) -> Option<Controller> {
-    let [kind, name, uid] = [kind, name, uid].map(str::to_owned);
-    (!uid.is_empty()).then_some(Controller { kind, name, uid })
+fn controller<'a>(kind: &'a str, name: &'a str, uid: &'a str) -> Option<Owner<'a>> {
+    (!uid.is_empty()).then_some(Owner { kind, name, uid })
+}
+
+fn labels_of<'a>(labels: &[(&'a str, &'a str)]) -> Labels<'a> {
+    let get = |key: &str| labels.iter().find(|(known, _)| *known == key).map(|(_, value)| *value);
+    Labels {
+        template_hash: get("pod-template-hash"),
+        revision_hash: get("controller-revision-hash"),
+        rollout: get("kimup.cloudavenue.io/rollout"),
+    }
 }
 
 fn words(answer: &Answer) -> String {
