@@ -107,7 +107,13 @@ impl Verdict {
     /// # Errors
     /// None that a value of this type can cause.
     pub fn to_json(&self) -> serde_json::Result<Vec<u8>> {
-        let patch = if self.changes.is_empty() { None } else { Some(Base64(serde_json::to_vec(&self.changes)?)) };
+        let patch = if self.changes.is_empty() {
+            None
+        } else {
+            let mut patch = Vec::with_capacity(USUAL_ANSWER);
+            serde_json::to_writer(&mut patch, &self.changes)?;
+            Some(Base64(patch))
+        };
         let response = Response {
             uid: &self.uid,
             allowed: self.refusal.is_none(),

@@ -118,6 +118,9 @@ impl Stamp {
 
     /// The stamp of `container` among the annotations of a Pod or Pod template.
     pub fn of(annotations: &Map, container: &str) -> Option<Self> {
+        if annotations.is_empty() {
+            return None; // nearly every Pod: no key need be made
+        }
         annotations.get(&stamp_key(container)).and_then(|value| Self::parse(value))
     }
 }

@@ -1,6 +1,6 @@
 //! The `applied` annotation: what admission did to a Pod, in words that a person reads and sync reads back.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 use super::annotations::{APPLIED, Map};
 
@@ -54,7 +54,12 @@ impl Applied {
 
     /// The value of the annotation.
     pub fn join(entries: &[Self]) -> String {
-        entries.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+        let mut text = String::new();
+        for entry in entries {
+            let separator = if text.is_empty() { "" } else { "; " };
+            let _ = write!(text, "{separator}{entry}"); // writing to a String cannot fail
+        }
+        text
     }
 
     fn parse(entry: &str) -> Option<Self> {

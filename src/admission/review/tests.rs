@@ -420,13 +420,30 @@ fn any_image() -> impl Strategy<Value = String> {
     ]
 }
 
+/// Any value, for fields that kimup does not know.
+fn any_json() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        ".{0,8}".prop_map(Value::from),
+        Just(json!({"image": TEXT, "name": "c0"})),
+    ];
+    leaf.prop_recursive(3, 12, 3, |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..3).prop_map(Value::from),
+            prop::collection::btree_map(".{0,6}", inner, 0..3).prop_map(|map| json!(map)),
+        ]
+    })
+}
+
 fn any_containers() -> impl Strategy<Value = Value> {
-    let container = (any_image(), any::<bool>(), ".{0,8}");
+    let container = (any_image(), prop::option::of((".{1,8}", any_json())));
     prop::collection::vec(container, 0..5).prop_map(|list| {
-        let containers = list.into_iter().enumerate().map(|(i, (image, stray, text))| {
+        let containers = list.into_iter().enumerate().map(|(i, (image, stray))| {
             let mut container = json!({"name": format!("c{i}"), "image": image});
-            if stray {
-                container["stray"] = json!({text: [null, 1.5]});
+            if let Some((key, value)) = stray {
+                container[format!("x{key}")] = value;
             }
             container
         });
@@ -453,13 +470,19 @@ fn any_pod() -> impl Strategy<Value = Value> {
         ".{0,30}".prop_map(|text| json!({annotations::APPLIED: text})),
         any_settings().prop_map(|map| json!(map)),
     ];
-    (annotations, any_containers(), any_containers(), ".{0,8}").prop_map(|(annotations, main, mut init, stray)| {
+    let lists = (any_containers(), any_containers(), any_containers());
+    let strays = prop::collection::vec(any_json(), 5);
+    (annotations, lists, strays, ".{0,8}").prop_map(|(annotations, (main, mut init, ephemeral), strays, text)| {
         for (i, container) in init.as_array_mut().unwrap().iter_mut().enumerate() {
             container["name"] = json!(format!("i{i}"));
         }
         json!({
-            "metadata": {"annotations": annotations, "labels": {"a": stray}},
-            "spec": {"containers": main, "initContainers": init, "stray": stray},
+            "metadata": {"annotations": annotations, "labels": {"a": text, "b": strays[0]}, "stray": strays[1]},
+            "spec": {
+                "containers": main, "initContainers": init, "ephemeralContainers": ephemeral, "stray": strays[2],
+                "volumes": [{"name": "v", "image": {"reference": TEXT, "stray": strays[3]}}],
+            },
+            "status": {"containerStatuses": [{"name": "c0", "image": TEXT}]}, "stray": strays[4],
         })
     })
 }
@@ -494,6 +517,23 @@ proptest! {
         prop_assert_eq!(rest(&result), rest(&pod));
         let again = ask(&result);
         prop_assert_eq!(patch_of(&again), None);
+    }
+
+    #[test]
+    fn the_order_of_containers_decides_nothing(pod in any_pod()) {
+        let known = snapshot(&[json!({})]);
+        let images = |pod: &Value| {
+            let answered = Ok(Answered::new(Some("1.5.0".to_owned()), ""));
+            let result = patched(pod, &decide_with(&review(pod), &known, &answered).unwrap());
+            let lists = ["containers", "initContainers"].map(|list| result["spec"][list].as_array().unwrap().clone());
+            let named = lists.into_iter().flatten();
+            named.map(|c| (c["name"].to_string(), c["image"].to_string())).collect::<std::collections::BTreeMap<_, _>>()
+        };
+        let mut reversed = pod.clone();
+        for list in ["containers", "initContainers"] {
+            reversed["spec"][list].as_array_mut().unwrap().reverse();
+        }
+        prop_assert_eq!(images(&reversed), images(&pod));
     }
 
     #[test]

@@ -169,6 +169,30 @@ fn a_stamp_comes_first() {
 }
 
 #[test]
+fn a_stamp_that_was_put_in_before_is_recorded_as_ours() {
+    #[track_caller]
+    fn check(stamp: &str, text: &str, expected: &str) {
+        for applied in ["", "app: 1.0.0 -> 1.3.0 (rollout ab12)"] {
+            let annotations = [("stamp.kimup.cloudavenue.io/app", stamp), ("kimup.cloudavenue.io/applied", applied)];
+            let labels = [("kimup.cloudavenue.io/rollout", "ab12")];
+            assert_eq!(ask(&snapshot(&[]), (&annotations, &labels, ""), text), expected, "{stamp:?} {text:?}");
+        }
+    }
+    let (app, digest) = ("ghcr.io/org/app", format!("sha256:{}", "a".repeat(64)));
+    let ran = |from: &str| format!("run {app}:1.3.0 | app: {from} -> 1.3.0 (rollout ab12)");
+    check(&format!("{app}:1.0.0 {app}:1.3.0"), &format!("{app}:1.3.0"), &ran("1.0.0"));
+    check(&format!("{app} {app}:1.3.0"), &format!("{app}:1.3.0"), &ran("(no tag)"));
+    let pinned = format!("{app}:1.3.0@{digest}");
+    let by_digest = format!("run {pinned} | app: 1.0.0 -> 1.3.0 (rollout ab12)");
+    check(&format!("{app}:1.0.0 {pinned}"), &pinned, &by_digest);
+    // Not what the stamp names, not of its repository, or of a text that is left alone.
+    check(&format!("{app}:1.0.0 {app}:1.3.0"), &format!("{app}:1.3.1"), "keep");
+    check(&format!("{app}:1.0.0 {pinned}"), &format!("{app}@{digest}"), "keep");
+    check(&format!("other:1.0.0 {app}:1.3.0"), &format!("{app}:1.3.0"), "keep");
+    check(&format!("{app}@{digest} {app}:1.3.0"), &format!("{app}:1.3.0"), "keep");
+}
+
+#[test]
 fn a_value_that_is_no_stamp_and_a_stamp_of_another_container_count_as_none() {
     #[track_caller]
     fn check(key: &str, value: &str) {
