@@ -354,7 +354,7 @@ fn full_annotations_get_nothing_added() {
     check(size - 1, Map::new(), false);
     check(0, Map::new(), false);
     // What is replaced makes room.
-    let longer = Map::from([(annotations::APPLIED.to_owned(), format!("{entry}; x: 1 -> 2"))]);
+    let longer = Map::from([(annotations::APPLIED.to_owned(), "app: 0.1.0-rc.1 -> 0.2.0-rc.1 (Image web)".to_owned())]);
     check(0, longer, true);
     let shorter = Map::from([(annotations::APPLIED.to_owned(), "app: 1 -> 2".to_owned())]);
     check(0, shorter, false);
