@@ -30,6 +30,7 @@ mod practices_threats;
 mod private;
 mod processes;
 mod registries;
+mod registry_config;
 mod replicas;
 mod results;
 mod rollouts;
