@@ -88,10 +88,8 @@ async fn who_reaches_the_webhook_gets_an_answer_and_changes_nothing() {
     assert!(!elsewhere.contains("1.1.0"), "{elsewhere}");
     let other = json!([{"name": "app", "image": "other.invalid/app:1.0.0"}]);
     let answer = peer.asks(&shop.namespace, &object(&json!({}), &other)).await;
-    assert_eq!(
-        answer,
-        r#"{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","response":{"allowed":true,"uid":"u"}}"#
-    );
+    let answer: Value = serde_json::from_str(&answer).unwrap();
+    assert_eq!(answer["response"], json!({"uid": "u", "allowed": true}));
     // Nobody's Pod and no Image comes of it.
     for _ in 0..2 {
         shop.sync("web").await;
