@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::registry::Limits;
 use crate::telemetry::LogFormat;
 
+use super::mutate::MutateArgs;
 use super::select::SelectArgs;
 use super::tags::TagsArgs;
 
@@ -34,6 +35,8 @@ pub enum Command {
     Select(SelectArgs),
     /// List the tags of a repository as sync would: all of them, or an error.
     Tags(TagsArgs),
+    /// Say what admission would make of a Pod. Offline.
+    Mutate(MutateArgs),
     /// Print the custom resource definitions as YAML.
     Crds,
     /// Print the static webhook configuration, for certificates from files.

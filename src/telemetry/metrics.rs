@@ -23,6 +23,7 @@ const MAX_HOSTS: usize = 200;
 pub const METRICS: &[(&str, &str)] = &[
     (ADMISSION_REQUESTS, "Pods answered by the webhook, by outcome: mutated, unchanged, denied or error"),
     (ADMISSION_DURATION, "Time from the request head to the answer of the webhook"),
+    (ADMISSION_PANICS, "Panics while a Pod was answered by the webhook, each a bug of kimup"),
     (QUESTIONS, "Questions of the webhook to sync, by outcome: answered, failed or timeout"),
     (SYNCS, "Syncs of an Image, by the result in its status"),
     (REGISTRY_REQUESTS, "Requests sent to registries and their token services, by registry host"),
@@ -39,6 +40,7 @@ pub const METRICS: &[(&str, &str)] = &[
 
 const ADMISSION_REQUESTS: &str = "kimup_admission_requests_total";
 const ADMISSION_DURATION: &str = "kimup_admission_duration_seconds";
+const ADMISSION_PANICS: &str = "kimup_admission_panics_total";
 const QUESTIONS: &str = "kimup_questions_total";
 const SYNCS: &str = "kimup_syncs_total";
 const REGISTRY_REQUESTS: &str = "kimup_registry_requests_total";
@@ -137,6 +139,9 @@ struct Inner {
     registry: Registry,
     hosts: Mutex<HashSet<String>>,
     admission_requests: Family<OutcomeLabel, Counter>,
+    /// The counters of the line above, in the order of [`AdmissionOutcome::ALL`]: this one is on the way of every Pod.
+    admission_outcomes: Vec<Counter>,
+    admission_panics: Counter,
     admission_duration: Histogram,
     questions: Family<OutcomeLabel, Counter>,
     syncs: Family<ResultLabel, Counter>,
@@ -160,10 +165,16 @@ impl Metrics {
     pub fn new() -> Self {
         // From half a millisecond (answered from memory) to the longest webhook timeout Kubernetes allows.
         let buckets = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+        let admission_requests = outcomes(AdmissionOutcome::ALL.iter().map(|o| o.as_str()));
+        let counter = |outcome: &AdmissionOutcome| {
+            admission_requests.get_or_create(&OutcomeLabel { outcome: outcome.as_str() }).clone()
+        };
         let mut inner = Inner {
             registry: Registry::default(),
             hosts: Mutex::default(),
-            admission_requests: outcomes(AdmissionOutcome::ALL.iter().map(|o| o.as_str())),
+            admission_outcomes: AdmissionOutcome::ALL.iter().map(counter).collect(),
+            admission_requests,
+            admission_panics: Counter::default(),
             admission_duration: Histogram::new(buckets),
             questions: outcomes(QuestionOutcome::ALL.iter().map(|o| o.as_str())),
             syncs: Family::default(),
@@ -181,8 +192,15 @@ impl Metrics {
 
     /// `kimup_admission_requests_total{outcome}` and `kimup_admission_duration_seconds`: one answered AdmissionReview.
     pub fn admission(&self, outcome: AdmissionOutcome, took: Duration) {
-        self.inner.admission_requests.get_or_create(&OutcomeLabel { outcome: outcome.as_str() }).inc();
+        if let Some(counter) = self.inner.admission_outcomes.get(outcome as usize) {
+            counter.inc();
+        }
         self.inner.admission_duration.observe(took.as_secs_f64());
+    }
+
+    /// `kimup_admission_panics_total`: answering a Pod panicked; it was answered by the failure policy.
+    pub fn admission_panic(&self) {
+        self.inner.admission_panics.inc();
     }
 
     /// `kimup_questions_total{outcome}`: one question of the webhook to sync.
@@ -261,6 +279,7 @@ impl Inner {
         let registry = &mut self.registry;
         add(registry, ADMISSION_REQUESTS, self.admission_requests.clone());
         add(registry, ADMISSION_DURATION, self.admission_duration.clone());
+        add(registry, ADMISSION_PANICS, self.admission_panics.clone());
         add(registry, QUESTIONS, self.questions.clone());
         add(registry, SYNCS, self.syncs.clone());
         add(registry, REGISTRY_REQUESTS, self.registry_requests.clone());
@@ -344,6 +363,8 @@ mod tests {
     fn what_is_recorded_is_exposed() {
         let metrics = Metrics::new();
         metrics.admission(AdmissionOutcome::Mutated, Duration::from_millis(3));
+        metrics.admission(AdmissionOutcome::Error, Duration::from_millis(3));
+        metrics.admission_panic();
         metrics.question(QuestionOutcome::Timeout);
         metrics.sync("Success");
         metrics.clone().sync("Success");
@@ -358,8 +379,10 @@ mod tests {
         let check = |line: &str| assert!(text.lines().any(|l| l == line), "no `{line}` in\n{text}");
         check("kimup_admission_requests_total{outcome=\"mutated\"} 1");
         check("kimup_admission_requests_total{outcome=\"denied\"} 0");
+        check("kimup_admission_requests_total{outcome=\"error\"} 1");
+        check("kimup_admission_panics_total 1");
         check("kimup_admission_duration_seconds_bucket{le=\"0.0025\"} 0");
-        check("kimup_admission_duration_seconds_bucket{le=\"0.005\"} 1");
+        check("kimup_admission_duration_seconds_bucket{le=\"0.005\"} 2");
         check("kimup_questions_total{outcome=\"timeout\"} 1");
         check("kimup_questions_total{outcome=\"failed\"} 0");
         check("kimup_syncs_total{result=\"Success\"} 2");
