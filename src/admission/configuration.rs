@@ -16,7 +16,7 @@ use crate::api::annotations::{ENABLED, ENABLED_PREFIX, FAILURE_POLICY, MIRROR_PO
 
 mod keep;
 
-pub use keep::{FIELD_MANAGER, delete, keep};
+pub use keep::{FIELD_MANAGER, Trust, delete, exists, keep};
 
 /// Namespaces by annotation that the configuration names, the first by name; those beyond need the label. With the
 /// longest names that is 1 MiB in eight lists, which etcd (1.5 MiB) takes.

@@ -3,6 +3,10 @@
 //! Everything here is bounded in size, count and time, because everything here faces clients that kimup does not know.
 
 pub mod ca;
+mod ca_bundle;
+mod ca_follow;
+mod ca_leader;
+mod ca_rotation;
 mod ca_secret;
 mod guard_io;
 pub mod probes;
@@ -10,3 +14,4 @@ pub mod server;
 pub mod shutdown;
 pub mod socket;
 pub mod tls;
+mod trouble;
