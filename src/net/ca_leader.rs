@@ -170,3 +170,6 @@ fn said(step: &Step) -> &'static str {
         Step::Stage => "the next one is made",
     }
 }
+
+#[cfg(test)]
+mod tests;

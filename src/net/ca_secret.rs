@@ -215,5 +215,4 @@ fn text<'a>(origin: &str, secret: &'a Secret, key: &str) -> Result<&'a str, CaEr
 }
 
 #[cfg(test)]
-#[path = "ca_secret_tests.rs"]
 mod tests;

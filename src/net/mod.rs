@@ -6,8 +6,12 @@ pub mod ca;
 mod ca_bundle;
 mod ca_follow;
 mod ca_leader;
+#[cfg(test)]
+mod ca_load;
 mod ca_rotation;
 mod ca_secret;
+#[cfg(test)]
+mod ca_testing;
 mod guard_io;
 pub mod probes;
 pub mod server;

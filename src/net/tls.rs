@@ -102,6 +102,18 @@ pub async fn start(
         CertSource::SelfManaged { .. } => POLL_LEAF,
         CertSource::Files { .. } => POLL_FILES,
     };
+    start_every(poll, source, clock, served, metrics, shutdown).await
+}
+
+/// As [`start`], looking as often as `poll` says.
+pub(super) async fn start_every(
+    poll: Duration,
+    source: CertSource,
+    clock: Clock,
+    served: Condition,
+    metrics: Metrics,
+    shutdown: CancellationToken,
+) -> Result<(SharedTls, JoinHandle<()>), TlsError> {
     let keeper = Keeper::start(source, clock, served, metrics).await?;
     let shared = Arc::clone(&keeper.shared);
     Ok((shared, tokio::spawn(keeper.run(poll, shutdown))))
