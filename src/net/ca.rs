@@ -115,8 +115,8 @@ impl CertificateAuthority {
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         set_validity(&mut params, validity);
         let key = KeyPair::generate().map_err(make)?;
-        let made = params.self_signed(&key).map_err(make)?;
-        let (certificate, der) = (made.pem(), made.der().clone());
+        let signed = params.self_signed(&key).map_err(make)?;
+        let (certificate, der) = (signed.pem(), signed.der().clone());
         Ok(Self { name: name.to_owned(), certificate, der, issuer: Issuer::new(params, key), validity })
     }
 

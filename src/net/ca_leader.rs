@@ -119,19 +119,17 @@ impl Leader {
         let now = Timestamp::now();
         let origin = self.rotation.store.origin().to_owned();
         self.mention(&stored);
-        let (state, after) = match &stored.state {
-            Ok(state) => match next_step(state, carried, &self.rotation.timing, now) {
-                Step::Wait => {
-                    let bundle = Some(state.bundle.clone());
-                    self.rotation.trusted.send_if_modified(|trusted| {
-                        let another = *trusted != bundle;
-                        trusted.clone_from(&bundle);
-                        another
-                    });
+        let (done, after) = match &stored.state {
+            Ok(state) => {
+                let step = next_step(state, carried, &self.rotation.timing, now);
+                if !matches!(step, Step::Adopt(_)) {
+                    self.trust(&state.bundle); // before the step, which may not be allowed
+                }
+                if step == Step::Wait {
                     return Ok(true);
                 }
-                step => (said(&step), state.after(&step, now)?),
-            },
+                (said(&step), state.after(&step, now)?)
+            }
             Err(CaError::Expired { .. }) => {
                 let trusted = self.last.as_ref().map(|last| last.bundle.clone()).unwrap_or_default();
                 ("an expired one is replaced", CaState::fresh(trusted.and(carried.anywhere.clone()), now)?)
@@ -139,9 +137,18 @@ impl Leader {
             Err(_) => return stored.state.map(|_| true),
         };
         if self.rotation.store.replace(&stored, &after).await? {
-            tracing::info!(secret = %origin, trusted = after.bundle.len(), "CA: {state}");
+            tracing::info!(secret = %origin, trusted = after.bundle.len(), "CA: {done}");
         }
         Ok(false)
+    }
+
+    /// Tells the writer of the configuration whom to trust.
+    fn trust(&self, bundle: &Bundle) {
+        self.rotation.trusted.send_if_modified(|trusted| {
+            let another = trusted.as_ref() != Some(bundle);
+            *trusted = Some(bundle.clone());
+            another
+        });
     }
 
     /// Says once that an `action` means nothing.

@@ -146,6 +146,9 @@ pub(super) fn next_step(state: &CaState, carried: &Carried, timing: &Timing, now
     }
     if state.next.is_some() || signing_since.is_none() {
         let published = carried.everywhere.contains(state.newest().der());
+        if published && state.bundle.len() == 1 {
+            return Step::Sign; // the only one there ever was: nobody can serve another's
+        }
         match published_since {
             None if published => return Step::Published,
             Some(_) if !published => return Step::Unpublished,

@@ -214,7 +214,7 @@ impl Keeper {
             (true, Some(reason)) => self.served.degrade(format!("served until {not_after}; {reason}")),
             (false, None) => self.served.set(false, format!("the certificate expired at {not_after}")),
             (false, Some(reason)) => {
-                self.served.set(false, format!("the certificate expired at {not_after}; {reason}"))
+                self.served.set(false, format!("the certificate expired at {not_after}; {reason}"));
             }
         }
     }

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::api::annotations::ENABLED;
 use crate::net::ca::{Bundle, Carried};
 
-use super::{CaBundle, ConfigurationError, MAX_ANNOTATED, Options, build};
+use super::{CaBundle, ConfigurationError, ENTRY_SUFFIX, MAX_ANNOTATED, Options, build};
 
 /// Field manager of the configuration.
 pub const FIELD_MANAGER: &str = "kimup-webhook";
@@ -56,12 +56,6 @@ impl Trust {
         }
     }
 
-    fn saw(&self, live: Option<&MutatingWebhookConfiguration>) {
-        let entries = live.and_then(|live| live.webhooks.as_deref()).unwrap_or_default();
-        let bundles = entries.iter().map(|e| e.client_config.ca_bundle.as_ref().map_or(&[][..], |bundle| &bundle.0));
-        self.set(Some(Carried::of(bundles)));
-    }
-
     fn set(&self, carried: Option<Carried>) {
         self.carried.send_if_modified(|before| {
             let another = *before != carried;
@@ -81,6 +75,12 @@ pub(super) fn adopt_bundles(wanted: &mut MutatingWebhookConfiguration, live: &Mu
         let bundle = &mut entry.client_config.ca_bundle;
         *bundle = bundle.take().or(kept).or_else(|| any.clone());
     }
+}
+
+/// Whom our entries trust; those that others added to the object are theirs.
+pub(super) fn carried(live: &MutatingWebhookConfiguration) -> Carried {
+    let ours = live.webhooks.iter().flatten().filter(|entry| entry.name.ends_with(ENTRY_SUFFIX));
+    Carried::of(ours.map(|entry| entry.client_config.ca_bundle.as_ref().map_or(&[][..], |bundle| &bundle.0)))
 }
 
 /// Whether everything wanted stands in `live`; what others added does not count.
@@ -211,7 +211,7 @@ impl Keeper {
             Ok(live) => live,
             Err(failure) => return Err(failure.into_error(name)),
         };
-        self.trust.saw(live.as_ref());
+        self.trust.set(Some(live.as_ref().map(carried).unwrap_or_default()));
         let Some(bundle) = bundle else {
             return Ok(());
         };
@@ -239,7 +239,7 @@ impl Keeper {
             self.owner_is_here().await?;
         }
         let result = self.write(&wanted, live.as_ref()).await?;
-        self.trust.saw(Some(&result));
+        self.trust.set(Some(carried(&result)));
         let extra = surplus(&result, &wanted);
         if !extra.is_empty() {
             tracing::warn!(name = %self.options.name, entries = ?extra, "the webhook configuration has entries of another field manager; they are left alone");

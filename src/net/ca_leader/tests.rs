@@ -55,8 +55,8 @@ impl Bed {
     /// Waits until this bundle is to be trusted, and carries it.
     async fn published(&mut self, len: usize) -> Bundle {
         let wanted = |trusted: &Option<Bundle>| trusted.as_ref().is_some_and(|trusted| trusted.len() == len);
-        let waited = tokio::time::timeout(Duration::from_secs(20), self.trusted.wait_for(wanted)).await;
-        let bundle = waited.expect("not trusted").unwrap().clone().unwrap();
+        let trusted = tokio::time::timeout(Duration::from_secs(20), self.trusted.wait_for(wanted)).await;
+        let bundle = trusted.expect("not trusted").unwrap().clone().unwrap();
         self.carry(&bundle);
         bundle
     }

@@ -65,9 +65,11 @@ fn the_next_step() {
     };
     // A CA that was just made, without a configuration and with one.
     check("a a", None, None, "", Step::Wait);
-    check("a a", None, None, "a", Step::Published);
-    check("a a", None, Some(59), "a", Step::Wait);
-    check("a a", None, Some(60), "a", Step::Sign);
+    check("a a", None, None, "a", Step::Sign);
+    check("a ab", None, None, "ab", Step::Published);
+    check("a ab", None, Some(59), "ab", Step::Wait);
+    check("a ab", None, Some(60), "ab", Step::Sign);
+    check("a ab", None, Some(60), "b", Step::Unpublished);
     check("a a", None, Some(60), "", Step::Unpublished);
     // In use.
     check("a a", Some(1_000_000), None, "a", Step::Wait);
@@ -98,7 +100,7 @@ fn the_next_step() {
     check("a a", Some(1_000_000), None, "abc", Step::Wait); // somebody's own addition: repaired
     // Clocks that go wrong.
     check("a+b ab", Some(1_000_000), Some(-5), "ab", Step::Published);
-    check("a a", Some(-5), None, "a", Step::Published);
+    check("a ab", Some(-5), None, "ab", Step::Published);
     check("b ba", Some(-5), Some(60), "ba", Step::Sign);
 }
 
@@ -112,7 +114,7 @@ fn a_request_waits_for_the_rotation_before() {
         assert_eq!(next_step(&state, &carried, &timing(), at(0)), expected);
     };
     check("a a", Some(0), "a", Step::Stage);
-    check("a a", None, "a", Step::Published);
+    check("a a", None, "a", Step::Sign);
     check("a ab", Some(0), "ab", Step::Wait);
     check("a ab", Some(600), "ab", Step::Retire);
     check("a+b ab", Some(600), "a", Step::Wait);
