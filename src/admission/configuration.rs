@@ -18,7 +18,7 @@ use crate::api::annotations::{
 
 mod keep;
 
-pub use keep::{FIELD_MANAGER, delete, keep};
+pub use keep::{FIELD_MANAGER, Trust, delete, exists, keep};
 
 /// Namespaces by annotation that the configuration names, the first by name; those beyond need the label. With the
 /// longest names that is 1 MiB in eight lists, which etcd (1.5 MiB) takes.
@@ -33,6 +33,8 @@ const NAME_LABEL: &str = "kubernetes.io/metadata.name";
 const SYSTEM_NAMESPACES: [&str; 2] = ["kube-system", "kube-node-lease"];
 const PATH: &str = "/mutate";
 const TIMEOUT_SECONDS: i32 = 10;
+/// How the names of all our entries end.
+const ENTRY_SUFFIX: &str = ".kimup.cloudavenue.io";
 const STATIC_NAME: &str = "kimup";
 const STATIC_SERVICE: &str = "kimup-webhook";
 const INJECT_CA: &str = "cert-manager.io/inject-ca-from";
@@ -235,7 +237,7 @@ fn entry(source: Source, case: &Case, client_config: &WebhookClientConfig) -> Mu
         failure_policy: Some(case.policy.to_owned()),
         match_conditions: Some(conditions),
         match_policy: Some("Equivalent".to_owned()),
-        name: format!("{}-{}.kimup.cloudavenue.io", source.name, case.name),
+        name: format!("{}-{}{ENTRY_SUFFIX}", source.name, case.name),
         namespace_selector: Some(LabelSelector { match_expressions: Some(namespaces), match_labels: None }),
         object_selector: Some(LabelSelector::default()),
         reinvocation_policy: Some("IfNeeded".to_owned()),

@@ -33,6 +33,11 @@ pub const METRICS: &[(&str, &str)] = &[
     (LEADER, "1 while this process holds the Lease, else 0"),
     (IMAGES, "Images in the cache of this process"),
     (CERTIFICATE_EXPIRY, "When the certificate that is served now expires, in seconds since the epoch"),
+    (CA_EXPIRY, "When the self-managed CA that signs now expires, in seconds since the epoch; 0 without one"),
+    (
+        CERTIFICATE_FAILING,
+        "1 while a newer certificate or CA cannot be taken and the old one stays in use, by part: serving, ca or rotation",
+    ),
     (BUILD_INFO, "Always 1; the version of kimup is a label"),
     (RESIDENT_MEMORY, "Resident memory of the process (Linux only)"),
     (CPU_SECONDS, "User and system time of the process (Linux only)"),
@@ -50,6 +55,8 @@ const KUBERNETES_WRITES: &str = "kimup_kubernetes_writes_total";
 const LEADER: &str = "kimup_leader";
 const IMAGES: &str = "kimup_images";
 const CERTIFICATE_EXPIRY: &str = "kimup_certificate_expiry_timestamp_seconds";
+const CA_EXPIRY: &str = "kimup_ca_expiry_timestamp_seconds";
+const CERTIFICATE_FAILING: &str = "kimup_certificate_renewal_failing";
 const BUILD_INFO: &str = "kimup_build_info";
 const RESIDENT_MEMORY: &str = "process_resident_memory_bytes";
 const CPU_SECONDS: &str = "process_cpu_seconds_total";
@@ -99,6 +106,18 @@ label_value! {
 }
 
 label_value! {
+    /// What is renewed.
+    CertificatePart {
+        /// The certificate that is served.
+        Serving = "serving",
+        /// The CA that signs it, as read from its Secret.
+        Ca = "ca",
+        /// The CA in the Secret, and in the webhook configuration.
+        Rotation = "rotation",
+    }
+}
+
+label_value! {
     /// What happened to a rollout.
     RolloutOutcome {
         /// A stamp was written.
@@ -111,6 +130,11 @@ label_value! {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OutcomeLabel {
     outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PartLabel {
+    part: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -152,6 +176,8 @@ struct Inner {
     leader: Gauge,
     images: Gauge,
     certificate_expiry: Gauge,
+    ca_expiry: Gauge,
+    certificate_failing: Family<PartLabel, Gauge>,
 }
 
 impl Default for Metrics {
@@ -185,7 +211,12 @@ impl Metrics {
             leader: Gauge::default(),
             images: Gauge::default(),
             certificate_expiry: Gauge::default(),
+            ca_expiry: Gauge::default(),
+            certificate_failing: Family::default(),
         };
+        for part in CertificatePart::ALL {
+            drop(inner.certificate_failing.get_or_create(&PartLabel { part: part.as_str() }));
+        }
         inner.register_all();
         Self { inner: Arc::new(inner) }
     }
@@ -250,6 +281,17 @@ impl Metrics {
         self.inner.certificate_expiry.set(not_after);
     }
 
+    /// `kimup_ca_expiry_timestamp_seconds`: `notAfter` of the self-managed CA that signs, in seconds since the epoch.
+    pub fn set_ca_expiry(&self, not_after: i64) {
+        self.inner.ca_expiry.set(not_after);
+    }
+
+    /// `kimup_certificate_renewal_failing{part}`: whether something newer cannot be taken.
+    pub fn set_certificate_failing(&self, part: CertificatePart, failing: bool) {
+        let gauge = self.inner.certificate_failing.get_or_create(&PartLabel { part: part.as_str() });
+        gauge.set(i64::from(failing));
+    }
+
     /// Everything as `OpenMetrics` text ([`METRICS_CONTENT_TYPE`]). Reads `/proc/self` where there is one.
     pub fn encode(&self) -> String {
         let mut text = String::new();
@@ -289,6 +331,8 @@ impl Inner {
         add(registry, LEADER, self.leader.clone());
         add(registry, IMAGES, self.images.clone());
         add(registry, CERTIFICATE_EXPIRY, self.certificate_expiry.clone());
+        add(registry, CA_EXPIRY, self.ca_expiry.clone());
+        add(registry, CERTIFICATE_FAILING, self.certificate_failing.clone());
         add(registry, BUILD_INFO, Info::new([("version", env!("CARGO_PKG_VERSION"))]));
         registry.register_collector(Box::new(ProcessCollector));
     }
@@ -375,6 +419,8 @@ mod tests {
         metrics.set_leader(true);
         metrics.set_images(7);
         metrics.set_certificate_expiry(1_900_000_000);
+        metrics.set_ca_expiry(1_900_000_001);
+        metrics.set_certificate_failing(CertificatePart::Ca, true);
         let text = metrics.encode();
         let check = |line: &str| assert!(text.lines().any(|l| l == line), "no `{line}` in\n{text}");
         check("kimup_admission_requests_total{outcome=\"mutated\"} 1");
@@ -394,6 +440,9 @@ mod tests {
         check("kimup_leader 1");
         check("kimup_images 7");
         check("kimup_certificate_expiry_timestamp_seconds 1900000000");
+        check("kimup_ca_expiry_timestamp_seconds 1900000001");
+        check("kimup_certificate_renewal_failing{part=\"ca\"} 1");
+        check("kimup_certificate_renewal_failing{part=\"serving\"} 0");
         check(&format!("kimup_build_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION")));
         assert!(text.ends_with("# EOF\n"));
     }

@@ -7,7 +7,7 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use kimup::admission::configuration::{CaBundle, Endpoint, Options, build, delete, keep};
+use kimup::admission::configuration::{CaBundle, Endpoint, Options, Trust, build, delete, keep};
 use kimup_testbed::{Cluster, eventually};
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::json;
@@ -213,6 +213,7 @@ async fn the_leader_keeps_the_configuration() {
     let keeper = tokio::spawn(keep(
         client.clone(),
         options(Some(owner), CaBundle::Keep),
+        Trust::fixed(),
         annotated_seen,
         leads_seen,
         published,

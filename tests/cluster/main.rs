@@ -8,6 +8,7 @@ mod admission;
 mod annotated;
 mod apiserver;
 mod canary;
+mod certificates;
 mod chaos;
 mod configuration;
 mod containers;

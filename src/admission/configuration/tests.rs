@@ -1,6 +1,6 @@
 use k8s_openapi::Resource;
 
-use super::keep::{adopt_bundles, says, surplus};
+use super::keep::{adopt_bundles, carried, says, surplus};
 use super::*;
 
 type Pairs<'a> = &'a [(&'a str, &'a str)];
@@ -220,6 +220,32 @@ fn a_bundle_is_kept() {
     check(CaBundle::Keep, &live_with(|_| None), &["", "", ""]);
     let late = live_with(|n| (n == 1).then_some(b"late"));
     check(CaBundle::Keep, &late, &["late", "late", "late"]);
+}
+
+#[test]
+fn whom_the_live_configuration_trusts() {
+    let ca = || crate::net::ca::CertificateAuthority::generate("test", jiff::Timestamp::now()).unwrap();
+    let (first, second) = (ca(), ca());
+    let pem = |ca: &crate::net::ca::CertificateAuthority| ca.certificate_pem().as_bytes().to_vec();
+    let check = |change: &dyn Fn(&mut MutatingWebhookConfiguration), everywhere: usize, anywhere: usize| {
+        let both = [pem(&first), pem(&second)].concat();
+        let mut live = build(&options(Endpoint::Url("https://a".to_owned()), CaBundle::Own(both)), &[]);
+        change(&mut live);
+        let found = carried(&live);
+        assert_eq!((found.everywhere.len(), found.anywhere.len()), (everywhere, anywhere));
+    };
+    let set = |live: &mut MutatingWebhookConfiguration, bundle: Option<Vec<u8>>| {
+        live.webhooks.as_mut().unwrap()[3].client_config.ca_bundle = bundle.map(ByteString);
+    };
+    check(&|_| (), 2, 2);
+    check(&|live| set(live, Some(pem(&second))), 1, 2);
+    check(&|live| set(live, None), 0, 2);
+    check(&|live| live.webhooks = None, 0, 0);
+    let another = |live: &mut MutatingWebhookConfiguration| {
+        set(live, None);
+        live.webhooks.as_mut().unwrap()[3].name = "another.example.org".to_owned();
+    };
+    check(&another, 2, 2);
 }
 
 #[test]
