@@ -277,7 +277,7 @@ impl Seats {
         }
         let (id, seat) = table.seat(peer, self.epoch);
         drop(table);
-        woken.map(Waker::wake);
+        woken.into_iter().for_each(Waker::wake);
         Some(Seated { seats: Arc::clone(self), id, peer, seat })
     }
 
@@ -293,7 +293,7 @@ impl Seats {
         let found = self.find(&table, |glance| slow(glance).then_some(glance.age));
         let woken = found.and_then(|seat| table.expel(&seat));
         drop(table);
-        woken.map(Waker::wake);
+        woken.into_iter().for_each(Waker::wake);
     }
 
     /// Closes what has taken longer than it may.

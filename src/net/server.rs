@@ -199,7 +199,7 @@ async fn drain<H>(shared: &Shared<H>, connections: TaskTracker) -> Drained {
     if timeout(first, connections.wait()).await.is_err() {
         shared.seats.expel_unbegun();
     }
-    let cut = match timeout(all - first, connections.wait()).await {
+    let cut = match timeout(all.saturating_sub(first), connections.wait()).await {
         Ok(()) => 0,
         Err(_) => connections.len(),
     };

@@ -353,7 +353,7 @@ async fn a_request_that_meets_the_end_of_its_idle_connection_is_answered() {
     let options = ServerOptions { idle_timeout: short(), ..ServerOptions::default() };
     let router = router(Arc::default(), Arc::default());
     tokio::spawn(serve_http(listener, router, options, CancellationToken::new()));
-    let mut answered = async |stream: &mut TcpStream| {
+    let answered = async |stream: &mut TcpStream| {
         let mut answer = Vec::new();
         while !answer.ends_with(b"hello") {
             assert_ne!(stream.read_buf(&mut answer).await.unwrap(), 0, "closed");
