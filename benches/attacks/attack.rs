@@ -223,8 +223,8 @@ impl Attack {
                 crowd(20, target, async move |target| {
                     let mut stream = target.tls().await?;
                     stream.write_all(&head).await?;
-                    for _ in 0..111 {
-                        stream.write_all(&[b'x'; 64 << 10]).await?;
+                    for _ in 0..447 {
+                        stream.write_all(&[b'x'; 16 << 10]).await?;
                     }
                     wait(stream).await
                 })

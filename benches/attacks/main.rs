@@ -20,7 +20,7 @@ fn main() -> ExitCode {
         attack::serve();
         return ExitCode::SUCCESS;
     }
-    println!("attack         p99 before    p99 under  ratio  lost  p50 of new connections   peak MiB");
+    println!("attack         p99 before    p99 under  ratio  lost  p50 of new connections  lost  sockets   peak MiB");
     let passed: Vec<bool> = Attack::ALL.into_iter().map(measure).collect();
     if passed.contains(&false) {
         eprintln!("a bar is missed: ratio {RATIO_BAR}, nothing lost, {} MiB", MEMORY_BAR >> 20);
@@ -34,11 +34,13 @@ fn measure(attack: Attack) -> bool {
     let server = Server::start(&[]);
     observe(&server.target, Duration::from_secs(1), None, || ());
     let mut rounds = Vec::new();
-    let (mut lost, mut new) = (0, Vec::new());
+    let (mut lost, mut new, mut new_lost, mut most) = (0, Vec::new(), 0, 0);
     for _ in 0..ROUNDS {
         let (before, ()) = observe(&server.target, ROUND, None, || ());
-        let (under, ()) = observe(&server.target, ROUND, Some(attack), || ());
+        let (under, sockets) = observe(&server.target, ROUND, Some(attack), || server.sockets());
         lost += under.lost;
+        new_lost += under.new_lost;
+        most = most.max(sockets);
         new.extend(under.new_answers.iter().copied());
         rounds.push((percentile(&before.answers, 99), percentile(&under.answers, 99)));
     }
@@ -47,7 +49,7 @@ fn measure(attack: Attack) -> bool {
     new.sort_unstable();
     let (median, peak) = (rounds[ROUNDS / 2], server.peak());
     println!(
-        "{:<12} {:>9} us {:>9} us {:>6.2} {lost:>5} {:>20} us {:>10}",
+        "{:<12} {:>9} us {:>9} us {:>6.2} {lost:>5} {:>20} us {new_lost:>5} {most:>8} {:>10}",
         format!("{attack:?}"),
         median.0.as_micros(),
         median.1.as_micros(),
