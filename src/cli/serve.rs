@@ -21,7 +21,7 @@ use crate::net::ca::{self, CaStore, CertificateAuthority, Following, Rotation, T
 use crate::net::probes::{Condition, Readiness, serve_probes};
 use crate::net::server::{ServerOptions, serve_https};
 use crate::net::tls::{self, CertSource};
-use crate::net::{shutdown, socket};
+use crate::net::{client_ca, shutdown, socket};
 use crate::notify::Events;
 use crate::registry;
 use crate::sync;
@@ -337,8 +337,12 @@ impl Process {
         let listener = TcpListener::bind(at).await.with_context(|| format!("cannot listen on {at}"))?;
         let source = self.certificates(&roles.endpoint, stages).await;
         let served = self.readiness.register("certificate");
-        let (shared, _) =
-            tls::start(source, tls::system_clock(), served, self.metrics.clone(), stages.server.clone()).await?;
+        let clients = match &args.client_ca_file {
+            Some(path) => Some(client_ca::start(path.clone(), stages.server.clone()).await?),
+            None => None,
+        };
+        let (metrics, stop) = (self.metrics.clone(), stages.server.clone());
+        let (shared, _) = tls::start(source, clients, tls::system_clock(), served, metrics, stop).await?;
         let routes = handler::router(index.clone(), asker, args.question_timeout, self.metrics.clone());
         let in_cluster = roles.endpoint.webhook_url.is_none();
         let options = ServerOptions {
