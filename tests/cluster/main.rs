@@ -16,6 +16,7 @@ mod digests;
 mod examples;
 mod failing;
 mod frozen;
+mod gates;
 mod hostile;
 mod killed;
 mod kinds;
