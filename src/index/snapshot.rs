@@ -11,7 +11,7 @@ use kube::core::DeserializeGuard;
 use crate::api::annotations::{
     AnnotationError, MANAGED_BY, MANAGED_BY_KIMUP, Map, NamespaceSettings, POLICY_FROM, POLICY_OF_PODS, Stamp,
 };
-use crate::api::{self, Image, Order, RevisionRecord, Tagged};
+use crate::api::{self, CompiledSpec, Image, Order, RevisionRecord, Tagged};
 use crate::policy::{self, Repository};
 
 /// The known state of the cluster, or of the watched namespaces.
@@ -54,7 +54,7 @@ pub struct Entry {
     pub digest: Option<String>,
     /// Which of two tags is newer.
     pub order: Order,
-    /// The field that delays newer tags and that this version cannot honour.
+    /// What may delay its first tag.
     pub gate: Option<&'static str>,
     /// Why the spec cannot be used, with the field to fix.
     pub error: Option<String>,
@@ -94,7 +94,7 @@ impl Entry {
                 .filter(|digest| api::pins_digest(&image.spec) && !other && policy::Digest::parse(digest).is_ok()),
             tag: status.tag.filter(|tag| !other && policy::is_legal_tag(tag)),
             order,
-            gate: compiled.as_ref().ok().and_then(|spec| spec.gate),
+            gate: compiled.as_ref().ok().and_then(CompiledSpec::waits_for),
             error: compiled.err().map(|error| error.to_string()),
             records,
         }

@@ -18,6 +18,7 @@ mod down;
 mod examples;
 mod failing;
 mod frozen;
+mod gates;
 mod hostile;
 mod killed;
 mod kinds;
