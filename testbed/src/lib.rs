@@ -28,7 +28,7 @@ mod wait;
 
 pub use balancer::Balancer;
 pub use cluster::{Cluster, KubectlOutput};
-pub use fault::{FaultReply, FaultRequest, FaultServer};
+pub use fault::{ClientCertificates, FaultReply, FaultRequest, FaultServer};
 pub use kimup::{KimupOptions, KimupProcess, WebhookUrl};
 pub use load::{SyncCost, SyncLoad};
 pub use pki::{ServerCertificate, TestCa};
@@ -36,7 +36,7 @@ pub use ports::free_port;
 pub use process::{Process, ProcessSpec};
 pub use registry::Registry;
 pub use run_dir::{RunDir, run_dir};
-pub use scripted::{Answer, RecordedRequest, ScriptedRegistry};
+pub use scripted::ScriptedRegistry;
 pub use token::{TokenService, TokenUser};
 pub use tools::{checkout, tool};
 pub use wait::{Attempt, eventually, try_eventually};

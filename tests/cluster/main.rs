@@ -27,6 +27,7 @@ mod policies;
 mod private;
 mod processes;
 mod registries;
+mod registry_config;
 mod replicas;
 mod results;
 mod rollouts;
