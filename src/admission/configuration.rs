@@ -22,6 +22,10 @@ pub use keep::{FIELD_MANAGER, delete, keep};
 /// longest names that is 1 MiB in eight lists, which etcd (1.5 MiB) takes.
 pub const MAX_ANNOTATED: usize = 2000;
 
+/// Most annotations of a Pod that are looked through for one that opts a container in. The API server's time for that grows with the
+/// square of their number: with 75,000, which fit into an object, it takes longer than a request may.
+const MAX_SEARCHED: usize = 2000;
+
 /// The label that the API server puts on every Namespace.
 const NAME_LABEL: &str = "kubernetes.io/metadata.name";
 const SYSTEM_NAMESPACES: [&str; 2] = ["kube-system", "kube-node-lease"];
@@ -288,8 +292,9 @@ fn opted_in() -> String {
     let (annotation, has) =
         (annotation(ENABLED), |map: &str, key: &str| format!(r#"object.metadata.?{map}[?"{key}"].hasValue()"#));
     let own = format!(r#"k.startsWith("{POLICY_PREFIX}") || k.startsWith("{ENABLED_PREFIX}")"#);
+    let all = "object.metadata.?annotations.orValue({})";
     format!(
-        r#"{annotation} == "true" || {} || {} || object.metadata.?annotations.orValue({{}}).exists(k, {own})"#,
+        r#"{annotation} == "true" || {} || {} || {all}.size() <= {MAX_SEARCHED} && {all}.exists(k, {own})"#,
         has("labels", ROLLOUT),
         has("annotations", POLICY),
     )

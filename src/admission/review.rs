@@ -17,6 +17,11 @@ use super::wire::{Container, Envelope, Metadata, NO_ANNOTATIONS, PodSpec, Reques
 const VERSION: &str = "admission.k8s.io/v1";
 /// Longest reason of sync's that a message repeats, in bytes.
 const MAX_REASON: usize = 512;
+/// Most containers of one Pod, init containers included. The API server validates after the webhooks, so that a Pod may
+/// come with as many as fit into a request.
+const MAX_CONTAINERS: usize = 1000;
+/// Most bytes of the keys and values of an object's annotations; the API server refuses more.
+const MAX_ANNOTATIONS: usize = 256 << 10;
 /// A body that cannot be answered by an `AdmissionReview`. Answered with HTTP 400, so that the API server goes by the
 /// failure policy of the webhook's entry.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +62,8 @@ pub struct Plan<'a> {
     uid: &'a str,
     namespace: &'a str,
     has_annotations: bool,
+    /// Bytes that its annotations may grow by.
+    room: usize,
     /// The value of the `applied` annotation as it came.
     annotation: Option<&'a str>,
     applied: Vec<Applied>,
@@ -129,6 +136,11 @@ impl<'a> Review<'a> {
         let object = request.object.as_ref().ok_or(ReviewError::NoObject)?;
         let metadata = object.metadata.as_ref().ok_or_else(|| missing("metadata"))?;
         let spec = object.spec.as_ref().ok_or_else(|| missing("spec"))?;
+        let count = spec.count();
+        if count > MAX_CONTAINERS {
+            let what = format!("this Pod has {count} containers, and kimup answers for at most {MAX_CONTAINERS}");
+            return Ok(Step::Done(self.cannot(snapshot, &what)));
+        }
         Ok(decide(request, metadata, spec, snapshot))
     }
 
@@ -185,6 +197,7 @@ fn decide<'b>(
         uid,
         namespace,
         has_annotations: metadata.has_annotations(),
+        room: MAX_ANNOTATIONS.saturating_sub(metadata.annotation_bytes()),
         annotation: own.get(annotations::APPLIED).map(String::as_str),
         applied: view.applied().to_vec(),
         failure_policy,
@@ -352,12 +365,22 @@ impl<'a> Plan<'a> {
         format!("kimup: {}. {step}, or {}", sentences.join("; "), ignore_hint())
     }
 
-    /// The value of the `applied` annotation, if it is another one than before.
-    fn annotate(&self) -> Option<String> {
+    /// The value of the `applied` annotation, if it is another one than before. A Pod whose annotations are full goes
+    /// without: it would be refused for what kimup adds.
+    fn annotate(&mut self) -> Option<String> {
         if self.applied.is_empty() {
             return None;
         }
-        Some(Applied::join(&self.applied)).filter(|value| self.annotation != Some(value))
+        let value = Applied::join(&self.applied);
+        if self.annotation == Some(&value) {
+            return None;
+        }
+        let before = self.annotation.map_or(0, |before| annotations::APPLIED.len() + before.len());
+        if annotations::APPLIED.len() + value.len() > self.room + before {
+            self.warnings.push(format!("its annotations have no room for {}, which is left out", annotations::APPLIED));
+            return None;
+        }
+        Some(value)
     }
 }
 

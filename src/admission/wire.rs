@@ -96,7 +96,14 @@ pub(super) struct Metadata<'a> {
 
 /// kimup's annotations, and the mark of a mirror Pod.
 #[derive(Debug, Default)]
-struct Ours(Map);
+struct Ours {
+    map: Map,
+    /// Bytes of the keys and values of all annotations.
+    bytes: usize,
+}
+
+/// The bytes of a text that is not kept.
+struct Length(usize);
 
 /// The labels that say which revision and rollout a Pod belongs to.
 #[derive(Deserialize, Debug)]
@@ -153,9 +160,14 @@ impl Metadata<'_> {
         self.annotations.is_some()
     }
 
+    /// The bytes of the keys and values of all annotations, as the API server counts them.
+    pub fn annotation_bytes(&self) -> usize {
+        self.annotations.as_ref().map_or(0, |ours| ours.bytes)
+    }
+
     /// kimup's annotations, and the mark of a mirror Pod.
     pub fn annotations(&self) -> &Map {
-        self.annotations.as_ref().map_or(&NO_ANNOTATIONS, |ours| &ours.0)
+        self.annotations.as_ref().map_or(&NO_ANNOTATIONS, |ours| &ours.map)
     }
 
     /// The labels that say which revision and rollout a Pod belongs to.
@@ -179,6 +191,11 @@ impl Metadata<'_> {
 }
 
 impl PodSpec<'_> {
+    /// How many containers it has, init containers included.
+    pub fn count(&self) -> usize {
+        [&self.containers, &self.init_containers].into_iter().flatten().map(Vec::len).sum()
+    }
+
     /// The names of its pull secrets.
     pub fn pull_secrets(&self) -> Vec<&str> {
         self.image_pull_secrets.iter().flatten().filter_map(|s| s.name.as_ref()).map(Text::as_str).collect()
@@ -211,15 +228,39 @@ impl<'de> Visitor<'de> for OursVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Ours, A::Error> {
-        let mut ours = Map::new();
+        let mut ours = Ours::default();
         while let Some(Text(key)) = entries.next_key()? {
+            ours.bytes += key.len();
             if key == MIRROR_POD || key.contains("kimup.cloudavenue.io/") {
-                ours.insert(key.into_owned(), entries.next_value()?);
+                let value: String = entries.next_value()?;
+                ours.bytes += value.len();
+                ours.map.insert(key.into_owned(), value);
             } else {
-                entries.next_value::<IgnoredAny>()?;
+                let Length(bytes) = entries.next_value()?;
+                ours.bytes += bytes;
             }
         }
-        Ok(Ours(ours))
+        Ok(ours)
+    }
+}
+
+impl<'de> Deserialize<'de> for Length {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(LengthVisitor)
+    }
+}
+
+struct LengthVisitor;
+
+impl Visitor<'_> for LengthVisitor {
+    type Value = Length;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a text")
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Length, E> {
+        Ok(Length(text.len()))
     }
 }
 
@@ -305,10 +346,13 @@ mod tests {
             let found: Vec<(&str, &str)> =
                 metadata.annotations().iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
             assert_eq!((metadata.has_annotations(), &*found), (present, expected), "{annotations}");
+            let all: Option<Map> = serde_json::from_str(annotations).unwrap();
+            let bytes: usize = all.iter().flatten().map(|(key, value)| key.len() + value.len()).sum();
+            assert_eq!(metadata.annotation_bytes(), bytes, "{annotations}");
         }
         check("null", false, &[]);
         check("{}", true, &[]);
-        check(r#"{"a": "b", "kimup.io/x": "y"}"#, true, &[]);
+        check(r#"{"a": "b\u00e4\n", "kimup.io/x": "y"}"#, true, &[]);
         check(r#"{"kimup.cloudavenue.io/enabled": "\"", "a": "b"}"#, true, &[("kimup.cloudavenue.io/enabled", "\"")]);
         check(r#"{"stamp.kimup.cloudavenue.io\/app": "a b"}"#, true, &[("stamp.kimup.cloudavenue.io/app", "a b")]);
         check(r#"{"kubernetes.io/config.mirror": "x"}"#, true, &[(MIRROR_POD, "x")]);

@@ -336,6 +336,51 @@ fn other_requests_get_a_clear_answer() {
 }
 
 #[test]
+fn full_annotations_get_nothing_added() {
+    #[track_caller]
+    fn check(free: usize, mut own: Map, written: bool) {
+        let used: usize = own.iter().map(|(key, value)| key.len() + value.len()).sum();
+        own.insert("note".to_owned(), "x".repeat(MAX_ANNOTATIONS - used - "note".len() - free));
+        let verdict = decided(&app(&json!(own)), &snapshot(&[json!({})]));
+        let paths: Vec<String> =
+            verdict.patch().unwrap().iter().map(|operation| operation.path().to_string()).collect();
+        assert_eq!(paths[0], "/spec/containers/0/image");
+        assert_eq!(paths.len() == 2, written, "{paths:?}");
+        assert_eq!(verdict.warnings().is_empty(), written, "{:?}", verdict.warnings());
+    }
+    let entry = "app: 1.0.0 -> 1.4.2 (Image web)";
+    let size = annotations::APPLIED.len() + entry.len();
+    check(size, Map::new(), true);
+    check(size - 1, Map::new(), false);
+    check(0, Map::new(), false);
+    // What is replaced makes room.
+    let longer = Map::from([(annotations::APPLIED.to_owned(), "app: 0.1.0-rc.1 -> 0.2.0-rc.1 (Image web)".to_owned())]);
+    check(0, longer, true);
+    let shorter = Map::from([(annotations::APPLIED.to_owned(), "app: 1 -> 2".to_owned())]);
+    check(0, shorter, false);
+}
+
+#[test]
+fn containers_are_counted() {
+    #[track_caller]
+    fn check(regular: usize, init: usize, own: &Value, denied: bool, expected: &str) {
+        let named = |count: usize| vec![json!({"name": "app", "image": TEXT}); count];
+        let mut body = pod(own, &json!(named(regular)));
+        body["spec"]["initContainers"] = json!(named(init));
+        let verdict = decided(&body, &snapshot(&[json!({})]));
+        assert_eq!(verdict.refusal().is_some(), denied);
+        assert_eq!(patch_of(&verdict).is_some(), expected.is_empty());
+        let told = verdict.refusal().map_or_else(|| verdict.warnings().join("\n"), str::to_owned);
+        assert!(told.contains(expected), "{told:?} lacks {expected:?}");
+    }
+    let none = json!({});
+    check(MAX_CONTAINERS, 0, &none, false, "");
+    check(MAX_CONTAINERS - 10, 10, &none, false, "");
+    check(MAX_CONTAINERS - 10, 11, &none, true, "this Pod has 1001 containers, and kimup answers for at most 1000");
+    check(60_000, 0, &json!({FAILURE_POLICY: "ignore"}), false, "has 60000 containers");
+}
+
+#[test]
 fn garbage_is_named() {
     #[track_caller]
     fn check(body: &str, expected: &str) {
