@@ -213,7 +213,7 @@ async fn a_pinned_digest_stays_as_long_as_it_is_there() {
     pinned(None).check("1.0.0", &down, "RegistryError: down", "HEAD 1.0.0").await;
     // What is gone can run nowhere, whatever the gates say; that no rollout starts is for the limits to see.
     let mut gated = pinned(Some("a"));
-    gated.gate.closed = closed();
+    gated.gate.closed = Some(closed());
     gated.check("1.0.0", &fake("1.0.0=b"), "1.0.0@b gone", "HEAD a, GET 1.0.0").await;
     // What the stamps say counts, if the status was lost.
     let mut lost = stage("semver", &pin, None, Some("a"));
@@ -264,28 +264,28 @@ async fn a_followed_digest_moves() {
     both().check("1.0.0", &fake("1.0.0=b"), "1.0.0@b by d", moved).await;
 }
 
-fn closed() -> Option<api::Closed> {
-    Some(api::Closed { reason: "Suspended", why: "spec.suspend is set".to_owned(), until: None })
+fn closed() -> api::Closed {
+    api::Closed { reason: "Suspended", why: "spec.suspend is set".to_owned(), until: None }
 }
 
 #[tokio::test]
 async fn what_is_chosen_waits_while_no_rollout_may_start() {
     let all = fake("1.0.0=a 1.1.0=b");
     let mut web = stage("semver", &json!({}), Some("1.0.0"), Some("a"));
-    web.gate.closed = closed();
+    web.gate.closed = Some(closed());
     web.check("1.0.0", &all, "1.0.0@a", "").await;
     web.check("1.0.0 1.1.0", &all, "1.0.0@a; 1.1.0 Suspended", "GET 1.1.0").await;
     web.gate.closed = None;
     web.check("1.0.0 1.1.0", &all, "1.1.0@b by r", "HEAD 1.1.0").await;
     // What an Image that lost its status had is adopted all the same; without any there is no tag.
     let mut lost = stage("semver", &json!({}), None, None);
-    lost.gate.closed = closed();
+    lost.gate.closed = Some(closed());
     lost.check("1.0.0 1.1.0", &all, "none; 1.1.0 Suspended", "GET 1.1.0").await;
     lost.stamped = Some(Tagged::new("1.0.0", None));
     lost.check("1.0.0 1.1.0", &all, "1.0.0@- adopted; 1.1.0 Suspended", "HEAD 1.1.0").await;
     // Another digest of the tag waits too.
     let mut moved = stage("digest", &json!({"baseTag": "1.0.0"}), Some("1.0.0"), Some("b"));
-    moved.gate.closed = closed();
+    moved.gate.closed = Some(closed());
     let waits = format!("1.0.0@b; 1.0.0@{} Suspended", digest("a"));
     moved.check("1.0.0", &all, &waits, "HEAD 1.0.0, GET 1.0.0").await;
 }
