@@ -9,6 +9,7 @@
 //! nothing here holds on to a runtime: clients are built by the caller, servers inside this process run on threads of
 //! their own.
 
+mod admission_load;
 mod background;
 mod balancer;
 mod cluster;
@@ -26,6 +27,7 @@ mod token;
 mod tools;
 mod wait;
 
+pub use admission_load::{AdmissionLoad, LoadFailure, LoadReport, Reviews, WebhookClient};
 pub use balancer::Balancer;
 pub use cluster::{Cluster, KubectlOutput};
 pub use fault::{FaultReply, FaultRequest, FaultServer};

@@ -35,3 +35,4 @@ mod smoke;
 mod split;
 mod support;
 mod triggers;
+mod zero_loss;

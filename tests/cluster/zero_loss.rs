@@ -1,0 +1,242 @@
+//! Scenario l: replicas are restarted one after the other, and killed, under load; no Pod is refused or missed.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
+use k8s_openapi::api::core::v1::Pod;
+use kimup::admission::configuration::{CaBundle, Endpoint, Options, build};
+use kimup_testbed::{
+    AdmissionLoad, Balancer, KimupOptions, KimupProcess, LoadReport, Reviews, TestCa, WebhookClient, WebhookUrl,
+    eventually,
+};
+use kube::api::{Api, PostParams};
+use serde_json::json;
+
+use crate::own::{Own, SYSTEM, admits, leads};
+use crate::support::{DEADLINE, ENABLED, Shop, image_of, pod, with_annotations};
+
+/// What `docs/operations.md` gives a process to end.
+const STOPS_WITHIN: Duration = Duration::from_secs(25);
+/// From the moment that a replica says it is not ready until new connections go elsewhere, on the node of the API server.
+const ENDPOINTS_FOLLOW: Duration = Duration::from_secs(1);
+/// Reviews a second straight to the Service.
+const RATE: u32 = 500;
+/// Clients that create Pods through the API server without a pause.
+const CREATORS: usize = 3;
+
+/// A Pod of `deploy/`: the webhook and its sync, which are told to stop at the same time.
+struct Replica {
+    webhook: KimupProcess,
+    sync: KimupProcess,
+}
+
+impl Replica {
+    async fn start(webhook: KimupOptions, sync: KimupOptions) -> Self {
+        let (webhook, sync) = tokio::join!(KimupProcess::start(webhook), KimupProcess::start(sync));
+        Self { webhook: webhook.unwrap(), sync: sync.unwrap() }
+    }
+}
+
+struct Scene {
+    own: Own,
+    shop: Shop,
+    ca: TestCa,
+    /// The Service.
+    service: Balancer,
+    replicas: [Replica; 2],
+}
+
+impl Scene {
+    async fn new() -> Self {
+        let own = Own::start().await;
+        let folder = own.cluster.folder();
+        let ca = TestCa::new().unwrap();
+        ca.server(&["127.0.0.1"]).unwrap().write(folder).unwrap();
+        let service = Balancer::start(&[]).await.unwrap();
+        let options = Options {
+            name: "kimup".to_owned(),
+            namespace: SYSTEM.to_owned(),
+            endpoint: Endpoint::Url(format!("https://{}", service.address())),
+            owner: None,
+            ca_bundle: CaBundle::Own(ca.pem().as_bytes().to_vec()),
+        };
+        let configurations: Api<MutatingWebhookConfiguration> = Api::all(own.cluster.client().await.unwrap());
+        configurations.create(&PostParams::default(), &build(&options, &[])).await.unwrap();
+        let first = Replica::start(options_of(&own, "webhook", "a").await, options_of(&own, "sync", "a").await).await;
+        leads(&first.sync, DEADLINE).await;
+        let second = Replica::start(options_of(&own, "webhook", "b").await, options_of(&own, "sync", "b").await).await;
+        own.registry.push("l-app", "1.0.0").await.unwrap();
+        let shop = own.shop("l-shop").await;
+        shop.create_image("app", &json!({"spec": {"image": own.registry.image("l-app")}})).await;
+        shop.settles("app", "1.0.0").await;
+        let scene = Self { own, shop, ca, service, replicas: [first, second] };
+        for which in [0, 1] {
+            scene.service.set_backends(&[scene.replicas[which].webhook.webhook()]);
+            admits(&scene.shop, &scene.image("0.9.0"), &scene.image("1.0.0")).await;
+        }
+        scene.serve(&[0, 1]);
+        scene
+    }
+
+    fn image(&self, tag: &str) -> String {
+        format!("{}:{tag}", self.own.registry.image("l-app"))
+    }
+
+    /// New connections go to these replicas.
+    fn serve(&self, which: &[usize]) {
+        let backends: Vec<_> = which.iter().map(|n| self.replicas[*n].webhook.webhook()).collect();
+        self.service.set_backends(&backends);
+    }
+
+    /// Reviews straight to the Service.
+    fn load(&self) -> AdmissionLoad {
+        let client = WebhookClient::new(self.service.address(), "127.0.0.1", self.ca.pem()).unwrap();
+        let (text, wanted) = (self.image("0.9.0"), self.image("1.0.0"));
+        let reviews = Reviews { namespace: self.shop.namespace.clone(), text, wanted };
+        AdmissionLoad::start(client, reviews, RATE).unwrap()
+    }
+
+    /// As a rollout of kimup's own Deployment or a drained node does it, with no replica to spare.
+    async fn restart(&mut self, which: usize) {
+        let told = Instant::now();
+        let replica = &mut self.replicas[which];
+        replica.webhook.ask_to_stop().unwrap();
+        replica.sync.ask_to_stop().unwrap();
+        eventually(DEADLINE, "it says that it is not ready", async || replica.webhook.ready().await.is_err()).await;
+        tokio::time::sleep(ENDPOINTS_FOLLOW).await; // new connections still come
+        self.serve(&[1 - which]);
+        let replica = &mut self.replicas[which];
+        for process in [&mut replica.webhook, &mut replica.sync] {
+            let status = process.ended(STOPS_WITHIN.saturating_sub(told.elapsed())).await.unwrap();
+            assert_eq!(status.code(), Some(0), "{}", process.log_text());
+        }
+        let name = ["a", "b"][which];
+        let (webhook, sync) = (options_of(&self.own, "webhook", name).await, options_of(&self.own, "sync", name).await);
+        self.replicas[which] = Replica::start(webhook, sync).await;
+        self.serve(&[0, 1]);
+    }
+}
+
+/// As in `deploy/` with certificates from files: no URL, a socket between the two.
+async fn options_of(own: &Own, command: &str, replica: &str) -> KimupOptions {
+    let mut options = own.options(&format!("{command}-{replica}")).await;
+    command.clone_into(&mut options.command);
+    options.webhook_url = WebhookUrl::None;
+    if command == "webhook" {
+        options.args.truncate(4); // it knows no registries
+    }
+    let file = |name: &str| own.cluster.folder().join(name).display().to_string();
+    options.args.extend(["--sync-socket".to_owned(), file(&format!("{replica}.sock"))]);
+    options.args.extend(["--tls-cert-file".to_owned(), file("server.crt")]);
+    options.args.extend(["--tls-key-file".to_owned(), file("server.key")]);
+    options
+}
+
+/// Creates Pods through the API server until it is stopped.
+struct Creators {
+    stop: Arc<AtomicBool>,
+    tasks: Vec<tokio::task::JoinHandle<Vec<Result<(), String>>>>,
+}
+
+impl Creators {
+    fn start(scene: &Scene) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let tasks = (0..CREATORS).map(|n| {
+            let (api, stop) = (scene.shop.api::<Pod>(), stop.clone());
+            let (text, wanted) = (scene.image("0.9.0"), scene.image("1.0.0"));
+            tokio::spawn(async move {
+                let params = PostParams { dry_run: true, ..PostParams::default() };
+                let pod = with_annotations(pod(&format!("made-{n}"), &text), &[(ENABLED, "true")]);
+                let mut results = Vec::new();
+                while !stop.load(Ordering::SeqCst) {
+                    results.push(match api.create(&params, &pod).await {
+                        Ok(pod) if image_of(&pod, "app") == wanted => Ok(()),
+                        Ok(pod) => Err(format!("unmutated: {}", image_of(&pod, "app"))),
+                        Err(error) => Err(error.to_string()),
+                    });
+                }
+                results
+            })
+        });
+        Self { stop: stop.clone(), tasks: tasks.collect() }
+    }
+
+    /// How many Pods were created, all with the right image.
+    async fn stop(self) -> usize {
+        self.stop.store(true, Ordering::SeqCst);
+        let mut results = Vec::new();
+        for task in self.tasks {
+            results.extend(task.await.unwrap());
+        }
+        let failed: Vec<&String> = results.iter().filter_map(|result| result.as_ref().err()).collect();
+        assert!(failed.is_empty(), "{} of {} Pods: {:?}", failed.len(), results.len(), &failed[..failed.len().min(5)]);
+        results.len()
+    }
+}
+
+/// How many restarts; `make test-restarts` does 20.
+fn restarts() -> usize {
+    std::env::var("KIMUP_RESTARTS").map_or(3, |count| count.parse().expect("KIMUP_RESTARTS is a number"))
+}
+
+fn tell(what: &str, report: &LoadReport, took: Duration) {
+    let causes: Vec<_> = report.failures.iter().take(5).map(|failure| &failure.cause).collect();
+    println!(
+        "{what}: {} reviews in {:.0} s, {} failed {causes:?}, {} resent, {} not sent in time, {} connections; \
+         p50 {:?}, p99 {:?}, longest {:?}",
+        report.answered,
+        took.as_secs_f64(),
+        report.failures.len(),
+        report.resent,
+        report.skipped,
+        report.connections,
+        report.quantile(0.5),
+        report.quantile(0.99),
+        report.quantile(1.0),
+    );
+}
+
+#[tokio::test]
+async fn restarts_and_kills_lose_nothing() {
+    let mut scene = Scene::new().await;
+    let (load, creators, started) = (scene.load(), Creators::start(&scene), Instant::now());
+    for number in 0..restarts() {
+        scene.restart(number % 2).await;
+    }
+    let (report, created) = (load.stop().await.unwrap(), creators.stop().await);
+    tell(&format!("{} restarts, {created} Pods created", restarts()), &report, started.elapsed());
+    assert!(report.failures.is_empty(), "{} failed", report.failures.len());
+    assert!(report.answered > 1000 && created > 20, "there was a load: {} and {created}", report.answered);
+    a_killed_replica_takes_only_what_was_open(&mut scene).await;
+    a_second_signal_ends_it_at_once(&mut scene).await;
+}
+
+async fn a_killed_replica_takes_only_what_was_open(scene: &mut Scene) {
+    let (load, started) = (scene.load(), Instant::now());
+    eventually(DEADLINE, "there is a load", async || load.so_far().answered > 500).await;
+    let victim = scene.replicas[0].webhook.webhook();
+    let connections = scene.service.connections_to(victim);
+    assert!(connections > 0);
+    scene.replicas[0].webhook.kill();
+    let killed = tokio::time::Instant::now();
+    let before = load.so_far().answered;
+    eventually(DEADLINE, "the other goes on", async || load.so_far().answered > before + 500).await;
+    let report = load.stop().await.unwrap();
+    tell(&format!("one of two killed, with {connections} connections"), &report, started.elapsed());
+    assert!(report.failures.len() <= connections, "{} failed on {connections} connections", report.failures.len());
+    let late = report.failures.iter().find(|failure| failure.sent > killed + ENDPOINTS_FOLLOW);
+    assert!(late.is_none(), "{late:?}");
+}
+
+async fn a_second_signal_ends_it_at_once(scene: &mut Scene) {
+    let webhook = &mut scene.replicas[1].webhook;
+    webhook.ask_to_stop().unwrap();
+    eventually(DEADLINE, "it says that it is not ready", async || webhook.ready().await.is_err()).await;
+    webhook.ask_to_stop().unwrap();
+    let asked = Instant::now();
+    let status = webhook.ended(DEADLINE).await.unwrap();
+    assert_eq!(status.code(), Some(128 + 15), "{}", webhook.log_text());
+    assert!(asked.elapsed() < Duration::from_secs(4), "not at the end of the drain: {:?}", asked.elapsed());
+}
