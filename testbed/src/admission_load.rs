@@ -233,7 +233,8 @@ impl Reviews {
     /// The review with this number: of an opted-in Pod with one container `app`.
     pub fn body(&self, number: u64) -> Vec<u8> {
         let name = format!("load-{number}");
-        let env: Vec<Value> = (0..20).map(|n| json!({"name": format!("SETTING_{n}"), "value": "x".repeat(40)})).collect();
+        let env: Vec<Value> =
+            (0..20).map(|n| json!({"name": format!("SETTING_{n}"), "value": "x".repeat(40)})).collect();
         let container = json!({"name": "app", "image": self.text, "env": env, "imagePullPolicy": "IfNotPresent"});
         let review = json!({
             "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
@@ -330,13 +331,8 @@ struct Done {
 impl AdmissionLoad {
     /// `rate` reviews a second.
     pub fn start(client: WebhookClient, reviews: Reviews, rate: u32) -> Result<Self> {
-        let shared = Shared {
-            client,
-            reviews,
-            open: AtomicUsize::new(0),
-            skipped: AtomicU64::new(0),
-            done: Mutex::default(),
-        };
+        let shared =
+            Shared { client, reviews, open: AtomicUsize::new(0), skipped: AtomicU64::new(0), done: Mutex::default() };
         let shared = Arc::new(shared);
         let (stop, stopped) = watch::channel(false);
         let task = runtime()?.spawn(run(Arc::clone(&shared), Duration::from_secs(1) / rate.max(1), stopped));

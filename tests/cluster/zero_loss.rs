@@ -1,5 +1,6 @@
 //! Scenario l: replicas are restarted one after the other, and killed, under load; no Pod is refused or missed.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -9,7 +10,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kimup::admission::configuration::{CaBundle, Endpoint, Options, build};
 use kimup_testbed::{
     AdmissionLoad, Balancer, KimupOptions, KimupProcess, LoadReport, Reviews, TestCa, WebhookClient, WebhookUrl,
-    eventually,
+    eventually, run_dir,
 };
 use kube::api::{Api, PostParams};
 use serde_json::json;
@@ -33,7 +34,8 @@ struct Replica {
 }
 
 impl Replica {
-    async fn start(webhook: KimupOptions, sync: KimupOptions) -> Self {
+    async fn start(own: &Own, files: &Path, name: &str) -> Self {
+        let (webhook, sync) = (options(own, files, "webhook", name).await, options(own, files, "sync", name).await);
         let (webhook, sync) = tokio::join!(KimupProcess::start(webhook), KimupProcess::start(sync));
         Self { webhook: webhook.unwrap(), sync: sync.unwrap() }
     }
@@ -43,6 +45,8 @@ struct Scene {
     own: Own,
     shop: Shop,
     ca: TestCa,
+    /// Certificate, key and sockets.
+    files: PathBuf,
     /// The Service.
     service: Balancer,
     replicas: [Replica; 2],
@@ -51,11 +55,11 @@ struct Scene {
 impl Scene {
     async fn new() -> Self {
         let own = Own::start().await;
-        let folder = own.cluster.folder();
+        let files = run_dir().unwrap().folder("zero-loss").unwrap();
         let ca = TestCa::new().unwrap();
-        ca.server(&["127.0.0.1"]).unwrap().write(folder).unwrap();
+        ca.server(&["127.0.0.1"]).unwrap().write(&files).unwrap();
         let service = Balancer::start(&[]).await.unwrap();
-        let options = Options {
+        let configuration = Options {
             name: "kimup".to_owned(),
             namespace: SYSTEM.to_owned(),
             endpoint: Endpoint::Url(format!("https://{}", service.address())),
@@ -63,15 +67,15 @@ impl Scene {
             ca_bundle: CaBundle::Own(ca.pem().as_bytes().to_vec()),
         };
         let configurations: Api<MutatingWebhookConfiguration> = Api::all(own.cluster.client().await.unwrap());
-        configurations.create(&PostParams::default(), &build(&options, &[])).await.unwrap();
-        let first = Replica::start(options_of(&own, "webhook", "a").await, options_of(&own, "sync", "a").await).await;
+        configurations.create(&PostParams::default(), &build(&configuration, &[])).await.unwrap();
+        let first = Replica::start(&own, &files, "a").await;
         leads(&first.sync, DEADLINE).await;
-        let second = Replica::start(options_of(&own, "webhook", "b").await, options_of(&own, "sync", "b").await).await;
+        let second = Replica::start(&own, &files, "b").await;
         own.registry.push("l-app", "1.0.0").await.unwrap();
         let shop = own.shop("l-shop").await;
         shop.create_image("app", &json!({"spec": {"image": own.registry.image("l-app")}})).await;
         shop.settles("app", "1.0.0").await;
-        let scene = Self { own, shop, ca, service, replicas: [first, second] };
+        let scene = Self { own, shop, ca, files, service, replicas: [first, second] };
         for which in [0, 1] {
             scene.service.set_backends(&[scene.replicas[which].webhook.webhook()]);
             admits(&scene.shop, &scene.image("0.9.0"), &scene.image("1.0.0")).await;
@@ -112,22 +116,20 @@ impl Scene {
             let status = process.ended(STOPS_WITHIN.saturating_sub(told.elapsed())).await.unwrap();
             assert_eq!(status.code(), Some(0), "{}", process.log_text());
         }
-        let name = ["a", "b"][which];
-        let (webhook, sync) = (options_of(&self.own, "webhook", name).await, options_of(&self.own, "sync", name).await);
-        self.replicas[which] = Replica::start(webhook, sync).await;
+        self.replicas[which] = Replica::start(&self.own, &self.files, ["a", "b"][which]).await;
         self.serve(&[0, 1]);
     }
 }
 
 /// As in `deploy/` with certificates from files: no URL, a socket between the two.
-async fn options_of(own: &Own, command: &str, replica: &str) -> KimupOptions {
+async fn options(own: &Own, files: &Path, command: &str, replica: &str) -> KimupOptions {
     let mut options = own.options(&format!("{command}-{replica}")).await;
     command.clone_into(&mut options.command);
     options.webhook_url = WebhookUrl::None;
     if command == "webhook" {
         options.args.truncate(4); // it knows no registries
     }
-    let file = |name: &str| own.cluster.folder().join(name).display().to_string();
+    let file = |name: &str| files.join(name).display().to_string();
     options.args.extend(["--sync-socket".to_owned(), file(&format!("{replica}.sock"))]);
     options.args.extend(["--tls-cert-file".to_owned(), file("server.crt")]);
     options.args.extend(["--tls-key-file".to_owned(), file("server.key")]);
@@ -205,8 +207,10 @@ async fn restarts_and_kills_lose_nothing() {
     for number in 0..restarts() {
         scene.restart(number % 2).await;
     }
-    let (report, created) = (load.stop().await.unwrap(), creators.stop().await);
-    tell(&format!("{} restarts, {created} Pods created", restarts()), &report, started.elapsed());
+    let report = load.stop().await.unwrap();
+    tell(&format!("{} restarts", restarts()), &report, started.elapsed());
+    let created = creators.stop().await;
+    println!("{created} Pods created meanwhile through the API server");
     assert!(report.failures.is_empty(), "{} failed", report.failures.len());
     assert!(report.answered > 1000 && created > 20, "there was a load: {} and {created}", report.answered);
     a_killed_replica_takes_only_what_was_open(&mut scene).await;
