@@ -12,6 +12,7 @@ mod chaos;
 mod configuration;
 mod containers;
 mod crd;
+mod degraded;
 mod digests;
 mod examples;
 mod failing;
