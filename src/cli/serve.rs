@@ -21,7 +21,7 @@ use crate::net::ca::{self, CertificateAuthority};
 use crate::net::probes::{Readiness, serve_probes};
 use crate::net::server::{ServerOptions, serve_https};
 use crate::net::tls::{self, CertSource};
-use crate::net::{shutdown, socket};
+use crate::net::{client_ca, shutdown, socket};
 use crate::notify::Events;
 use crate::registry;
 use crate::sync;
@@ -300,8 +300,12 @@ impl Process {
             (None, None) => anyhow::bail!("there is neither a CA nor a certificate file"),
         };
         let served = self.readiness.register("certificate");
-        let (shared, _) =
-            tls::start(source, tls::system_clock(), served, self.metrics.clone(), stages.server.clone()).await?;
+        let clients = match &args.client_ca_file {
+            Some(path) => Some(client_ca::start(path.clone(), stages.server.clone()).await?),
+            None => None,
+        };
+        let (metrics, stop) = (self.metrics.clone(), stages.server.clone());
+        let (shared, _) = tls::start(source, clients, tls::system_clock(), served, metrics, stop).await?;
         let routes = handler::router(index.clone(), asker, args.question_timeout, self.metrics.clone());
         let in_cluster = roles.endpoint.webhook_url.is_none();
         let options = ServerOptions {

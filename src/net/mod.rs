@@ -4,8 +4,10 @@
 
 pub mod ca;
 mod ca_secret;
+pub mod client_ca;
 mod guard_io;
 pub mod probes;
+mod seats;
 pub mod server;
 pub mod shutdown;
 pub mod socket;
