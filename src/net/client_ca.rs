@@ -31,7 +31,9 @@ pub enum ClientCaError {
         source: std::io::Error,
     },
     /// The file is not what is needed.
-    #[error("the client CA file {path} cannot be used: {reason}; it must hold the PEM certificates of the CAs that sign the API server's client certificate")]
+    #[error(
+        "the client CA file {path} cannot be used: {reason}; it must hold the PEM certificates of the CAs that sign the API server's client certificate"
+    )]
     Content {
         /// The file.
         path: PathBuf,

@@ -36,16 +36,8 @@ pub(super) enum Phase {
 }
 
 impl Phase {
-    const ALL: [Self; 8] = [
-        Self::Handshake,
-        Self::Queued,
-        Self::Fresh,
-        Self::Head,
-        Self::Body,
-        Self::Busy,
-        Self::Answered,
-        Self::Idle,
-    ];
+    const ALL: [Self; 8] =
+        [Self::Handshake, Self::Queued, Self::Fresh, Self::Head, Self::Body, Self::Busy, Self::Answered, Self::Idle];
 
     fn of(state: u64) -> Self {
         Self::ALL[(state % 8) as usize]
