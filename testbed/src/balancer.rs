@@ -88,8 +88,10 @@ async fn serve(
 }
 
 async fn connect(backends: &[SocketAddr], next: &AtomicUsize) -> Option<(SocketAddr, TcpStream)> {
-    for _ in backends {
-        let backend = backends[next.fetch_add(1, Ordering::Relaxed) % backends.len()];
+    // Counted once: between two counts another connection could skip the one that accepts.
+    let first = next.fetch_add(1, Ordering::Relaxed);
+    for nth in 0..backends.len() {
+        let backend = backends[(first + nth) % backends.len()];
         if let Ok(stream) = TcpStream::connect(backend).await {
             return Some((backend, stream));
         }
