@@ -31,7 +31,7 @@ mod tools;
 mod wait;
 
 pub use admission_load::{AdmissionLoad, LoadFailure, LoadReport, Reviews, WebhookClient};
-pub use api_stub::ApiStub;
+pub use api_stub::{ApiStub, Obstacle};
 pub use arguments::Arguments;
 pub use balancer::Balancer;
 pub use cluster::{Cluster, KubectlOutput};

@@ -1,7 +1,7 @@
 //! Scenario m: the API server is away, hangs, or comes back; the webhook goes on with what it knew.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use k8s_openapi::api::core::v1::Secret;
 use kimup_testbed::{
@@ -14,7 +14,6 @@ use serde_json::json;
 use crate::own::{Own, SYSTEM, leads};
 use crate::support::{DEADLINE, Shop};
 
-const AGE: &str = "kimup_index_age_seconds";
 /// What the API server calls the webhook.
 const SERVICE: &str = "kimup-webhook.kimup-system.svc";
 /// Reviews a second: enough that none falls between two states.
@@ -88,23 +87,30 @@ impl Scene {
         self.shop.settles("app", tag).await;
     }
 
-    /// Waits until what the webhook knows is at least so old. It is ready all the while.
+    /// Waits until the webhook has not heard of the API server for so long. It is ready all the while.
     async fn ages(&self, by: Duration) {
-        eventually(DEADLINE, &format!("an age of {by:?}"), async || {
+        eventually(DEADLINE, &format!("silence for {by:?}"), async || {
             self.webhook.ready().await.unwrap();
-            let age = self.webhook.metric(AGE, &[]).await.unwrap();
-            if age > by.as_secs_f64() { Ok(()) } else { Err(format!("{age} s")) }
+            let age = age(&self.webhook).await;
+            if age > by { Ok(()) } else { Err(format!("{age:?}")) }
         })
         .await;
     }
 
     async fn is_fresh(&self) {
-        eventually(DEADLINE, "it is up to date again", async || {
-            let age = self.webhook.metric(AGE, &[]).await.unwrap();
-            if age < 5.0 { Ok(()) } else { Err(format!("{age} s")) }
+        eventually(DEADLINE, "it has heard of the API server", async || {
+            let age = age(&self.webhook).await;
+            if age < Duration::from_secs(3) { Ok(()) } else { Err(format!("{age:?}")) }
         })
         .await;
     }
+}
+
+/// How long a webhook has not heard of Images.
+pub async fn age(kimup: &KimupProcess) -> Duration {
+    let seen = kimup.metric("kimup_watch_last_seen_timestamp_seconds", &[("resource", "images")]).await.unwrap();
+    assert!(seen > 0.0, "the metric is there");
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH + Duration::from_secs_f64(seen)).unwrap_or_default()
 }
 
 fn socket(files: &Path) -> [String; 2] {

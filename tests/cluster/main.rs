@@ -13,6 +13,7 @@ mod configuration;
 mod containers;
 mod crd;
 mod degraded;
+mod degraded_stub;
 mod digests;
 mod examples;
 mod failing;
