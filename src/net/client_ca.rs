@@ -1,6 +1,6 @@
 //! Who may connect: clients with a certificate that a CA of a file has signed (`--client-ca-file`).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -110,8 +110,8 @@ async fn read(path: &PathBuf) -> Result<Vec<u8>, ClientCaError> {
     Ok(bytes)
 }
 
-fn verifier(path: &PathBuf, pem: &[u8]) -> Result<Arc<dyn ClientCertVerifier>, ClientCaError> {
-    let refuse = |reason: String| ClientCaError::Content { path: path.clone(), reason };
+fn verifier(path: &Path, pem: &[u8]) -> Result<Arc<dyn ClientCertVerifier>, ClientCaError> {
+    let refuse = |reason: String| ClientCaError::Content { path: path.to_path_buf(), reason };
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(pem) {
         let certificate = certificate.map_err(|e| refuse(format!("it is no PEM: {e}")))?;

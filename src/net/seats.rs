@@ -17,10 +17,12 @@ use tokio::time::Instant;
 /// What a connection is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
-    /// The peer owes bytes of the TLS handshake.
-    Handshake,
+    /// The peer has not said a whole TLS hello.
+    Hello,
     /// The TLS handshake waits for its turn here.
     Queued,
+    /// The peer owes the end of the TLS handshake.
+    Handshake,
     /// The peer has not begun its first request.
     Fresh,
     /// A request head has begun.
@@ -36,13 +38,25 @@ pub(super) enum Phase {
 }
 
 impl Phase {
-    const ALL: [Self; 8] =
-        [Self::Handshake, Self::Queued, Self::Fresh, Self::Head, Self::Body, Self::Busy, Self::Answered, Self::Idle];
+    const ALL: [Self; 9] = [
+        Self::Hello,
+        Self::Queued,
+        Self::Handshake,
+        Self::Fresh,
+        Self::Head,
+        Self::Body,
+        Self::Busy,
+        Self::Answered,
+        Self::Idle,
+    ];
 
     fn of(state: u64) -> Self {
-        Self::ALL[(state % 8) as usize]
+        Self::ALL.get((state % SCALE) as usize).copied().unwrap_or(Self::Hello)
     }
 }
+
+/// A state is `milliseconds * SCALE + phase`.
+const SCALE: u64 = 16;
 
 /// How long a peer may take; times count from the beginning of what they name.
 #[derive(Debug, Clone, Copy)]
@@ -69,8 +83,10 @@ impl Patience {
 const GRACE: Duration = Duration::from_millis(100);
 /// The same for a request head that has begun.
 const HEAD_GRACE: Duration = Duration::from_millis(250);
-/// The same for a body, and for a peer that takes no bytes of an answer.
-const BODY_GRACE: Duration = Duration::from_secs(1);
+/// The same for an idle connection: closing it is a risk, since the next request may be on its way.
+const IDLE_GRACE: Duration = Duration::from_secs(2);
+/// The same before the first request, for a body, and for a peer that takes no bytes of an answer.
+const LONG_GRACE: Duration = Duration::from_secs(1);
 
 /// One connection at one moment.
 #[derive(Debug, Clone, Copy)]
@@ -89,22 +105,24 @@ impl Glance {
     /// request is being answered, or the peer owes nothing, or not for long.
     ///
     /// An address that holds more than half of all seats loses first. All API servers may come from one address (a proxy,
-    /// konnectivity), so a share alone is no reason to close anything. Then come those without a whole request.
-    fn spare(self, max: usize) -> Option<(bool, bool, usize, Duration)> {
-        let grace = match self.phase {
-            _ if self.blocked >= BODY_GRACE => Duration::ZERO,
-            Phase::Handshake | Phase::Fresh | Phase::Idle => GRACE,
-            Phase::Head => HEAD_GRACE,
-            Phase::Body => BODY_GRACE,
+    /// konnectivity), so a share alone is no reason to close anything. Then come those that have said nothing, then those
+    /// without a whole request.
+    fn spare(self, max: usize) -> Option<(bool, u8, usize, Duration)> {
+        let (rank, grace) = match self.phase {
+            _ if self.blocked >= LONG_GRACE => (1, Duration::ZERO),
+            Phase::Hello => (2, GRACE),
+            Phase::Handshake => (1, GRACE),
+            Phase::Head => (1, HEAD_GRACE),
+            Phase::Fresh | Phase::Body => (1, LONG_GRACE),
+            Phase::Idle => (0, IDLE_GRACE),
             Phase::Queued | Phase::Busy | Phase::Answered => return None,
         };
-        let key = (self.peers * 2 > max, self.phase != Phase::Idle, self.peers, self.age);
-        (self.age >= grace).then_some(key)
+        (self.age >= grace).then_some((self.peers * 2 > max, rank, self.peers, self.age))
     }
 
     fn is_overdue(self, patience: &Patience) -> bool {
         let limit = match self.phase {
-            Phase::Handshake | Phase::Queued => patience.handshake,
+            Phase::Hello | Phase::Queued | Phase::Handshake => patience.handshake,
             Phase::Fresh | Phase::Idle => patience.idle,
             Phase::Head => patience.header,
             // These have deadlines of their own, which end with an answer.
@@ -117,12 +135,13 @@ impl Glance {
 /// One connection, as all can see it.
 pub(super) struct Seat {
     epoch: Instant,
-    /// The phase, and since when in milliseconds: `since * 8 + phase`.
+    /// The phase, and since when.
     state: AtomicU64,
     /// Since when the peer takes no bytes, in milliseconds; 0: it does.
     blocked: AtomicU64,
     peers: Arc<AtomicUsize>,
     leave: AtomicBool,
+    cut: AtomicBool,
     finish: AtomicBool,
     task: AtomicWaker,
 }
@@ -135,22 +154,23 @@ impl Seat {
             blocked: AtomicU64::default(),
             peers,
             leave: AtomicBool::default(),
+            cut: AtomicBool::default(),
             finish: AtomicBool::default(),
             task: AtomicWaker::new(),
         };
-        seat.enter(Phase::Handshake);
+        seat.enter(Phase::Hello);
         seat
     }
 
     /// Begins a phase.
     pub fn enter(&self, phase: Phase) {
-        self.state.store(self.now() * 8 + phase as u64, Ordering::Relaxed);
+        self.state.store(self.now() * SCALE + phase as u64, Ordering::Relaxed);
     }
 
     /// Changes the phase, and not since when: the time of both counts together.
     pub fn go_on_with(&self, phase: Phase) {
-        let since = self.state.load(Ordering::Relaxed) / 8;
-        self.state.store(since * 8 + phase as u64, Ordering::Relaxed);
+        let since = self.state.load(Ordering::Relaxed) / SCALE;
+        self.state.store(since * SCALE + phase as u64, Ordering::Relaxed);
     }
 
     pub fn phase(&self) -> Phase {
@@ -165,10 +185,16 @@ impl Seat {
         }
     }
 
-    /// Whether the connection has to end now. Wakes the task when that, or [`Seat::must_finish`], changes.
-    pub fn must_leave(&self, cx: &Context<'_>) -> bool {
+    /// Whether the connection has to end; `Some(true)`: whatever it does. Wakes the task when that, or
+    /// [`Seat::must_finish`], changes.
+    pub fn must_leave(&self, cx: &Context<'_>) -> Option<bool> {
         self.task.register(cx.waker());
-        self.leave.load(Ordering::Acquire)
+        self.leave.load(Ordering::Acquire).then(|| self.cut.load(Ordering::Acquire))
+    }
+
+    /// Makes the request that the connection has, if it has one, the last.
+    pub fn finish(&self) {
+        self.finish.store(true, Ordering::Release);
     }
 
     /// Whether the connection ends with the request that it has, if it has one.
@@ -177,14 +203,14 @@ impl Seat {
     }
 
     fn now(&self) -> u64 {
-        u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX / 8)
+        u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX / SCALE)
     }
 
     fn glance(&self, now: u64) -> Glance {
         let (state, blocked) = (self.state.load(Ordering::Relaxed), self.blocked.load(Ordering::Relaxed));
         Glance {
             phase: Phase::of(state),
-            age: Duration::from_millis(now.saturating_sub(state / 8)),
+            age: Duration::from_millis(now.saturating_sub(state / SCALE)),
             blocked: Duration::from_millis(if blocked == 0 { 0 } else { now.saturating_sub(blocked) }),
             peers: self.peers.load(Ordering::Relaxed),
         }
@@ -209,9 +235,12 @@ struct Table {
 }
 
 impl Table {
-    /// Tells a connection to leave. The waker is to be called without the lock.
+    /// Tells a connection to leave, and when told again, to leave whatever it does. The waker is to be called without the
+    /// lock.
     fn expel(&mut self, seat: &Seat) -> Option<Waker> {
-        if !seat.leave.swap(true, Ordering::AcqRel) {
+        if seat.leave.swap(true, Ordering::AcqRel) {
+            seat.cut.store(true, Ordering::Release);
+        } else {
             self.leaving += 1;
         }
         seat.task.take()
@@ -248,7 +277,7 @@ impl Seats {
         }
         let (id, seat) = table.seat(peer, self.epoch);
         drop(table);
-        woken.map(Waker::wake);
+        woken.into_iter().for_each(Waker::wake);
         Some(Seated { seats: Arc::clone(self), id, peer, seat })
     }
 
@@ -260,11 +289,11 @@ impl Seats {
     /// Closes the connection whose body has been coming for the longest, if that is long.
     pub fn push_out_slowest_body(&self) {
         let mut table = self.lock();
-        let slow = |glance: Glance| glance.phase == Phase::Body && glance.age >= BODY_GRACE;
+        let slow = |glance: Glance| glance.phase == Phase::Body && glance.age >= LONG_GRACE;
         let found = self.find(&table, |glance| slow(glance).then_some(glance.age));
         let woken = found.and_then(|seat| table.expel(&seat));
         drop(table);
-        woken.map(Waker::wake);
+        woken.into_iter().for_each(Waker::wake);
     }
 
     /// Closes what has taken longer than it may.
@@ -274,13 +303,12 @@ impl Seats {
 
     /// Closes what has not got as far as a whole request head.
     pub fn expel_unbegun(&self) {
-        self.expel_all(|glance| {
-            matches!(glance.phase, Phase::Handshake | Phase::Queued | Phase::Fresh | Phase::Head | Phase::Idle)
-        });
+        self.expel_all(|glance| !matches!(glance.phase, Phase::Body | Phase::Busy | Phase::Answered));
     }
 
     /// Closes everything now.
     pub fn expel_everybody(&self) {
+        self.expel_all(|_| true);
         self.expel_all(|_| true);
     }
 
@@ -288,7 +316,7 @@ impl Seats {
     pub fn finish_all(&self) {
         let seats: Vec<_> = self.lock().seats.values().cloned().collect();
         for seat in seats {
-            seat.finish.store(true, Ordering::Release);
+            seat.finish();
             seat.task.wake();
         }
     }
@@ -311,7 +339,7 @@ impl Seats {
     }
 
     fn now(&self) -> u64 {
-        u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX / 8)
+        u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX / SCALE)
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {

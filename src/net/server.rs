@@ -59,7 +59,7 @@ pub struct ServerOptions {
     /// review holds an object twice at most, and the API server takes objects of up to 3 MiB.
     pub body_limit: usize,
     /// Bytes of all request bodies that are being read or answered, 16 KiB of each aside. A further one waits 0.25 s and
-    /// is then answered 503 with `Retry-After`. At least [`body_limit`](Self::body_limit). Default 16 MiB.
+    /// is then answered 503 with `Retry-After`. At least [`body_limit`](Self::body_limit). Default 12 MiB.
     pub bodies_in_memory: usize,
     /// How long everything is still served after `shutdown`, while the endpoint is removed from its Service everywhere:
     /// each answer then says `Connection: close`. Default 0. With `drain` it must stay below the Pod's
@@ -80,7 +80,7 @@ impl Default for ServerOptions {
             body_timeout: Duration::from_secs(10),
             request_timeout: Duration::from_secs(30),
             body_limit: 7 << 20,
-            bodies_in_memory: 16 << 20,
+            bodies_in_memory: 12 << 20,
             shutdown_delay: Duration::ZERO,
             drain: Duration::from_secs(25),
         }
@@ -199,7 +199,7 @@ async fn drain<H>(shared: &Shared<H>, connections: TaskTracker) -> Drained {
     if timeout(first, connections.wait()).await.is_err() {
         shared.seats.expel_unbegun();
     }
-    let cut = match timeout(all - first, connections.wait()).await {
+    let cut = match timeout(all.saturating_sub(first), connections.wait()).await {
         Ok(()) => 0,
         Err(_) => connections.len(),
     };

@@ -14,7 +14,7 @@ fn glance(phase: Phase, age_ms: u64) -> Glance {
 #[test]
 fn the_state_is_what_was_entered() {
     let seat = Seat::new(Instant::now(), Arc::default());
-    assert_eq!(seat.phase(), Phase::Handshake);
+    assert_eq!(seat.phase(), Phase::Hello);
     for phase in Phase::ALL {
         seat.enter(phase);
         assert_eq!(seat.phase(), phase);
@@ -32,6 +32,7 @@ fn each_phase_has_its_patience() {
             None => assert!(!overdue(1_000_000), "{phase:?}"),
         }
     }
+    check(Phase::Hello, Some(10));
     check(Phase::Handshake, Some(10));
     check(Phase::Queued, Some(10));
     check(Phase::Fresh, Some(120));
@@ -54,14 +55,15 @@ fn a_seat_is_spared_only_while_the_peer_owes_something() {
             None => assert!(!spared(1_000_000), "{phase:?}"),
         }
     }
+    check(Phase::Hello, Some(100));
     check(Phase::Handshake, Some(100));
     check(Phase::Queued, None);
-    check(Phase::Fresh, Some(100));
+    check(Phase::Fresh, Some(1000));
     check(Phase::Head, Some(250));
     check(Phase::Body, Some(1000));
     check(Phase::Busy, None);
     check(Phase::Answered, None);
-    check(Phase::Idle, Some(100));
+    check(Phase::Idle, Some(2000));
     let blocked = |ms| Glance { blocked: Duration::from_millis(ms), ..glance(Phase::Answered, 0) };
     assert!(blocked(999).spare(10).is_none());
     assert!(blocked(1000).spare(10).is_some());
@@ -74,18 +76,21 @@ fn who_goes_first() {
         let key = |(phase, age_ms, peers)| Glance { peers, ..glance(phase, age_ms) }.spare(10).unwrap();
         assert!(key(first) > key(second), "{first:?} {second:?}");
     }
+    // Who has said nothing.
+    check((Phase::Hello, 200, 1), (Phase::Handshake, 9000, 2));
+    check((Phase::Hello, 200, 1), (Phase::Head, 9000, 2));
     // Without a whole request before idle, the longest first.
-    check((Phase::Fresh, 200, 1), (Phase::Idle, 9000, 1));
+    check((Phase::Fresh, 1000, 1), (Phase::Idle, 9000, 1));
     check((Phase::Body, 2000, 1), (Phase::Idle, 9000, 1));
-    check((Phase::Idle, 300, 1), (Phase::Idle, 200, 1));
+    check((Phase::Idle, 3000, 1), (Phase::Idle, 2000, 1));
     check((Phase::Handshake, 300, 1), (Phase::Head, 299, 1));
     // Among equals the address with most of them.
-    check((Phase::Idle, 200, 3), (Phase::Idle, 900, 2));
-    check((Phase::Handshake, 200, 3), (Phase::Fresh, 900, 2));
+    check((Phase::Idle, 2000, 3), (Phase::Idle, 9000, 2));
+    check((Phase::Handshake, 200, 3), (Phase::Fresh, 9000, 2));
     // Up to half of all the API servers' proxy may hold, beyond that it loses first.
-    check((Phase::Fresh, 200, 1), (Phase::Idle, 900, 5));
-    check((Phase::Idle, 200, 6), (Phase::Fresh, 900, 1));
-    check((Phase::Fresh, 200, 6), (Phase::Idle, 900, 6));
+    check((Phase::Fresh, 1000, 1), (Phase::Idle, 9000, 5));
+    check((Phase::Idle, 2000, 6), (Phase::Fresh, 9000, 1));
+    check((Phase::Fresh, 1000, 6), (Phase::Idle, 9000, 6));
 }
 
 fn address(last: u8) -> IpAddr {
@@ -104,7 +109,7 @@ async fn a_newcomer_takes_the_seat_that_can_be_spared() {
     for (nth, phase) in [Phase::Busy, Phase::Idle, Phase::Head, Phase::Busy].into_iter().enumerate() {
         held[nth].seat.enter(phase);
     }
-    tokio::time::advance(Duration::from_secs(1)).await;
+    tokio::time::advance(Duration::from_secs(2)).await;
     let fifth = seats.take(address(9)).unwrap();
     assert_eq!(held.iter().map(leaves).collect::<Vec<_>>(), [false, false, true, false]);
     fifth.seat.enter(Phase::Busy);
@@ -146,6 +151,9 @@ async fn the_sweep_closes_what_is_overdue_and_nothing_else() {
     assert_eq!((leaves(&idle), leaves(&busy)), (true, false));
     seats.expel_everybody();
     assert!(leaves(&busy));
+    for seated in [&head, &idle, &busy] {
+        assert!(seated.seat.cut.load(Ordering::Acquire));
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -25,7 +25,19 @@ use crate::net::tls::SharedTls;
 pub(super) async fn run<H: Handler>(stream: TcpStream, seated: Seated, shared: Arc<Shared<H>>) {
     let seat = &seated.seat;
     let mut serving = pin!(serve(stream, seat, &shared));
-    poll_fn(|cx| if seat.must_leave(cx) { Poll::Ready(()) } else { serving.as_mut().poll(cx) }).await;
+    let mut finishing = false;
+    poll_fn(|cx| {
+        if let Some(at_once) = seat.must_leave(cx) {
+            // A request may just have arrived on an idle connection: then it is the last.
+            finishing |= seat.phase() == Phase::Idle;
+            if at_once || !finishing {
+                return Poll::Ready(());
+            }
+            seat.finish();
+        }
+        serving.as_mut().poll(cx)
+    })
+    .await;
 }
 
 async fn serve<H: Handler>(stream: TcpStream, seat: &Arc<Seat>, shared: &Arc<Shared<H>>) {

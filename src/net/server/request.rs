@@ -70,13 +70,12 @@ impl Bodies {
         if more == 0 {
             return Ok(());
         }
-        let permit = match Arc::clone(&self.budget).try_acquire_many_owned(more) {
-            Ok(permit) => permit,
-            Err(_) => {
-                seats.push_out_slowest_body();
-                let waiting = Arc::clone(&self.budget).acquire_many_owned(more);
-                timeout(WAIT, waiting).await.ok().and_then(Result::ok).ok_or(Refusal::Overload)?
-            }
+        let permit = if let Ok(permit) = Arc::clone(&self.budget).try_acquire_many_owned(more) {
+            permit
+        } else {
+            seats.push_out_slowest_body();
+            let waiting = Arc::clone(&self.budget).acquire_many_owned(more);
+            timeout(WAIT, waiting).await.ok().and_then(Result::ok).ok_or(Refusal::Overload)?
         };
         match held {
             Some(held) => held.merge(permit),

@@ -346,6 +346,28 @@ async fn a_first_request_that_comes_late_is_answered() {
     assert_eq!(server.await.unwrap(), Drained { cut: 0 });
 }
 
+#[tokio::test]
+async fn a_request_that_meets_the_end_of_its_idle_connection_is_answered() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let options = ServerOptions { idle_timeout: short(), ..ServerOptions::default() };
+    let router = router(Arc::default(), Arc::default());
+    tokio::spawn(serve_http(listener, router, options, CancellationToken::new()));
+    let answered = async |stream: &mut TcpStream| {
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"hello") {
+            assert_ne!(stream.read_buf(&mut answer).await.unwrap(), 0, "closed");
+        }
+    };
+    let request = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n";
+    stream.write_all(request).await.unwrap();
+    answered(&mut stream).await;
+    // Blocks the only thread of this runtime, so that the server sees the request and the end of its patience at once.
+    std::thread::sleep(short() * 3);
+    assert_eq!(stream.try_write(request).unwrap(), request.len());
+    answered(&mut stream).await;
+}
+
 #[test]
 fn pauses_after_accept_errors() {
     fn check(kind: ErrorKind, before_ms: u64, after_ms: u64) {
