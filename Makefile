@@ -18,7 +18,7 @@ test: tools ## run every test: unit, architecture, and the scenarios on a real c
 	cargo test --workspace $(CARGOFLAGS)
 
 test-restarts: tools ## restart replicas 20 times under load, and let the API server hang for minutes (6 minutes)
-	KIMUP_RESTARTS=20 cargo test --test cluster $(CARGOFLAGS) -- --nocapture zero_loss degraded
+	KIMUP_RESTARTS=20 cargo test --test cluster $(CARGOFLAGS) -- --include-ignored --nocapture zero_loss degraded
 
 unit: ## run the tests that need no cluster
 	cargo test --lib --bins --test architecture --test docs --test registry_cost $(CARGOFLAGS)

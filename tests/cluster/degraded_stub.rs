@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
 use kimup_testbed::{
@@ -164,6 +164,32 @@ async fn lost(bed: &Bed, kimup: &KimupProcess) {
     bed.api.clear();
     arrives(bed, kimup, "1.3.0").await;
     assert!(age(kimup).await < BOOKMARK, "it has heard of the API server");
+}
+
+/// Requests that are never answered on connections that stay open, as behind a load balancer that lost its target.
+#[tokio::test]
+#[ignore = "takes minutes: make test-restarts"]
+async fn an_api_server_that_hangs_is_given_up() {
+    let bed = Bed::new("hung").await;
+    let kimup = bed.start().await;
+    arrives(&bed, &kimup, "1.0.0").await;
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&asked);
+    bed.api.obstruct(move |_, _| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        Some(Obstacle::Silence)
+    });
+    bed.api.expire_watches();
+    bed.api.put(object("app-001", "1.1.0")).unwrap();
+    times(&asked, 2).await;
+    bed.api.clear();
+    let (client, reviews, lost) = (bed.client(&kimup), reviews("app-001", "1.1.0"), Instant::now());
+    eventually(Duration::from_secs(150), "it asks anew", async || {
+        kimup.ready().await.unwrap();
+        reviews.check(0, &client.post(&reviews.body(0)).await?)
+    })
+    .await;
+    println!("a list that was never answered was asked for anew after {:.0} s", lost.elapsed().as_secs_f64());
 }
 
 #[tokio::test]
