@@ -119,7 +119,7 @@ async fn half_a_list_is_no_list() {
     too_old(&bed, &kimup).await;
     lost(&bed, &kimup).await;
     let report = load.stop().await.unwrap();
-    assert!(report.failures.is_empty(), "{:?}", report.failures);
+    assert!(report.failures.is_empty(), "{} failed: {:?}", report.failures.len(), report.failures.first());
     assert!(report.answered > 100, "{}", report.answered);
     assert_eq!(kimup.metric("kimup_images", &[]).await.unwrap().to_string(), IMAGES.to_string());
 }
