@@ -12,7 +12,9 @@ use k8s_openapi::api::admissionregistration::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement, OwnerReference};
 use kube::api::ObjectMeta;
 
-use crate::api::annotations::{ENABLED, ENABLED_PREFIX, FAILURE_POLICY, MIRROR_POD, POLICY, POLICY_PREFIX, ROLLOUT};
+use crate::api::annotations::{
+    ENABLED, ENABLED_PREFIX, FAILURE_POLICY, MIRROR_POD, POLICY, POLICY_PREFIX, ROLLOUT, STAMP_PREFIX,
+};
 
 mod keep;
 
@@ -218,6 +220,7 @@ fn entry(source: Source, case: &Case, client_config: &WebhookClientConfig) -> Mu
         condition("not-opted-out", format!(r#"{} != "false""#, annotation(ENABLED))),
         condition("no-mirror-pod", format!(r#"!object.metadata.?annotations[?"{MIRROR_POD}"].hasValue()"#)),
         condition("failure-policy", format!("{} {}", annotation(FAILURE_POLICY), case.pod)),
+        condition("not-answered", unanswered()),
     ];
     conditions.extend(source.condition);
     let one = |value: &str| Some(vec![value.to_owned()]);
@@ -293,6 +296,17 @@ fn opted_in() -> String {
         has("labels", ROLLOUT),
         has("annotations", POLICY),
     )
+}
+
+/// CEL for a Pod that is not yet all as its stamps say. One that is has nothing to ask for: the policy of
+/// `deploy/overlays/stamp-policy` answers before webhooks are called, and such a Pod must not wait for kimup.
+fn unanswered() -> String {
+    let stamp = format!(r#"object.metadata.?annotations[?"{STAMP_PREFIX}" + string(c.?name.orValue(""))].orValue("")"#);
+    let all = |list: &str| {
+        format!(r#"object.?spec.?{list}.orValue([]).all(c, {stamp}.endsWith(" " + string(c.?image.orValue(""))))"#)
+    };
+    let (regular, init) = (all("containers"), all("initContainers"));
+    format!(r#"!object.metadata.?labels[?"{ROLLOUT}"].hasValue() || !({regular} && {init})"#)
 }
 
 /// CEL for a Pod's annotation, empty if absent. Guarded: an expression that fails refuses the Pod.

@@ -4,8 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
+use serde::Deserialize as _;
+use serde::de::value::{Error as NoKind, StrDeserializer};
 
-use crate::policy::{Filter, Reference, Rule};
+use crate::policy::{Filter, Reference, Rule, RuleError};
 
 use super::annotations::{
     AnnotationError, CONTAINERS, ENABLED, ENABLED_PREFIX, IMAGE_PULL_SECRETS, INTERVAL, INTERVAL_PREFIX, Map,
@@ -20,9 +22,6 @@ const DEFAULT_INTERVAL: &str = "5m";
 pub const RULE_NAME: &str = "annotation";
 /// Longest annotation value that is read, in bytes.
 const MAX_VALUE: usize = 1000;
-/// What a policy annotation may say (design section 2).
-const POLICIES: &str = "patch, minor, major, semver, semver:<range>, timestamp, numerical, alphabetical, \
-                        alphabetical:asc, alphabetical:desc, asc, desc, digest";
 
 /// The annotations that count for a container, the nearest first: those of the Pod or Pod template, then those of the
 /// workload. A key of a nearer one hides the same key further away, and a container's own key hides the Pod-wide one.
@@ -253,9 +252,7 @@ impl Wanted {
             }
         }
         let policy = policy.trim();
-        let (kind, value) =
-            rule_of(policy).ok_or_else(|| format!("annotation {key}: unknown policy {policy:?}; use {POLICIES}"))?;
-        Rule::parse(kind.as_str(), value.as_deref()).map_err(|error| format!("annotation {key}: {error}"))?;
+        let (kind, value) = rule_of(policy).map_err(|error| format!("annotation {key}: {error}"))?;
         let pattern = pattern.filter(|pattern| !pattern.is_empty());
         Filter::new(pattern, None, &[]).map_err(|error| format!("annotation {PATTERN}: {error}"))?;
         let interval = interval.map_or(DEFAULT_INTERVAL, str::trim);
@@ -300,24 +297,17 @@ impl Wanted {
     }
 }
 
-/// The rule of the resource that a policy annotation stands for; none if it is no policy.
-fn rule_of(policy: &str) -> Option<(RuleType, Option<String>)> {
-    Some(match policy {
-        "patch" => (RuleType::Patch, None),
-        "minor" => (RuleType::Minor, None),
-        "major" => (RuleType::Major, None),
-        "semver" => (RuleType::Semver, None),
-        "timestamp" => (RuleType::Timestamp, None),
-        "numerical" => (RuleType::Numerical, None),
-        "alphabetical" | "alphabetical:asc" | "asc" => (RuleType::Alphabetical, None),
-        "alphabetical:desc" | "desc" => (RuleType::Alphabetical, Some("desc".to_owned())),
-        "digest" => (RuleType::Digest, None),
-        other => {
-            let range = other.strip_prefix("semver:")?.trim();
-            // An empty range would be every version: never a silent default.
-            (!range.is_empty()).then(|| (RuleType::Semver, Some(range.to_owned())))?
-        }
-    })
+/// The rule of the resource that a policy annotation stands for.
+fn rule_of(policy: &str) -> Result<(RuleType, Option<String>), RuleError> {
+    // An empty range would be every version: never a silent default.
+    if policy.strip_prefix("semver:").is_some_and(|range| range.trim().is_empty()) {
+        return Err(RuleError::UnknownPolicy { policy: policy.to_owned() });
+    }
+    let rule = Rule::parse_policy(policy)?;
+    let (kind, value) = rule.to_crd();
+    let known = RuleType::deserialize(StrDeserializer::<NoKind>::new(kind));
+    let known = known.map_err(|_| RuleError::Unknown { kind: kind.to_owned() })?;
+    Ok((known, value))
 }
 
 /// The name of the Image that sync writes for a container of a workload: readable, and the same whoever computes it.

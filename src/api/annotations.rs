@@ -30,6 +30,8 @@ pub const REJECT: &str = "kimup.cloudavenue.io/reject";
 pub const ROLLOUT: &str = "kimup.cloudavenue.io/rollout";
 /// On a Pod: what admission did, one entry per changed container.
 pub const APPLIED: &str = "kimup.cloudavenue.io/applied";
+/// On a ReplicaSet, StatefulSet, DaemonSet or Job whose Pods were denied: when kimup had its controller look again.
+pub const NUDGED: &str = "kimup.cloudavenue.io/nudged";
 /// Prefix of the stamps on a Pod template, followed by the container's name.
 pub const STAMP_PREFIX: &str = "stamp.kimup.cloudavenue.io/";
 /// Written with each rollout, shown by `kubectl rollout history`.
@@ -78,6 +80,7 @@ pub const ALL: &[&str] = &[
     REJECT,
     ROLLOUT,
     APPLIED,
+    NUDGED,
     STAMP_PREFIX,
     POLICY,
     PATTERN,

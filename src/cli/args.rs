@@ -193,6 +193,9 @@ pub struct RegistryArgs {
     /// Most tags of one list.
     #[arg(long, env = "KIMUP_REGISTRY_MAX_TAGS", default_value_t = 500_000, value_parser = at_least_one)]
     pub registry_max_tags: usize,
+    /// Largest list: all its tags together.
+    #[arg(long, env = "KIMUP_REGISTRY_MAX_LIST_BYTES", value_name = "SIZE", default_value = "32MiB", value_parser = bytes)]
+    pub registry_max_list_bytes: usize,
     /// Time for one page.
     #[arg(long, env = "KIMUP_REGISTRY_PAGE_TIMEOUT", value_name = "DURATION", default_value = "30s", value_parser = duration)]
     pub registry_page_timeout: Duration,
@@ -211,6 +214,7 @@ impl RegistryArgs {
             max_page_bytes: self.registry_max_page_bytes,
             max_pages: self.registry_max_pages,
             max_tags: self.registry_max_tags,
+            max_list_bytes: self.registry_max_list_bytes,
             page_timeout: self.registry_page_timeout,
             deadline: self.registry_deadline,
             rate: self.registry_rate,

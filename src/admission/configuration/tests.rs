@@ -45,6 +45,7 @@ fn holds(condition: &MatchCondition, labels: Pairs, annotations: Pairs) -> bool 
     match condition.name.as_str() {
         "not-opted-out" => get(annotations, ENABLED) != Some("false"),
         "no-mirror-pod" => get(annotations, MIRROR_POD).is_none(),
+        "not-answered" => true, // no stamp here is of the image that runs
         "opted-in" => {
             let own = |key: &str| key == POLICY || key.starts_with(POLICY_PREFIX) || key.starts_with(ENABLED_PREFIX);
             get(annotations, ENABLED) == Some("true")
@@ -292,4 +293,18 @@ fn the_static_configuration_is_the_committed_one() {
         std::fs::write(path, &wanted).unwrap();
     }
     assert_eq!(std::fs::read_to_string(path).unwrap(), wanted);
+}
+
+/// The policy that answers for stamps in the API server is YAML by hand: it speaks of the same keys and namespaces.
+#[test]
+fn the_policy_of_stamps_says_what_kimup_says() {
+    use crate::api::annotations::{APPLIED, ENABLED_PREFIX, STAMP_PREFIX};
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/overlays/stamp-policy/policy.yaml");
+    let text = std::fs::read_to_string(path).unwrap();
+    for key in [ENABLED, ENABLED_PREFIX, STAMP_PREFIX, APPLIED, MIRROR_POD] {
+        assert!(text.contains(&format!("\"{key}\"")), "{key}");
+    }
+    assert!(text.contains(&format!("key: {ROLLOUT}\n")));
+    assert!(text.contains(&format!("values: [{}]", excluded("kimup-system").join(", "))));
+    assert!(!text.contains("namespaceObject"));
 }

@@ -79,7 +79,7 @@ fn what_is_wrong_is_said_and_nothing_happens() {
         "",
         one,
         &[],
-        &["!annotation kimup.cloudavenue.io/policy: unknown policy \"\"; use patch, minor,"],
+        &["!annotation kimup.cloudavenue.io/policy: unknown policy \"\": use one of patch, minor,"],
     );
     check("policy=Semver", "", one, &[], &["!annotation kimup.cloudavenue.io/policy: unknown policy \"Semver\""]);
     check("policy=semver:", "", one, &[], &["!annotation kimup.cloudavenue.io/policy: unknown policy \"semver:\""]);
