@@ -233,6 +233,7 @@ async fn accept_all<H: Handler>(
 
 /// Takes the connections that the kernel has accepted already: closing the listener would reset them.
 async fn accept_waiting<H: Handler>(listener: &TcpListener, shared: &Arc<Shared<H>>, connections: &TaskTracker) {
+    yield_now().await; // so that the runtime hears of them
     while let Ok(Ok((stream, peer))) = timeout(Duration::ZERO, listener.accept()).await {
         let Some(seated) = shared.seats.take(peer.ip()) else {
             return;
@@ -244,18 +245,19 @@ async fn accept_waiting<H: Handler>(listener: &TcpListener, shared: &Arc<Shared<
 /// A seat for a new connection. When there is none the first one waits shortly; those behind it are closed at once until
 /// there is one again, so that what cannot be served is told so quickly.
 async fn seat(seats: &Arc<Seats>, peer: std::net::IpAddr, full_since: &mut Option<Instant>) -> Option<Seated> {
+    let mut waited = false;
     loop {
         if let Some(seated) = seats.take(peer) {
             *full_since = None;
             return Some(seated);
         }
-        let since = *full_since.get_or_insert_with(|| {
-            tracing::warn!("every connection is in use; new ones are closed");
-            Instant::now()
-        });
-        if since.elapsed() >= AT_THE_DOOR {
+        if full_since.get_or_insert_with(Instant::now).elapsed() >= AT_THE_DOOR {
+            if waited {
+                tracing::warn!("every connection is in use: new ones are closed");
+            }
             return None;
         }
+        waited = true;
         seats.freed(Duration::from_millis(20)).await;
     }
 }

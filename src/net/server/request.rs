@@ -86,18 +86,19 @@ impl Bodies {
 
     /// The whole body, and what it holds of the budget.
     async fn read(&self, body: &mut Incoming, seats: &Seats) -> Result<(Bytes, Option<OwnedSemaphorePermit>), Refusal> {
-        let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
-        if announced > self.limit {
+        let announced = body.size_hint().exact();
+        if announced.unwrap_or(0) > self.limit as u64 {
             return Err(Refusal::TooLarge);
         }
         let mut held = None;
         let Some(first) = next(body).await? else {
             return Ok((Bytes::new(), held));
         };
-        if first.len() == announced {
+        if announced == Some(first.len() as u64) {
             return Ok((first, held)); // in one piece, as most are
         }
-        let mut whole = Vec::with_capacity(announced.min(FIRST_BUFFER).max(first.len()));
+        let most = announced.and_then(|length| usize::try_from(length).ok()).unwrap_or(self.limit);
+        let mut whole = Vec::with_capacity(if announced.is_some() { most.min(FIRST_BUFFER) } else { first.len() });
         let mut piece = Some(first);
         while let Some(bytes) = piece {
             let len = whole.len() + bytes.len();
@@ -106,8 +107,8 @@ impl Bodies {
             }
             self.reserve(&mut held, len, seats).await?;
             if len > whole.capacity() {
-                let room = (whole.capacity() * 2).clamp(len, announced.max(self.limit));
-                whole.reserve_exact(if announced >= len { room.min(announced) } else { room } - whole.len());
+                let room = (whole.capacity() * 2).min(most).max(len);
+                whole.reserve_exact(room - whole.len());
             }
             whole.extend_from_slice(&bytes);
             piece = next(body).await?;
