@@ -6,7 +6,7 @@ IMAGE ?= kimup:dev
 target = $(or $(CARGO_TARGET_DIR),target)
 
 .DEFAULT_GOAL := help
-.PHONY: help tools test unit lint demo bench bench-attacks bench-registry bench-sync fuzz release image deny
+.PHONY: help tools test test-restarts unit lint demo bench bench-admission bench-attacks bench-registry bench-sync fuzz release image deny
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,6 +16,9 @@ tools: ## build the test cluster's programs (minutes the first time) and print t
 
 test: tools ## run every test: unit, architecture, and the scenarios on a real cluster
 	cargo test --workspace $(CARGOFLAGS)
+
+test-restarts: tools ## restart replicas 20 times under load, and let the API server hang for minutes (6 minutes)
+	KIMUP_RESTARTS=20 cargo test --test cluster $(CARGOFLAGS) -- --include-ignored --nocapture zero_loss degraded
 
 unit: ## run the tests that need no cluster
 	cargo test --lib --bins --test architecture --test docs --test registry_cost $(CARGOFLAGS)
@@ -44,6 +47,11 @@ bench-sync: tools ## measure what 200 Images cost kimup sync on a real cluster (
 	@cargo build --release -p kimup --bin kimup $(CARGOFLAGS)
 	@cargo build -p kimup-testbed --bin kimup-bench-sync $(CARGOFLAGS)
 	@$(target)/debug/kimup-bench-sync --kimup $(target)/release/kimup
+
+# Both in one build, so that they share their dependencies, built for speed.
+bench-admission: ## measure admission beside a server that does nothing (under 4 minutes, two quiet cores); fails above the bars; QUICK=1 is shorter
+	@cargo build --release --workspace --bin kimup --bin kimup-bench-admission $(CARGOFLAGS)
+	@$(target)/release/kimup-bench-admission --kimup $(target)/release/kimup $(if $(QUICK),--quick)
 
 # Without a sanitizer it runs on stable Rust too: what is looked for is panics and broken promises, not memory errors.
 FUZZ_SECONDS ?= 60

@@ -1,22 +1,31 @@
 //! How an Image orders tags: which of two is newer, and which one a container runs.
 
 use std::cmp::Ordering;
+use std::sync::Arc;
 
 use crate::policy::{self, Filter, Rule};
 
 use super::image::ImageSpec;
-use super::spec::{CompiledSpec, compile_filter};
+use super::spec::{CompiledSpec, compile_filter, starting_tag};
 use super::status::ImageStatus;
 
 /// The order of an Image's rules over tags.
 #[derive(Clone, Debug)]
 pub struct Order {
-    rules: Vec<Rule>,
-    filter: Filter,
+    /// Shared: compiled patterns are large, and many Images have the same.
+    rules: Arc<Rules>,
     /// The starting tag: a container with this own tag is one that the Image's tag was chosen for.
-    base: Option<String>,
+    base: Option<Box<str>>,
     /// Whether the Image was made for the text of one container.
     of_one_text: bool,
+}
+
+#[derive(Debug)]
+struct Rules {
+    rules: Vec<Rule>,
+    filter: Filter,
+    /// Whether one follows a digest; none for those of a spec that cannot be used otherwise.
+    follows_digest: Option<bool>,
 }
 
 impl Order {
@@ -28,12 +37,23 @@ impl Order {
         if rules.is_empty() {
             rules.extend(Rule::parse("semver", None));
         }
-        Self {
-            rules,
-            filter: compile_filter(spec).unwrap_or_default(),
-            base: Some(spec.base_tag.clone()),
-            of_one_text: false,
-        }
+        let rules = Rules { rules, filter: compile_filter(spec).unwrap_or_default(), follows_digest: None };
+        Self { rules: Arc::new(rules), base: Some(spec.base_tag.as_str().into()), of_one_text: false }
+    }
+
+    /// The same rules, with the starting tag of a spec that has them.
+    #[must_use]
+    pub fn from_base(&self, spec: &ImageSpec) -> Self {
+        let base = match self.rules.follows_digest {
+            Some(follows) => starting_tag(spec, follows),
+            None => Some(spec.base_tag.as_str()),
+        };
+        Self { rules: Arc::clone(&self.rules), base: base.map(Into::into), of_one_text: false }
+    }
+
+    /// Whether another order shares its rules.
+    pub fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.rules) > 1
     }
 
     /// The same order, for an Image that was made for the text of one container if `yes`. Such a text may turn to another
@@ -47,15 +67,16 @@ impl Order {
     /// The same order, where the status tells which starting tag its tag comes from: the spec may name another since.
     #[must_use]
     pub fn following(mut self, status: &ImageStatus) -> Self {
-        self.base = status.base_tag.clone().or(self.base);
+        self.base = status.base_tag.as_deref().map(Into::into).or(self.base);
         // On its way to the starting tag the settled one is what is left.
-        self.base = self.base.filter(|base| status.rollout.as_ref().is_none_or(|rollout| rollout.tag != *base));
+        self.base = self.base.filter(|base| status.rollout.as_ref().is_none_or(|rollout| *rollout.tag != **base));
         self
     }
 
     /// The order of two tags by the first rule that can compare them; none if no rule can (`latest`, another variant).
     pub fn compare(&self, a: &str, b: &str) -> Option<Ordering> {
-        self.rules.iter().find_map(|rule| policy::compare(rule, &self.filter, a, b))
+        let Rules { rules, filter, .. } = &*self.rules;
+        rules.iter().find_map(|rule| policy::compare(rule, filter, a, b))
     }
 
     /// The tag a container with the own tag `own` runs when its Image says `tag`: the newer of the two. An own tag that
@@ -82,18 +103,19 @@ impl Order {
 
     /// Whether every rule follows a digest, so that no tag is replaced by another.
     pub fn keeps_tags(&self) -> bool {
-        !self.rules.is_empty() && self.rules.iter().all(|rule| *rule == Rule::Digest)
+        let rules = &self.rules.rules;
+        !rules.is_empty() && rules.iter().all(|rule| *rule == Rule::Digest)
     }
 }
 
 impl From<&CompiledSpec> for Order {
     fn from(spec: &CompiledSpec) -> Self {
-        Self {
+        let rules = Rules {
             rules: spec.rules.iter().map(|r| r.rule.clone()).collect(),
             filter: spec.filter.clone(),
-            base: spec.base_tag.clone(),
-            of_one_text: false,
-        }
+            follows_digest: Some(spec.follows_digest.is_some()),
+        };
+        Self { rules: Arc::new(rules), base: spec.base_tag.as_deref().map(Into::into), of_one_text: false }
     }
 }
 

@@ -159,8 +159,7 @@ pub fn compile(spec: &ImageSpec, now: Timestamp) -> Result<CompiledSpec, SpecErr
         .collect::<Result<_, _>>()?;
     let follows = |rule: &&CompiledRule| rule.apply && rule.rule == Rule::Digest;
     let follows_digest = rules.iter().find(follows).map(|rule| rule.name.clone());
-    let base_tag = Some(spec.base_tag.as_str())
-        .filter(|tag| policy::is_legal_tag(tag) && (*tag != "latest" || follows_digest.is_some()));
+    let base_tag = starting_tag(spec, follows_digest.is_some());
     Ok(CompiledSpec {
         repository,
         base_tag: base_tag.map(str::to_owned),
@@ -174,6 +173,11 @@ pub fn compile(spec: &ImageSpec, now: Timestamp) -> Result<CompiledSpec, SpecErr
         follows_digest,
         platforms,
     })
+}
+
+/// [`CompiledSpec::base_tag`].
+pub(super) fn starting_tag(spec: &ImageSpec, follows_digest: bool) -> Option<&str> {
+    Some(spec.base_tag.as_str()).filter(|tag| policy::is_legal_tag(tag) && (*tag != "latest" || follows_digest))
 }
 
 fn compile_rule(index: usize, spec: &RuleSpec) -> Result<CompiledRule, SpecError> {

@@ -1,8 +1,8 @@
-//! Wires the modules into a process, and takes it down in reverse order: writers first, the webhook last.
+//! Wires the modules into a process, and takes it down again in an order that loses no review.
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use futures::FutureExt;
@@ -20,6 +20,7 @@ use crate::leader::{self, LeaderConfig, Leadership};
 use crate::net::ca::{self, CaStore, CertificateAuthority, Following, Rotation, Timing};
 use crate::net::probes::{Condition, Readiness, serve_probes};
 use crate::net::server::{ServerOptions, serve_https};
+use crate::net::socket::SocketError;
 use crate::net::tls::{self, CertSource};
 use crate::net::{client_ca, shutdown, socket};
 use crate::notify::Events;
@@ -35,6 +36,8 @@ use super::cluster::{self, Names};
 const STOP_DEADLINE: Duration = Duration::from_secs(24);
 /// How long the webhook goes on serving after it turned unready: endpoints take a moment to follow.
 const UNREADY_DELAY: Duration = Duration::from_secs(5);
+/// How long a question waits for a sync that is not there: it starts beside the webhook, or again.
+const SYNC_STARTS: Duration = Duration::from_secs(1);
 /// Pause between two tries to get the CA.
 const CA_PAUSE: Duration = Duration::from_secs(2);
 /// How long a replica's question may take beyond the webhook's own deadline, so that the webhook's message wins.
@@ -154,12 +157,14 @@ impl Process {
         stop.cancelled().await;
     }
 
-    /// Stops what has started, in order: sync, the configuration and the Lease, the webhook, the caches.
-    async fn take_down(&self, parts: Parts, stages: Stages, roles: &Roles) {
-        stages.sync.cancel();
+    /// Stops what has started, in order. In a cluster the webhook goes first: others serve on, and as long as this one
+    /// drains, a review may put a question to sync. Behind a URL of its own it is the last, after the configuration.
+    async fn take_down(&self, mut parts: Parts, stages: Stages, roles: &Roles) {
         if roles.endpoint.webhook_url.is_none() {
-            stages.server.cancel(); // other replicas serve on
+            stages.server.cancel();
+            finish(std::mem::take(&mut parts.server)).await;
         }
+        stages.sync.cancel();
         finish(parts.sync).await;
         if let Some(leadership) = parts.leadership.filter(|_| roles.endpoint.webhook_url.is_some())
             && leadership.is_leader()
@@ -361,7 +366,7 @@ impl Process {
     }
 }
 
-/// What is told to stop, in this order.
+/// What is told to stop.
 #[derive(Default)]
 struct Stages {
     sync: CancellationToken,
@@ -414,10 +419,18 @@ struct OverSocket {
 impl Ask for OverSocket {
     fn ask(&self, question: Question) -> BoxFuture<'_, Result<Answered, String>> {
         async move {
-            // The asker's own deadline is the one that counts; this one only bounds what it leaves behind.
-            let deadline = Duration::from_secs(10);
-            let answer: Result<Result<Answered, String>, _> = socket::ask(&self.path, &question, deadline).await;
-            answer.unwrap_or_else(|error| Err(format!("sync does not answer: {error}")))
+            let asked = Instant::now();
+            loop {
+                // The asker's own deadline is the one that counts; this one only bounds what it leaves behind.
+                let deadline = Duration::from_secs(10);
+                match socket::ask(&self.path, &question, deadline).await {
+                    Ok(answer) => return answer,
+                    Err(SocketError::Connect { .. }) if asked.elapsed() < SYNC_STARTS => {
+                        tokio::time::sleep(SYNC_STARTS / 20).await;
+                    }
+                    Err(error) => return Err(format!("sync does not answer: {error}")),
+                }
+            }
         }
         .boxed()
     }

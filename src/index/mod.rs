@@ -4,11 +4,15 @@
 //! no snapshot holds is asked by [`question`].
 
 mod answer;
+mod listed;
 mod pod;
+mod pulse;
 pub mod question;
 mod snapshot;
+mod specs;
 #[cfg(test)]
 pub(crate) mod testing;
+mod trie;
 mod watch;
 
 pub use answer::{Answer, Open, answer};

@@ -1,34 +1,91 @@
 //! What admission knows: namespaces and their Images by repository. Immutable once published; copying it shares all
 //! namespaces that did not change.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::core::DeserializeGuard;
 
 use crate::api::annotations::{
     AnnotationError, MANAGED_BY, MANAGED_BY_KIMUP, Map, NamespaceSettings, POLICY_FROM, POLICY_OF_PODS, Stamp,
 };
-use crate::api::{self, CompiledSpec, Image, Order, RevisionRecord, Tagged};
+use crate::api::{Image, Order, RevisionRecord, Tagged};
 use crate::policy::{self, Repository};
 
-/// The known state of the cluster, or of the watched namespaces.
+use super::listed::Listed;
+use super::specs::Specs;
+use super::trie::{Keyed, Trie};
+
+/// The known state of the cluster, or of the watched namespaces. A copy costs nothing, and shares what does not change.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
-    namespaces: HashMap<String, Arc<Namespace>>,
+    namespaces: Trie<Arc<Namespace>>,
+    images: usize,
+    annotated: Arc<BTreeSet<String>>,
 }
 
 /// One namespace. It may be known by its Images alone: the watches of the two run apart.
 #[derive(Clone, Debug, Default)]
 pub struct Namespace {
+    name: Box<str>,
     settings: Option<NamespaceSettings>,
     errors: Vec<AnnotationError>,
-    images: BTreeMap<String, Arc<Entry>>,
+    images: Trie<Arc<Entry>>,
     /// Without the managed ones.
-    by_repository: HashMap<Repository, Arc<Entry>>,
-    has_managed: bool,
+    by_repository: Trie<SameRepository>,
+    /// How many of the Images are managed.
+    managed: usize,
+}
+
+/// The user's Images of a namespace for one repository.
+#[derive(Clone, Debug)]
+struct SameRepository {
+    /// The one that counts: the oldest.
+    first: Arc<Entry>,
+    /// The others by age. Mostly none, and then nothing is spent on them.
+    #[allow(clippy::box_collection)] // a pointer less than a Vec in every Image's place
+    others: Option<Box<Vec<Arc<Entry>>>>,
+}
+
+impl Keyed for Arc<Namespace> {
+    type Key = str;
+
+    fn has_key(&self, key: &str) -> bool {
+        *self.name == *key
+    }
+}
+
+impl Keyed for Arc<Entry> {
+    type Key = str;
+
+    fn has_key(&self, key: &str) -> bool {
+        self.name == key
+    }
+}
+
+impl Keyed for SameRepository {
+    type Key = Repository;
+
+    fn has_key(&self, key: &Repository) -> bool {
+        self.first.repository.as_ref() == Some(key)
+    }
+}
+
+impl SameRepository {
+    /// None if there is none.
+    fn of(mut images: Vec<Arc<Entry>>) -> Option<Self> {
+        images.sort_by(|a, b| a.age().cmp(&b.age()));
+        let mut images = images.into_iter();
+        let first = images.next()?;
+        let others: Vec<_> = images.collect();
+        Some(Self { first, others: Some(others).filter(|others| !others.is_empty()).map(Box::new) })
+    }
+
+    fn into_images(self) -> Vec<Arc<Entry>> {
+        let others = self.others.map(|others| *others).unwrap_or_default();
+        [self.first].into_iter().chain(others).collect()
+    }
 }
 
 /// One Image, reduced to what admission needs.
@@ -41,7 +98,7 @@ pub struct Entry {
     /// Whether sync made it for annotations: then it covers what it was made for, and is not found by repository.
     pub managed: bool,
     /// Kind and name of its controller: the workload a managed Image was made for.
-    pub owner: Option<(String, String)>,
+    pub owner: Option<Box<(String, String)>>,
     /// When it was created: of two Images for one repository the older counts.
     pub created: Option<Timestamp>,
     /// The normalised `spec.image`; none if it is no repository, so that the Image covers nothing.
@@ -58,14 +115,23 @@ pub struct Entry {
     pub gate: Option<&'static str>,
     /// Why the spec cannot be used, with the field to fix.
     pub error: Option<String>,
-    records: HashMap<String, Vec<RevisionRecord>>,
+    records: Option<Box<HashMap<String, Vec<RevisionRecord>>>>,
 }
 
 impl Entry {
     /// Reads an Image. `now` serves to refuse a cron line that never fires again.
     pub fn read(image: &Image, now: Timestamp) -> Self {
-        let compiled = api::compile(&image.spec, now);
+        Self::read_with(&mut Specs::default(), image, now)
+    }
+
+    /// The same, where what was compiled for another Image serves for this one.
+    pub fn read_with(specs: &mut Specs, image: &Image, now: Timestamp) -> Self {
         let repository = Repository::parse(&image.spec.image).ok();
+        // Without a repository that is what is wrong, whatever the rules.
+        let spec = match &repository {
+            Some(_) => specs.read(&image.spec, now),
+            None => Specs::default().read(&image.spec, now),
+        };
         let status = image.status.clone().unwrap_or_default();
         let other = match (&status.repository, &repository) {
             (Some(of), Some(now)) => *of != now.to_string(),
@@ -74,8 +140,7 @@ impl Entry {
         let labels = image.metadata.labels.as_ref();
         let annotations = image.metadata.annotations.as_ref();
         let managed = labels.and_then(|l| l.get(MANAGED_BY)).is_some_and(|by| by == MANAGED_BY_KIMUP);
-        let order = compiled.as_ref().map_or_else(|_| Order::of(&image.spec), Order::from);
-        let order = order.following(&status).of_one_text(managed);
+        let order = spec.order.following(&status).of_one_text(managed);
         let mut records: HashMap<String, Vec<RevisionRecord>> = HashMap::new();
         for record in status.revisions {
             records.entry(record.uid.clone()).or_default().push(record);
@@ -85,18 +150,16 @@ impl Entry {
             name: image.metadata.name.clone().unwrap_or_default(),
             for_carriers: annotations.and_then(|a| a.get(POLICY_FROM)).is_some_and(|from| from == POLICY_OF_PODS),
             managed,
-            owner: owner.map(|owner| (owner.kind.clone(), owner.name.clone())),
+            owner: owner.map(|owner| Box::new((owner.kind.clone(), owner.name.clone()))),
             uid: image.metadata.uid.clone().unwrap_or_default(),
             created: image.metadata.creation_timestamp.as_ref().map(|t| t.0),
             repository,
-            digest: status
-                .digest
-                .filter(|digest| api::pins_digest(&image.spec) && !other && policy::Digest::parse(digest).is_ok()),
+            digest: status.digest.filter(|digest| spec.pins && !other && policy::Digest::parse(digest).is_ok()),
             tag: status.tag.filter(|tag| !other && policy::is_legal_tag(tag)),
             order,
-            gate: compiled.as_ref().ok().and_then(CompiledSpec::waits_for),
-            error: compiled.err().map(|error| error.to_string()),
-            records,
+            gate: spec.gate,
+            error: spec.error,
+            records: Some(records).filter(|records| !records.is_empty()).map(Box::new),
         }
     }
 
@@ -108,7 +171,7 @@ impl Entry {
     /// What the first Pods of a revision got: `uid` is their controller's, `hash` their `pod-template-hash` or
     /// `controller-revision-hash`, empty for controllers without one.
     pub fn record(&self, uid: &str, hash: &str, container: &str) -> Option<Stamp> {
-        let record = self.records.get(uid)?.iter().find(|r| r.hash == hash)?;
+        let record = self.records.as_ref()?.get(uid)?.iter().find(|r| r.hash == hash)?;
         Stamp::parse(record.containers.get(container)?)
     }
 
@@ -122,6 +185,18 @@ impl Entry {
 }
 
 impl Namespace {
+    fn new(name: &str) -> Self {
+        Self { name: name.into(), ..Self::default() }
+    }
+
+    /// Its Images are these from now on.
+    fn replace(&mut self, entries: Vec<Arc<Entry>>) {
+        (self.images, self.by_repository, self.managed) = (Trie::default(), Trie::default(), 0);
+        for entry in entries {
+            self.put(entry);
+        }
+    }
+
     /// What its labels and annotations say. None if the Namespace itself has not been seen.
     pub fn settings(&self) -> Option<NamespaceSettings> {
         self.settings
@@ -143,32 +218,52 @@ impl Namespace {
 
     /// Whether sync made any Image here: else nobody needs to look for one.
     pub fn has_managed(&self) -> bool {
-        self.has_managed
+        self.managed > 0
     }
 
     /// Whether sync made an Image for one of these workloads (kind and name), whatever the container. Cost: all Images.
     pub fn has_managed_for(&self, owners: &[(&str, String)]) -> bool {
         let made_for = |entry: &Arc<Entry>| owners.iter().any(|(kind, name)| entry.is_owned_by(kind, name));
-        self.has_managed && self.images.values().any(|entry| entry.managed && made_for(entry))
+        self.has_managed() && self.images.iter().any(|entry| entry.managed && made_for(entry))
     }
 
     /// What the first Pods of a revision got, whichever managed Image has it on record ([`Entry::record`]). Cost: all
     /// Images.
     pub fn record(&self, uid: &str, hash: &str, container: &str) -> Option<(&Arc<Entry>, Stamp)> {
-        let mut managed = self.images.values().filter(|entry| self.has_managed && entry.managed);
+        let mut managed = self.images.iter().filter(|entry| self.has_managed() && entry.managed);
         managed.find_map(|entry| Some((entry, entry.record(uid, hash, container)?)))
     }
 
-    fn index(&mut self) {
-        self.has_managed = self.images.values().any(|entry| entry.managed);
-        let mut entries: Vec<&Arc<Entry>> = self.images.values().filter(|entry| !entry.managed).collect();
-        entries.sort_by(|a, b| b.age().cmp(&a.age())); // the oldest last: it overwrites the others
-        self.by_repository =
-            entries.into_iter().filter_map(|entry| Some((entry.repository.clone()?, Arc::clone(entry)))).collect();
+    fn put(&mut self, entry: Arc<Entry>) {
+        self.remove(&entry.name);
+        self.managed += usize::from(entry.managed);
+        if let Some(repository) = entry.repository.as_ref().filter(|_| !entry.managed) {
+            let same = self.by_repository.remove(repository).map(SameRepository::into_images);
+            let same = same.into_iter().flatten().chain([Arc::clone(&entry)]).collect();
+            if let Some(same) = SameRepository::of(same) {
+                self.by_repository.insert(repository, same);
+            }
+        }
+        self.images.insert(&Arc::clone(&entry).name, entry);
+    }
+
+    fn remove(&mut self, name: &str) {
+        let Some(entry) = self.images.remove(name) else {
+            return;
+        };
+        self.managed -= usize::from(entry.managed);
+        let Some(repository) = entry.repository.as_ref().filter(|_| !entry.managed) else {
+            return;
+        };
+        let same = self.by_repository.remove(repository).map(SameRepository::into_images);
+        let left = same.into_iter().flatten().filter(|other| other.name != entry.name).collect();
+        if let Some(same) = SameRepository::of(left) {
+            self.by_repository.insert(repository, same);
+        }
     }
 
     fn is_empty(&self) -> bool {
-        self.settings.is_none() && self.images.is_empty()
+        self.settings.is_none() && self.images.len() == 0
     }
 }
 
@@ -188,20 +283,18 @@ pub enum Seen {
 
 impl Seen {
     /// Reads what a watch delivered, with its namespace and name.
-    pub fn of(guard: DeserializeGuard<Image>, now: Timestamp) -> (String, String, Self) {
+    pub fn of(specs: &mut Specs, listed: Listed, now: Timestamp) -> (String, String, Self) {
         let names = |metadata: &ObjectMeta| {
             (metadata.namespace.clone().unwrap_or_default(), metadata.name.clone().unwrap_or_default())
         };
-        match guard.0 {
+        match listed.into_image() {
             Ok(image) => {
                 let (namespace, name) = names(&image.metadata);
-                (namespace, name, Self::Read(Arc::new(Entry::read(&image, now))))
+                (namespace, name, Self::Read(Arc::new(Entry::read_with(specs, &image, now))))
             }
-            Err(invalid) => {
-                let (namespace, name) = names(&invalid.metadata);
-                let uid = invalid.metadata.uid.unwrap_or_default();
-                let error = invalid.error;
-                (namespace, name, Self::Broken { uid, error })
+            Err((metadata, error)) => {
+                let (namespace, name) = names(&metadata);
+                (namespace, name, Self::Broken { uid: metadata.uid.unwrap_or_default(), error })
             }
         }
     }
@@ -215,66 +308,57 @@ impl Snapshot {
 
     /// The user's Image that counts for a repository in a namespace.
     pub fn image(&self, namespace: &str, repository: &Repository) -> Option<&Arc<Entry>> {
-        self.namespaces.get(namespace)?.by_repository.get(repository)
+        self.namespaces.get(namespace)?.by_repository.get(repository).map(|same| &same.first)
     }
 
     /// How many Images are known, duplicates included.
     pub fn images(&self) -> usize {
-        self.namespaces.values().map(|n| n.images.len()).sum()
+        self.images
     }
 
-    /// The namespaces opted in by an annotation alone, sorted: the webhook configuration must name them.
-    pub fn annotated(&self) -> Vec<String> {
-        let by_annotation = |n: &Arc<Namespace>| n.settings.is_some_and(|s| s.enabled_by_annotation);
-        let mut names: Vec<String> = self
-            .namespaces
-            .iter()
-            .filter(|(_, namespace)| by_annotation(namespace))
-            .map(|(name, _)| name.clone())
-            .collect();
-        names.sort_unstable();
-        names
+    /// The namespaces opted in by an annotation alone: the webhook configuration must name them. Another pointer than
+    /// before only if the list is another one.
+    pub fn annotated(&self) -> &Arc<BTreeSet<String>> {
+        &self.annotated
     }
 
     /// Takes in a Namespace. Returns the errors that were not known before.
     pub fn put_namespace(&mut self, name: &str, labels: &Map, annotations: &Map) -> Vec<AnnotationError> {
         let (settings, errors) = NamespaceSettings::read(labels, annotations);
-        let namespace = self.edit(name);
-        let fresh = errors.iter().filter(|e| !namespace.errors.contains(e));
-        let fresh = fresh.cloned().collect();
-        namespace.settings = Some(settings);
-        namespace.errors = errors;
+        let known = self.namespace(name).map(|known| known.errors.as_slice()).unwrap_or_default();
+        let fresh = errors.iter().filter(|e| !known.contains(e)).cloned().collect();
+        self.edit(name, |namespace| {
+            namespace.settings = Some(settings);
+            namespace.errors = errors;
+        });
         fresh
     }
 
     /// Forgets a Namespace. Its Images stay until their own watch says that they are gone.
     pub fn remove_namespace(&mut self, name: &str) {
-        if self.namespaces.contains_key(name) {
-            let namespace = self.edit(name);
-            namespace.settings = None;
-            namespace.errors.clear();
-            self.drop_if_empty(name);
+        if self.namespace(name).is_some() {
+            self.edit(name, |namespace| {
+                namespace.settings = None;
+                namespace.errors.clear();
+            });
         }
     }
 
     /// Forgets every Namespace that is not among `names`.
-    pub fn retain_namespaces(&mut self, names: &[String]) {
-        let gone: Vec<String> = self.namespaces.keys().cloned().collect();
-        for name in gone.iter().filter(|name| !names.contains(name)) {
-            self.remove_namespace(name);
+    pub fn retain_namespaces(&mut self, names: &HashSet<String>) {
+        let known = self.namespaces.iter().map(|namespace| &namespace.name);
+        let gone: Vec<Box<str>> = known.filter(|name| !names.contains(&***name)).cloned().collect();
+        for name in gone {
+            self.remove_namespace(&name);
         }
     }
 
     /// Takes in an Image. One that cannot be read leaves its last good state where it is.
     pub fn put_image(&mut self, namespace: &str, name: &str, seen: Seen) {
         match seen {
-            Seen::Read(entry) => {
-                let namespace = self.edit(namespace);
-                namespace.images.insert(name.to_owned(), entry);
-                namespace.index();
-            }
+            Seen::Read(entry) => self.edit(namespace, |namespace| namespace.put(entry)),
             // Another object of that name: the state known is of one that is gone.
-            Seen::Broken { uid, .. } if !self.is_known(namespace, name, &uid) => {
+            Seen::Broken { uid, .. } if self.known(namespace, name, &uid).is_none() => {
                 self.remove_image(namespace, name);
             }
             Seen::Broken { .. } => {}
@@ -283,56 +367,57 @@ impl Snapshot {
 
     /// Forgets an Image.
     pub fn remove_image(&mut self, namespace: &str, name: &str) {
-        if self.namespaces.contains_key(namespace) {
-            let known = self.edit(namespace);
-            known.images.remove(name);
-            known.index();
-            self.drop_if_empty(namespace);
+        if self.namespace(namespace).is_some() {
+            self.edit(namespace, |namespace| namespace.remove(name));
         }
     }
 
     /// Replaces the Images of `scope` (a namespace; none: all) by a complete new list.
     pub fn replace_images(&mut self, scope: Option<&str>, list: Vec<(String, String, Seen)>) {
-        let mut fresh: HashMap<String, BTreeMap<String, Arc<Entry>>> = HashMap::new();
+        let mut fresh: HashMap<String, Vec<Arc<Entry>>> = HashMap::new();
         for (namespace, name, seen) in list {
             let entry = match seen {
                 Seen::Read(entry) => Some(entry),
-                Seen::Broken { uid, .. } if self.is_known(&namespace, &name, &uid) => {
-                    self.namespaces[&namespace].images.get(&name).cloned()
-                }
-                Seen::Broken { .. } => None,
+                Seen::Broken { uid, .. } => self.known(&namespace, &name, &uid).cloned(),
             };
             if let Some(entry) = entry {
-                fresh.entry(namespace).or_default().insert(name, entry);
+                fresh.entry(namespace).or_default().push(entry);
             }
         }
-        let mut names: Vec<String> = match scope {
-            Some(one) => vec![one.to_owned()],
-            None => self.namespaces.keys().cloned().collect(),
+        let mut names: BTreeSet<String> = match scope {
+            Some(one) => [one.to_owned()].into(),
+            None => self.namespaces.iter().map(|namespace| (*namespace.name).to_owned()).collect(),
         };
         names.extend(fresh.keys().cloned());
-        names.sort_unstable();
-        names.dedup();
         for name in names {
-            let images = fresh.remove(&name).unwrap_or_default();
-            let namespace = self.edit(&name);
-            namespace.images = images;
-            namespace.index();
-            self.drop_if_empty(&name);
+            let entries = fresh.remove(&name).unwrap_or_default();
+            self.edit(&name, |namespace| namespace.replace(entries));
         }
     }
 
-    fn is_known(&self, namespace: &str, name: &str, uid: &str) -> bool {
-        self.namespaces.get(namespace).and_then(|n| n.images.get(name)).is_some_and(|entry| entry.uid == uid)
+    /// The last good state of an Image, if it is of this object.
+    fn known(&self, namespace: &str, name: &str, uid: &str) -> Option<&Arc<Entry>> {
+        self.namespace(namespace)?.images.get(name).filter(|entry| entry.uid == uid)
     }
 
-    fn edit(&mut self, name: &str) -> &mut Namespace {
-        Arc::make_mut(self.namespaces.entry(name.to_owned()).or_default())
-    }
-
-    fn drop_if_empty(&mut self, name: &str) {
-        if self.namespaces.get(name).is_some_and(|n| n.is_empty()) {
-            self.namespaces.remove(name);
+    /// Changes a namespace, which is there if it is not empty afterwards, and what is counted over all of them.
+    fn edit(&mut self, name: &str, change: impl FnOnce(&mut Namespace)) {
+        let mut namespace = self.namespaces.remove(name).unwrap_or_else(|| Arc::new(Namespace::new(name)));
+        let edited = Arc::make_mut(&mut namespace);
+        self.images -= edited.images.len();
+        change(edited);
+        self.images += edited.images.len();
+        let annotated = edited.settings.is_some_and(|settings| settings.enabled_by_annotation);
+        if annotated != self.annotated.contains(name) {
+            let all = Arc::make_mut(&mut self.annotated);
+            if annotated {
+                all.insert(name.to_owned())
+            } else {
+                all.remove(name)
+            };
+        }
+        if !edited.is_empty() {
+            self.namespaces.insert(name, namespace);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Fills the snapshot from watches. One task owns the working copy; a failed watch keeps what is known, and a new list
 //! replaces it only when it is complete.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +12,6 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::ResourceExt;
 use kube::api::{Api, PartialObjectMeta};
-use kube::core::DeserializeGuard;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, Event};
@@ -21,11 +20,13 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::api::Image;
 use crate::api::annotations::Map;
 use crate::telemetry::Metrics;
 
+use super::listed::Listed;
+use super::pulse::Pulse;
 use super::snapshot::{Seen, Snapshot};
+use super::specs::Specs;
 
 /// How often a Namespace is read that a Role lets us `get` but not watch.
 const NAMESPACE_POLL: Duration = Duration::from_secs(30);
@@ -45,7 +46,7 @@ pub enum Scope {
 /// The current snapshot, and how good it is.
 pub struct Index {
     snapshot: ArcSwap<Snapshot>,
-    updated: ArcSwap<Instant>,
+    pulses: Vec<Pulse>,
     ready: watch::Sender<bool>,
     annotated: watch::Sender<Arc<[String]>>,
     metrics: Metrics,
@@ -54,7 +55,7 @@ pub struct Index {
 impl Index {
     /// An index that holds `snapshot` and follows nothing: for tests and for work without a cluster.
     pub fn fixed(snapshot: Snapshot) -> Arc<Self> {
-        let index = Self::empty(Metrics::new());
+        let index = Self::empty(Metrics::new(), Vec::new());
         index.publish(snapshot);
         index.ready.send_replace(true);
         Arc::new(index)
@@ -63,13 +64,13 @@ impl Index {
     /// An index that knows nothing and never will.
     #[cfg(test)]
     pub(crate) fn unfilled() -> Arc<Self> {
-        Arc::new(Self::empty(Metrics::new()))
+        Arc::new(Self::empty(Metrics::new(), Vec::new()))
     }
 
-    fn empty(metrics: Metrics) -> Self {
+    fn empty(metrics: Metrics, pulses: Vec<Pulse>) -> Self {
         Self {
             snapshot: ArcSwap::default(),
-            updated: ArcSwap::from_pointee(Instant::now()),
+            pulses,
             ready: watch::Sender::new(false),
             annotated: watch::Sender::new(Arc::default()),
             metrics,
@@ -91,9 +92,10 @@ impl Index {
         self.ready.subscribe()
     }
 
-    /// Time since the last change was taken in; grows also while nothing changes in the cluster.
+    /// Time since the watch that has been silent longest showed a sign of life: an event, a bookmark (about one a minute
+    /// while nothing changes) or a list. What is older than some minutes may be wrong; it is served all the same.
     pub fn age(&self) -> Duration {
-        self.updated.load().elapsed()
+        self.pulses.iter().map(Pulse::age).max().unwrap_or_default()
     }
 
     /// The namespaces opted in by an annotation alone ([`Snapshot::annotated`]), told only when the list changes.
@@ -103,16 +105,16 @@ impl Index {
 
     fn publish(&self, snapshot: Snapshot) {
         self.metrics.set_images(snapshot.images());
-        let annotated = snapshot.annotated();
-        self.snapshot.store(Arc::new(snapshot));
-        self.updated.store(Arc::new(Instant::now()));
-        self.annotated.send_if_modified(|known| {
-            let changed = **known != *annotated;
-            if changed {
-                *known = annotated.into();
-            }
-            changed
-        });
+        let before = self.snapshot.swap(Arc::new(snapshot));
+        let snapshot = self.snapshot.load();
+        if !Arc::ptr_eq(before.annotated(), snapshot.annotated()) {
+            let now: Arc<[String]> = snapshot.annotated().iter().cloned().collect();
+            self.annotated.send_if_modified(|known| {
+                let changed = **known != *now;
+                *known = now;
+                changed
+            });
+        }
     }
 }
 
@@ -124,8 +126,9 @@ pub fn start(
     metrics: Metrics,
     shutdown: CancellationToken,
 ) -> (Arc<Index>, JoinHandle<()>) {
-    let index = Arc::new(Index::empty(metrics));
-    let changes = streams(client, scope);
+    let watches = Watches::new(client, scope, &metrics);
+    let index = Arc::new(Index::empty(metrics, watches.pulses));
+    let changes = watches.changes;
     let collector = Collector::new(scope);
     let task = tokio::spawn(run(Arc::clone(&index), changes, collector, shutdown));
     (index, task)
@@ -186,35 +189,64 @@ enum Change {
     /// A Namespace read by name; none if there is no such Namespace.
     Polled(String, Option<Box<Namespace>>),
     /// From a watch of Images, with its namespace unless it is of all.
-    Image(Option<String>, Box<Event<DeserializeGuard<Image>>>),
+    Image(Option<String>, Box<Event<Listed>>),
     Failed(Source, String),
 }
 
-fn streams(client: &kube::Client, scope: &Scope) -> SelectAll<BoxStream<'static, Change>> {
-    let mut all = SelectAll::new();
-    match scope {
-        Scope::All => {
-            let api: Api<PartialObjectMeta<Namespace>> = Api::all(client.clone());
-            let namespaces = watcher::watcher(api, watcher::Config::default()).backoff(Pause::default()).map(|event| {
-                event.map_or_else(
-                    |error| Change::Failed(Source::Namespaces, error.to_string()),
-                    |event| Change::Namespace(Box::new(event)),
-                )
-            });
-            all.push(namespaces.boxed());
-            all.push(images(Api::all(client.clone()), None));
+/// The watches of a scope.
+struct Watches {
+    changes: SelectAll<BoxStream<'static, Change>>,
+    pulses: Vec<Pulse>,
+}
+
+impl Watches {
+    fn new(client: &kube::Client, scope: &Scope, metrics: &Metrics) -> Self {
+        let mut watches = Self { changes: SelectAll::new(), pulses: Vec::new() };
+        for source in Source::of(scope) {
+            let pulse = match &source {
+                Source::Namespaces => metrics.last_seen("namespaces", ""),
+                Source::Namespace(name) => metrics.last_seen("namespaces", name),
+                Source::Images(namespace) => metrics.last_seen("images", namespace.as_deref().unwrap_or_default()),
+            };
+            let pulse = Pulse::new(pulse);
+            watches.changes.push(source.follow(pulse.client(client)));
+            watches.pulses.push(pulse);
         }
-        Scope::Namespaces(names) => {
-            for name in names {
-                all.push(poll(Api::all(client.clone()), name.clone()));
-                all.push(images(Api::namespaced(client.clone(), name), Some(name.clone())));
+        watches
+    }
+}
+
+impl Source {
+    fn of(scope: &Scope) -> Vec<Self> {
+        match scope {
+            Scope::All => vec![Self::Namespaces, Self::Images(None)],
+            Scope::Namespaces(names) => {
+                names.iter().flat_map(|n| [Self::Namespace(n.clone()), Self::Images(Some(n.clone()))]).collect()
             }
         }
     }
-    all
+
+    fn follow(self, client: kube::Client) -> BoxStream<'static, Change> {
+        match self {
+            Self::Namespaces => namespaces(Api::all(client)),
+            Self::Namespace(name) => poll(Api::all(client), name),
+            Self::Images(None) => images(Api::all(client), None),
+            Self::Images(Some(namespace)) => images(Api::namespaced(client, &namespace), Some(namespace)),
+        }
+    }
 }
 
-fn images(api: Api<DeserializeGuard<Image>>, namespace: Option<String>) -> BoxStream<'static, Change> {
+fn namespaces(api: Api<PartialObjectMeta<Namespace>>) -> BoxStream<'static, Change> {
+    watcher::watcher(api, watcher::Config::default())
+        .backoff(Pause::default())
+        .map(|event| match event {
+            Ok(event) => Change::Namespace(Box::new(event)),
+            Err(error) => Change::Failed(Source::Namespaces, error.to_string()),
+        })
+        .boxed()
+}
+
+fn images(api: Api<Listed>, namespace: Option<String>) -> BoxStream<'static, Change> {
     watcher::watcher(api, watcher::Config::default())
         .backoff(Pause::default())
         .map(move |event| match event {
@@ -289,6 +321,7 @@ impl Backoff for Pause {
 /// Turns what the watches say into snapshots. Pure but for log lines.
 struct Collector {
     snapshot: Snapshot,
+    specs: Specs,
     namespaces: Option<Vec<PartialObjectMeta<Namespace>>>,
     images: HashMap<Option<String>, Vec<(String, String, Seen)>>,
     /// Not listed completely yet.
@@ -300,17 +333,12 @@ struct Collector {
 
 impl Collector {
     fn new(scope: &Scope) -> Self {
-        let missing = match scope {
-            Scope::All => vec![Source::Namespaces, Source::Images(None)],
-            Scope::Namespaces(names) => {
-                names.iter().flat_map(|n| [Source::Namespace(n.clone()), Source::Images(Some(n.clone()))]).collect()
-            }
-        };
         Self {
             snapshot: Snapshot::default(),
+            specs: Specs::default(),
             namespaces: None,
             images: HashMap::new(),
-            missing,
+            missing: Source::of(scope),
             failing: Vec::new(),
             broken: HashMap::new(),
         }
@@ -355,7 +383,7 @@ impl Collector {
             }
             Event::InitDone => {
                 let list = self.namespaces.take().unwrap_or_default();
-                let names: Vec<String> = list.iter().map(ResourceExt::name_any).collect();
+                let names: HashSet<String> = list.iter().map(ResourceExt::name_any).collect();
                 self.snapshot.retain_namespaces(&names);
                 for object in list {
                     self.put_namespace(&object.name_any(), object.labels(), object.annotations());
@@ -370,14 +398,14 @@ impl Collector {
         true
     }
 
-    fn image(&mut self, scope: Option<String>, event: Event<DeserializeGuard<Image>>, now: Timestamp) -> bool {
+    fn image(&mut self, scope: Option<String>, event: Event<Listed>, now: Timestamp) -> bool {
         match event {
             Event::Init => {
                 self.images.insert(scope, Vec::new());
                 return false;
             }
-            Event::InitApply(guard) => {
-                let seen = self.see(guard, now);
+            Event::InitApply(listed) => {
+                let seen = self.see(listed, now);
                 self.images.entry(scope).or_default().push(seen);
                 return false;
             }
@@ -389,12 +417,12 @@ impl Collector {
                 });
                 self.snapshot.replace_images(scope.as_deref(), list);
             }
-            Event::Apply(guard) => {
-                let (namespace, name, seen) = self.see(guard, now);
+            Event::Apply(listed) => {
+                let (namespace, name, seen) = self.see(listed, now);
                 self.snapshot.put_image(&namespace, &name, seen);
             }
-            Event::Delete(guard) => {
-                let (namespace, name) = (guard.namespace().unwrap_or_default(), guard.name_any());
+            Event::Delete(listed) => {
+                let (namespace, name) = (listed.namespace().unwrap_or_default(), listed.name_any());
                 self.snapshot.remove_image(&namespace, &name);
                 self.broken.remove(&(namespace, name));
             }
@@ -403,8 +431,8 @@ impl Collector {
         true
     }
 
-    fn see(&mut self, guard: DeserializeGuard<Image>, now: Timestamp) -> (String, String, Seen) {
-        let (namespace, name, seen) = Seen::of(guard, now);
+    fn see(&mut self, listed: Listed, now: Timestamp) -> (String, String, Seen) {
+        let (namespace, name, seen) = Seen::of(&mut self.specs, listed, now);
         let key = (namespace.clone(), name.clone());
         match &seen {
             Seen::Read(_) => {

@@ -32,6 +32,10 @@ pub const METRICS: &[(&str, &str)] = &[
     (KUBERNETES_WRITES, "Writes to the Kubernetes API, by kind of object"),
     (LEADER, "1 while this process holds the Lease, else 0"),
     (IMAGES, "Images in the cache of this process"),
+    (
+        LAST_SEEN,
+        "When the watches of the cache last heard of the API server (event, bookmark or list), in seconds since the epoch",
+    ),
     (CERTIFICATE_EXPIRY, "When the certificate that is served now expires, in seconds since the epoch"),
     (CA_EXPIRY, "When the self-managed CA that signs now expires, in seconds since the epoch; 0 without one"),
     (
@@ -54,6 +58,7 @@ const ROLLOUTS: &str = "kimup_rollouts_total";
 const KUBERNETES_WRITES: &str = "kimup_kubernetes_writes_total";
 const LEADER: &str = "kimup_leader";
 const IMAGES: &str = "kimup_images";
+const LAST_SEEN: &str = "kimup_watch_last_seen_timestamp_seconds";
 const CERTIFICATE_EXPIRY: &str = "kimup_certificate_expiry_timestamp_seconds";
 const CA_EXPIRY: &str = "kimup_ca_expiry_timestamp_seconds";
 const CERTIFICATE_FAILING: &str = "kimup_certificate_renewal_failing";
@@ -152,6 +157,23 @@ struct KindLabel {
     kind: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct WatchLabel {
+    resource: &'static str,
+    namespace: String,
+}
+
+/// `kimup_watch_last_seen_timestamp_seconds` of one watch.
+#[derive(Clone, Debug)]
+pub struct LastSeen(Gauge);
+
+impl LastSeen {
+    /// Seconds since the epoch.
+    pub fn set(&self, now: i64) {
+        self.0.set(now);
+    }
+}
+
 /// All metrics of the process. Cheap to clone; clones count together. Recording never fails and never waits for I/O.
 #[derive(Clone, Debug)]
 pub struct Metrics {
@@ -175,6 +197,7 @@ struct Inner {
     kubernetes_writes: Family<KindLabel, Counter>,
     leader: Gauge,
     images: Gauge,
+    last_seen: Family<WatchLabel, Gauge>,
     certificate_expiry: Gauge,
     ca_expiry: Gauge,
     certificate_failing: Family<PartLabel, Gauge>,
@@ -210,6 +233,7 @@ impl Metrics {
             kubernetes_writes: Family::default(),
             leader: Gauge::default(),
             images: Gauge::default(),
+            last_seen: Family::default(),
             certificate_expiry: Gauge::default(),
             ca_expiry: Gauge::default(),
             certificate_failing: Family::default(),
@@ -276,6 +300,13 @@ impl Metrics {
         self.inner.images.set(i64::try_from(images).unwrap_or(i64::MAX));
     }
 
+    /// `kimup_watch_last_seen_timestamp_seconds{resource,namespace}` of the watch of a resource (`images`), in one namespace
+    /// or, with `""`, in all. 0 until it is set.
+    pub fn last_seen(&self, resource: &'static str, namespace: &str) -> LastSeen {
+        let label = WatchLabel { resource, namespace: namespace.to_owned() };
+        LastSeen(self.inner.last_seen.get_or_create(&label).clone())
+    }
+
     /// `kimup_certificate_expiry_timestamp_seconds`: `notAfter` of the certificate that is served, in seconds since the epoch.
     pub fn set_certificate_expiry(&self, not_after: i64) {
         self.inner.certificate_expiry.set(not_after);
@@ -330,6 +361,7 @@ impl Inner {
         add(registry, KUBERNETES_WRITES, self.kubernetes_writes.clone());
         add(registry, LEADER, self.leader.clone());
         add(registry, IMAGES, self.images.clone());
+        add(registry, LAST_SEEN, self.last_seen.clone());
         add(registry, CERTIFICATE_EXPIRY, self.certificate_expiry.clone());
         add(registry, CA_EXPIRY, self.ca_expiry.clone());
         add(registry, CERTIFICATE_FAILING, self.certificate_failing.clone());
@@ -418,6 +450,7 @@ mod tests {
         metrics.kubernetes_write("Deployment");
         metrics.set_leader(true);
         metrics.set_images(7);
+        metrics.last_seen("images", "shop").set(1_800_000_000);
         metrics.set_certificate_expiry(1_900_000_000);
         metrics.set_ca_expiry(1_900_000_001);
         metrics.set_certificate_failing(CertificatePart::Ca, true);
@@ -439,6 +472,7 @@ mod tests {
         check("kimup_kubernetes_writes_total{kind=\"Deployment\"} 1");
         check("kimup_leader 1");
         check("kimup_images 7");
+        check("kimup_watch_last_seen_timestamp_seconds{resource=\"images\",namespace=\"shop\"} 1800000000");
         check("kimup_certificate_expiry_timestamp_seconds 1900000000");
         check("kimup_ca_expiry_timestamp_seconds 1900000001");
         check("kimup_certificate_renewal_failing{part=\"ca\"} 1");
@@ -454,6 +488,7 @@ mod tests {
         metrics.registry_request("ghcr.io");
         metrics.registry_error("ghcr.io");
         metrics.kubernetes_write("Deployment");
+        let _ = metrics.last_seen("images", "");
         let text = metrics.encode();
         let mut exposed: Vec<(&str, &str)> = text
             .lines()

@@ -2,18 +2,22 @@
 //!
 //! [`Cluster`] is etcd, kube-apiserver, kube-controller-manager, kube-scheduler and kwok (a simulated kubelet);
 //! [`Registry`] is the distribution registry, [`TokenService`] gives out its tokens; [`KimupProcess`] is kimup itself.
-//! [`FaultServer`] is a host that misbehaves. `tools/build` builds the programs on first use. Everything started here ends with the process that started it, however that ends (see [`Process`]), and
+//! [`FaultServer`] is a host that misbehaves, [`ApiStub`] an API server for the webhook alone. `tools/build` builds the programs on first use. Everything started here ends with the process that started it, however that ends (see [`Process`]), and
 //! its files with it, unless something panicked or `KIMUP_KEEP_LOGS` is set: then the logs stay.
 //!
 //! Meant for tests and the demo only. Values are shared between tests that each have a Tokio runtime of their own, so
 //! nothing here holds on to a runtime: clients are built by the caller, servers inside this process run on threads of
 //! their own.
 
+mod admission_load;
+mod api_stub;
+mod arguments;
 mod background;
 mod balancer;
 mod cluster;
 mod control_plane;
 mod fault;
+mod https;
 mod kimup;
 mod load;
 mod pki;
@@ -26,9 +30,13 @@ mod token;
 mod tools;
 mod wait;
 
+pub use admission_load::{AdmissionLoad, LoadFailure, LoadReport, Reviews, WebhookClient};
+pub use api_stub::{ApiStub, Obstacle};
+pub use arguments::Arguments;
 pub use balancer::Balancer;
 pub use cluster::{Cluster, KubectlOutput};
 pub use fault::{ClientCertificates, FaultReply, FaultRequest, FaultServer};
+pub use https::serve_tls;
 pub use kimup::{KimupOptions, KimupProcess, WebhookUrl};
 pub use load::{SyncCost, SyncLoad};
 pub use pki::{ServerCertificate, TestCa};

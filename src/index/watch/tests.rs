@@ -7,15 +7,16 @@ fn namespace(name: &str, labels: &Value, annotations: &Value) -> PartialObjectMe
     serde_json::from_value(json!({"metadata": {"name": name, "labels": labels, "annotations": annotations}})).unwrap()
 }
 
-fn good(namespace: &str, name: &str, tag: &str) -> DeserializeGuard<Image> {
-    DeserializeGuard(Ok(image(&json!({
+fn good(namespace: &str, name: &str, tag: &str) -> Listed {
+    let image = image(&json!({
         "metadata": {"namespace": namespace, "name": name, "uid": format!("{name}-uid")},
         "spec": {"image": format!("ghcr.io/org/{name}")},
         "status": {"tag": tag, "repository": null},
-    }))))
+    }));
+    serde_json::from_value(serde_json::to_value(image).unwrap()).unwrap()
 }
 
-fn broken(namespace: &str, name: &str, uid: &str) -> DeserializeGuard<Image> {
+fn broken(namespace: &str, name: &str, uid: &str) -> Listed {
     serde_json::from_value(json!({
         "apiVersion": "kimup.cloudavenue.io/v1alpha1", "kind": "Image",
         "metadata": {"namespace": namespace, "name": name, "uid": uid}, "spec": {"image": 7},
@@ -23,7 +24,7 @@ fn broken(namespace: &str, name: &str, uid: &str) -> DeserializeGuard<Image> {
     .unwrap()
 }
 
-fn take(collector: &mut Collector, scope: Option<&str>, event: Event<DeserializeGuard<Image>>) -> bool {
+fn take(collector: &mut Collector, scope: Option<&str>, event: Event<Listed>) -> bool {
     collector.take(Change::Image(scope.map(str::to_owned), Box::new(event)), Timestamp::UNIX_EPOCH)
 }
 
@@ -41,7 +42,7 @@ fn known(collector: &Collector) -> Vec<String> {
     found
 }
 
-fn list(collector: &mut Collector, scope: Option<&str>, images: &[DeserializeGuard<Image>]) {
+fn list(collector: &mut Collector, scope: Option<&str>, images: &[Listed]) {
     assert!(!take(collector, scope, Event::Init));
     for image in images {
         assert!(!take(collector, scope, Event::InitApply(image.clone())));
@@ -134,7 +135,8 @@ fn namespaces_say_who_is_opted_in() {
     let none = json!({});
     let mut event = |event| {
         collector.take(Change::Namespace(Box::new(event)), Timestamp::UNIX_EPOCH);
-        (collector.snapshot.annotated(), collector.is_complete())
+        let annotated: Vec<String> = collector.snapshot.annotated().iter().cloned().collect();
+        (annotated, collector.is_complete())
     };
     event(Event::Init);
     event(Event::InitApply(namespace("b", &none, &on)));
@@ -169,7 +171,7 @@ fn a_namespace_that_goes_leaves_its_images_to_their_own_watch() {
 #[tokio::test]
 async fn the_index_is_ready_after_both_lists_and_stays_so() {
     let (sender, receiver) = futures::channel::mpsc::unbounded();
-    let index = Arc::new(Index::empty(Metrics::new()));
+    let index = Arc::new(Index::empty(Metrics::new(), Vec::new()));
     let mut changes = SelectAll::new();
     changes.push(receiver.boxed());
     let shutdown = CancellationToken::new();
@@ -195,7 +197,6 @@ async fn the_index_is_ready_after_both_lists_and_stays_so() {
     assert!(send(Change::Image(None, Box::new(Event::Apply(good("a", "x", "1"))))).await);
     assert!(!annotated.has_changed().unwrap(), "the list is the same");
     assert_eq!(index.snapshot().images(), 1);
-    assert!(index.age() < Duration::from_secs(1));
     shutdown.cancel();
     task.await.unwrap();
 }

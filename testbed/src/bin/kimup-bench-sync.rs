@@ -1,10 +1,9 @@
 //! What 200 Images cost `kimup sync` on a real control plane, and how long a refresh takes. `make bench-sync`.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use kimup_testbed::{SyncCost, SyncLoad};
+use kimup_testbed::{Arguments, SyncCost, SyncLoad};
 
 const USAGE: &str = "usage: kimup-bench-sync --kimup PROGRAM
 
@@ -18,20 +17,12 @@ const MAX_REFRESH: Duration = Duration::from_millis(50);
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    let kimup = match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["--kimup", kimup] => PathBuf::from(kimup),
-        ["--help" | "-h"] => {
-            println!("{USAGE}");
-            return ExitCode::SUCCESS;
-        }
-        _ => {
-            eprintln!("{USAGE}");
-            return ExitCode::from(2);
-        }
+    let arguments = match Arguments::read(USAGE, &[]) {
+        Ok(arguments) => arguments,
+        Err(code) => return code,
     };
     println!("{} Images on {} repositories, every minute: about eight minutes", LOAD.images, LOAD.repositories);
-    match LOAD.measure(kimup).await {
+    match LOAD.measure(arguments.kimup).await {
         Ok(cost) if report(&cost) => ExitCode::SUCCESS,
         Ok(_) => ExitCode::FAILURE,
         Err(error) => {

@@ -3,8 +3,9 @@
 #[path = "../demo/mod.rs"]
 mod demo;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
+
+use kimup_testbed::Arguments;
 
 const USAGE: &str = "usage: kimup-demo --kimup PROGRAM [--keep]
 
@@ -13,20 +14,12 @@ const USAGE: &str = "usage: kimup-demo --kimup PROGRAM [--keep]
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    let (kimup, keep) = match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["--kimup", kimup] => (kimup, false),
-        ["--kimup", kimup, "--keep"] | ["--keep", "--kimup", kimup] => (kimup, true),
-        ["--help" | "-h"] => {
-            println!("{USAGE}");
-            return ExitCode::SUCCESS;
-        }
-        _ => {
-            eprintln!("{USAGE}");
-            return ExitCode::from(2);
-        }
+    let arguments = match Arguments::read(USAGE, &["--keep"]) {
+        Ok(arguments) => arguments,
+        Err(code) => return code,
     };
-    match demo::run(PathBuf::from(kimup), keep).await {
+    let keep = arguments.has("--keep");
+    match demo::run(arguments.kimup, keep).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("\nkimup-demo: {error:#}");

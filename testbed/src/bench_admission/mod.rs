@@ -1,0 +1,328 @@
+//! What admission costs, beside a server that does nothing. `docs/benchmarks.md` has the method and the bars.
+
+mod client;
+mod figures;
+mod noop;
+mod objects;
+mod server;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use kimup_testbed::ApiStub;
+use rustls::ClientConfig;
+use serde_json::Value;
+
+use client::Connection;
+use figures::{Figure, quartiles};
+use objects::Reviews;
+use server::{Server, SyncSocket};
+
+pub use noop::serve as serve_noop;
+
+/// The hidden command that makes this program the no-op server, followed by its address.
+pub const NOOP: &str = "serve-noop";
+
+const IMAGES: usize = 10_000;
+const MANY_IMAGES: usize = 100_000;
+const CONNECTIONS: usize = 8;
+/// Admissions, and Image changes, a second.
+const RATE: u32 = 1_000;
+/// Sizes of the reviews in bytes, with the most CPU time of a request compared with the no-op's.
+const SIZES: [(usize, f64); 3] = [(4_000, 1.8), (10_000, 1.8), (76_000, 2.2)];
+const MIB: f64 = 1_048_576.0;
+/// For a server to finish what it does after an answer.
+const SETTLE: Duration = Duration::from_millis(10);
+
+/// How long and how often is measured.
+struct Effort {
+    rounds: usize,
+    round: Duration,
+    paced_rounds: usize,
+    paced: Duration,
+    starts: usize,
+    many: bool,
+}
+
+/// Runs it; whether every bar is met.
+pub fn run(kimup: PathBuf, quick: bool) -> Result<bool> {
+    kimup_testbed::install_crypto_provider();
+    server::move_to_load()?;
+    let ms = Duration::from_millis;
+    let effort = if quick {
+        Effort { rounds: 5, round: ms(150), paced_rounds: 3, paced: ms(1000), starts: 3, many: false }
+    } else {
+        Effort { rounds: 15, round: ms(250), paced_rounds: 9, paced: ms(2000), starts: 5, many: true }
+    };
+    let file = figures_file()?;
+    let before = figures::read(&file)?;
+    let mut figures = Vec::new();
+    let (empty, full) = (cluster(0)?, cluster(IMAGES)?);
+    let bench = Bench::start(&kimup, full, effort)?;
+    bench.check_answers()?;
+    for (size, bar) in SIZES {
+        figures.extend(bench.cpu_per_request(size, bar)?);
+    }
+    figures.push(bench.handshakes()?);
+    figures.extend(bench.paced()?);
+    figures.push(bench.changing()?);
+    figures.push(bench.requests_elsewhere()?);
+    figures.extend(bench.memory_and_start(&kimup, &empty)?);
+    let good = figures::report(&figures, before.as_ref());
+    if good || before.is_none() {
+        figures::write(&file, &figures)?;
+        println!("\nwritten to {}; a later run compares with it", file.display());
+    } else {
+        println!("\ncompared with {}, which stays as it is", file.display());
+    }
+    Ok(good)
+}
+
+/// Beside the build, so that it goes with it.
+fn figures_file() -> Result<PathBuf> {
+    let program = std::env::current_exe()?;
+    let target = program.ancestors().nth(2).context("this program is in no target folder")?;
+    Ok(target.join("bench-admission.json"))
+}
+
+fn cluster(images: usize) -> Result<ApiStub> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let api = runtime.block_on(ApiStub::start())?;
+    for number in 0..objects::NAMESPACES {
+        api.put(objects::namespace(number))?;
+    }
+    for number in 0..images {
+        api.put(objects::settled_image(number))?;
+    }
+    Ok(api)
+}
+
+/// Both servers, with connections to them.
+struct Bench {
+    api: ApiStub,
+    sync: SyncSocket,
+    effort: Effort,
+    tls: Arc<ClientConfig>,
+    kimup: Server,
+    noop: Server,
+}
+
+/// What a round gives.
+struct Round {
+    per_request: Duration,
+    p99: Duration,
+    /// CPU time by wall time.
+    core: f64,
+}
+
+impl Bench {
+    fn start(kimup: &Path, api: ApiStub, effort: Effort) -> Result<Self> {
+        let sync = SyncSocket::listen()?;
+        let (noop, kimup) = (Server::noop()?, Server::kimup(kimup, &api, &sync.path)?);
+        Ok(Self { api, sync, effort, tls: client::tls()?, kimup, noop })
+    }
+
+    fn connect(&self, server: &Server) -> Result<Vec<Connection>> {
+        (0..CONNECTIONS).map(|_| Connection::open(server.address, &self.tls)).collect()
+    }
+
+    /// Each Pod gets its patch, for half of its containers.
+    fn check_answers(&self) -> Result<()> {
+        let mut connection = Connection::open(self.kimup.address, &self.tls)?;
+        for (size, _) in SIZES {
+            let reviews = Reviews::of(size, IMAGES);
+            for body in &reviews.bodies {
+                let answer: Value = serde_json::from_slice(connection.exchange(&client::request(body))?)?;
+                let images = patched_images(&answer).with_context(|| format!("the answer is {answer}"))?;
+                ensure!(images == reviews.covered, "{images} of {} images are set: {answer}", reviews.covered);
+            }
+        }
+        Ok(())
+    }
+
+    /// CPU time of both for requests of a size, as fast as they can.
+    fn cpu_per_request(&self, size: usize, bar: f64) -> Result<Vec<Figure>> {
+        let requests = requests(size);
+        let (mut ours, mut noops) = (self.connect(&self.kimup)?, self.connect(&self.noop)?);
+        let (mut ratios, mut kimup_ns, mut noop_ns) = (Vec::new(), Vec::new(), Vec::new());
+        let round = |server: &Server, connections: &mut [Connection]| -> Result<f64> {
+            let before = server.cpu_time()?;
+            let answered = client::closed_loop(connections, &requests, self.effort.round)?;
+            thread::sleep(SETTLE);
+            Ok(micros(server.cpu_time()? - before) / real(answered))
+        };
+        round(&self.kimup, &mut ours)?; // warms the caches, and is not counted
+        round(&self.noop, &mut noops)?;
+        for _ in 0..self.effort.rounds {
+            let (kimup, noop) = (round(&self.kimup, &mut ours)?, round(&self.noop, &mut noops)?);
+            ratios.push(kimup / noop);
+            kimup_ns.push(kimup);
+            noop_ns.push(noop);
+        }
+        let kilobytes = size / 1000;
+        let note = format!("{:.1} and {:.1} us", quartiles(kimup_ns).1, quartiles(noop_ns).1);
+        Ok(vec![Figure::ratio(format!("CPU per request of {kilobytes} KB"), ratios).at_most(bar).note(note)])
+    }
+
+    /// CPU time of a connection that is opened and closed.
+    fn handshakes(&self) -> Result<Figure> {
+        let (mut ratios, mut rates) = (Vec::new(), Vec::new());
+        let round = |server: &Server| -> Result<f64> {
+            let before = server.cpu_time()?;
+            let opened = client::handshakes(server.address, &self.tls, CONNECTIONS, self.effort.round)?;
+            thread::sleep(SETTLE);
+            Ok(real(opened) / (server.cpu_time()? - before).as_secs_f64())
+        };
+        for _ in 0..self.effort.rounds {
+            let (kimup, noop) = (round(&self.kimup)?, round(&self.noop)?);
+            ratios.push(kimup / noop);
+            rates.push(kimup);
+        }
+        let note = format!("{:.0} a second and core", quartiles(rates).1);
+        Ok(Figure::ratio("new TLS connections per core", ratios).at_least(0.9).note(note))
+    }
+
+    fn paced_round(&self, server: &Server, connections: &mut [Connection], requests: &[Vec<u8>]) -> Result<Round> {
+        let (before, began) = (server.cpu_time()?, Instant::now());
+        let took = client::paced(connections, requests, RATE, self.effort.paced)?;
+        thread::sleep(SETTLE);
+        let (cpu, wall) = (server.cpu_time()? - before, began.elapsed());
+        let p99 = took.get(took.len() * 99 / 100).copied().context("no answers")?;
+        let per_request = cpu / u32::try_from(took.len())?;
+        Ok(Round { per_request, p99, core: cpu.as_secs_f64() / wall.as_secs_f64() })
+    }
+
+    /// At a rate that leaves most of the core idle.
+    fn paced(&self) -> Result<Vec<Figure>> {
+        let requests = requests(SIZES[0].0);
+        let (mut ours, mut noops) = (self.connect(&self.kimup)?, self.connect(&self.noop)?);
+        let (mut ratios, mut cores, mut p99s, mut work) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..self.effort.paced_rounds {
+            let kimup = self.paced_round(&self.kimup, &mut ours, &requests)?;
+            let noop = self.paced_round(&self.noop, &mut noops, &requests)?;
+            ratios.push(kimup.p99.as_secs_f64() / noop.p99.as_secs_f64());
+            work.push(kimup.per_request.as_secs_f64() / noop.per_request.as_secs_f64());
+            cores.push(kimup.core * 100.0);
+            p99s.push((micros(kimup.p99), micros(noop.p99)));
+        }
+        let (kimup, noop): (Vec<f64>, Vec<f64>) = p99s.into_iter().unzip();
+        let note = format!("{:.0} and {:.0} us", quartiles(kimup).1, quartiles(noop).1);
+        let core = quartiles(cores);
+        Ok(vec![
+            Figure::ratio("p99 at 1,000 admissions/s", ratios).at_most(2.0).note(note),
+            Figure { spread: Some((core.0, core.2)), ..Figure::new("of a core meanwhile", core.1, "%") }.at_most(5.0),
+            Figure::ratio("CPU per request meanwhile", work),
+        ])
+    }
+
+    /// The same while Images change.
+    fn changing(&self) -> Result<Figure> {
+        let requests = requests(SIZES[0].0);
+        let mut ours = self.connect(&self.kimup)?;
+        let (mut ratios, mut p99s, mut cores) = (Vec::new(), Vec::new(), Vec::new());
+        for turn in 0..self.effort.paced_rounds {
+            let quiet = self.paced_round(&self.kimup, &mut ours, &requests)?;
+            let stop = AtomicBool::new(false);
+            let busy = thread::scope(|scope| {
+                let changes = scope.spawn(|| self.change_images(turn, &stop));
+                let busy = self.paced_round(&self.kimup, &mut ours, &requests);
+                stop.store(true, Ordering::SeqCst);
+                changes.join().ok().context("a thread panicked")??;
+                busy
+            })?;
+            ratios.push(busy.p99.as_secs_f64() / quiet.p99.as_secs_f64());
+            p99s.push(micros(busy.p99));
+            cores.push(busy.core * 100.0);
+        }
+        let note = format!("{:.0} us, {:.1} % of a core", quartiles(p99s).1, quartiles(cores).1);
+        Ok(Figure::ratio("p99 with 1,000 Image changes/s by quiet", ratios).at_most(1.1).note(note))
+    }
+
+    fn change_images(&self, turn: usize, stop: &AtomicBool) -> Result<()> {
+        let began = Instant::now();
+        for number in 0.. {
+            if stop.load(Ordering::SeqCst) {
+                break;
+            }
+            let due = began + Duration::from_secs(1) * u32::try_from(number)? / RATE;
+            thread::sleep(due.saturating_duration_since(Instant::now()));
+            self.api.put(objects::changed_image(number * 7919 % IMAGES, turn))?;
+        }
+        Ok(())
+    }
+
+    /// Requests to the API server and questions to sync while 10,000 Pods are admitted.
+    fn requests_elsewhere(&self) -> Result<Figure> {
+        let requests = requests(SIZES[0].0);
+        let mut connection = Connection::open(self.kimup.address, &self.tls)?;
+        let count = || self.api.requests() + self.sync.connects();
+        let before = count();
+        for request in requests.iter().cycle().take(10_000) {
+            connection.exchange(request)?;
+        }
+        Ok(Figure::new("requests elsewhere in 10,000 admissions", real(count() - before), "").at_most(0.0))
+    }
+
+    fn memory_and_start(&self, program: &Path, empty: &ApiStub) -> Result<Vec<Figure>> {
+        let start = |api: &ApiStub| -> Result<(f64, f64)> {
+            let kimup = Server::kimup(program, api, &self.sync.path)?;
+            thread::sleep(Duration::from_millis(200));
+            Ok((real(kimup.rss()?) / MIB, kimup.ready_after.as_secs_f64() * 1000.0))
+        };
+        let (mut idle, mut grown, mut ready) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..self.effort.starts {
+            let (without, _) = start(empty)?;
+            let (with, after) = start(&self.api)?;
+            idle.push(without);
+            grown.push(with - without);
+            ready.push(after);
+        }
+        let (low, ready, high) = quartiles(ready);
+        let ready = Figure { spread: Some((low, high)), ..Figure::new("ready with 10,000 Images", ready, " ms") };
+        let loaded = real(self.kimup.rss()?) / MIB;
+        let mut figures = vec![
+            Figure::new("memory idle, no Images", quartiles(idle).1, " MiB").at_most(16.0),
+            Figure::new("memory of 10,000 Images more", quartiles(grown).1, " MiB").at_most(5.0),
+            Figure::new("memory after all of the above", loaded, " MiB"),
+            ready.at_most(500.0),
+        ];
+        if self.effort.many {
+            let (memory, after) = start(&cluster(MANY_IMAGES)?)?;
+            let note = format!("aim: 30; ready in {after:.0} ms");
+            figures.push(Figure::new("memory with 100,000 Images", memory, " MiB").note(note));
+        }
+        Ok(figures)
+    }
+}
+
+fn requests(size: usize) -> Vec<Vec<u8>> {
+    Reviews::of(size, IMAGES).bodies.iter().map(|body| client::request(body)).collect()
+}
+
+/// How many images an answer sets.
+fn patched_images(answer: &Value) -> Result<usize> {
+    let response = &answer["response"];
+    ensure!(response["allowed"] == true, "not allowed");
+    let patch = STANDARD.decode(response["patch"].as_str().context("no patch")?)?;
+    let patch: Vec<Value> = serde_json::from_slice(&patch)?;
+    let sets_image = |op: &&Value| {
+        op["path"].as_str().is_some_and(|path| path.ends_with("/image"))
+            && op["value"].as_str().is_some_and(|image| image.ends_with(":1.4.2"))
+    };
+    Ok(patch.iter().filter(sets_image).count())
+}
+
+fn micros(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e6
+}
+
+#[allow(clippy::cast_precision_loss)] // far below 2^53
+fn real(number: u64) -> f64 {
+    number as f64
+}

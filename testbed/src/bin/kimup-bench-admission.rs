@@ -1,0 +1,40 @@
+//! What admission costs `kimup webhook`, beside a server that does nothing. `make bench-admission`.
+
+#[path = "../bench_admission/mod.rs"]
+mod bench_admission;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use kimup_testbed::Arguments;
+
+const USAGE: &str = "usage: kimup-bench-admission --kimup PROGRAM [--quick]
+
+  --kimup PROGRAM  the kimup to measure: a release build
+  --quick          shorter rounds and fewer of them: figures that are less exact";
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let done = match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [bench_admission::NOOP, address] => noop(address).map(|()| true),
+        _ => match Arguments::read(USAGE, &["--quick"]) {
+            Ok(arguments) => {
+                let quick = arguments.has("--quick");
+                bench_admission::run(arguments.kimup, quick)
+            }
+            Err(code) => return code,
+        },
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("\nkimup-bench-admission: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn noop(address: &str) -> Result<()> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(bench_admission::serve_noop(address))
+}
