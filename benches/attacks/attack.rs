@@ -47,6 +47,7 @@ pub fn serve() {
         let pem = ca.certificate_pem().replace('\n', "|");
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
+        let (_signer, ca) = tokio::sync::watch::channel(ca);
         let source = CertSource::SelfManaged { ca, dns: vec![], ips: vec![address.ip()] };
         let (served, stop) = (Readiness::default().register("certificate"), CancellationToken::new());
         let (clock, metrics) = (tls::system_clock(), Metrics::new());

@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::registry::Limits;
 use crate::telemetry::LogFormat;
 
+use super::mutate::MutateArgs;
 use super::select::SelectArgs;
 use super::tags::TagsArgs;
 
@@ -34,6 +35,8 @@ pub enum Command {
     Select(SelectArgs),
     /// List the tags of a repository as sync would: all of them, or an error.
     Tags(TagsArgs),
+    /// Say what admission would make of a Pod. Offline.
+    Mutate(MutateArgs),
     /// Print the custom resource definitions as YAML.
     Crds,
     /// Print the static webhook configuration, for certificates from files.
@@ -141,6 +144,10 @@ pub struct EndpointArgs {
     /// PEM key of that certificate.
     #[arg(long, env = "KIMUP_TLS_KEY_FILE", value_name = "FILE", requires = "tls_cert_file")]
     pub tls_key_file: Option<PathBuf>,
+    /// When the CA is rotated: from its publication to the first certificate that it signs. The old one stays trusted ten times
+    /// as long. The same for all processes.
+    #[arg(long, env = "KIMUP_CA_ROTATION_DELAY", value_name = "DURATION", default_value = "1m", value_parser = rotation_delay)]
+    pub ca_rotation_delay: Duration,
 }
 
 /// Flags of the webhook's server.
@@ -238,6 +245,15 @@ fn duration(text: &str) -> Result<Duration, String> {
         Ok(duration) => Ok(duration),
         Err(error) => Err(format!("{error}; use a duration such as 30s or 5m")),
     }
+}
+
+/// Below that, what has been published may not have arrived; above, rotations would take days.
+fn rotation_delay(text: &str) -> Result<Duration, String> {
+    let delay = duration(text)?;
+    if !(Duration::from_millis(100)..=Duration::from_secs(3600)).contains(&delay) {
+        return Err("it must be from 100ms to 1h".to_owned());
+    }
+    Ok(delay)
 }
 
 fn question_timeout(text: &str) -> Result<Duration, String> {

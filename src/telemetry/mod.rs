@@ -7,4 +7,6 @@ mod logging;
 mod metrics;
 
 pub use logging::{AUDIT_TARGET, LogFormat, TelemetryError, init};
-pub use metrics::{AdmissionOutcome, METRICS, METRICS_CONTENT_TYPE, Metrics, QuestionOutcome, RolloutOutcome};
+pub use metrics::{
+    AdmissionOutcome, CertificatePart, METRICS, METRICS_CONTENT_TYPE, Metrics, QuestionOutcome, RolloutOutcome,
+};

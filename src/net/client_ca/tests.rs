@@ -45,6 +45,7 @@ async fn only_clients_of_the_ca_get_in() {
 
     let ca = Arc::new(CertificateAuthority::generate("test", Timestamp::now()).unwrap());
     let root = reqwest::Certificate::from_pem(ca.certificate_pem().as_bytes()).unwrap();
+    let (_signer, ca) = tokio::sync::watch::channel(ca);
     let source = CertSource::SelfManaged { ca, dns: vec![], ips: vec!["127.0.0.1".parse().unwrap()] };
     let (served, stop) = (Readiness::default().register("certificate"), CancellationToken::new());
     let clients: Arc<dyn ClientCertVerifier> = watched.verifier.clone();
