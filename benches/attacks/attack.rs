@@ -47,8 +47,8 @@ pub fn serve() {
         let pem = ca.certificate_pem().replace('\n', "|");
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let source =
-            CertSource::SelfManaged { ca: tokio::sync::watch::channel(ca).1, dns: vec![], ips: vec![address.ip()] };
+        let (_signer, ca) = tokio::sync::watch::channel(ca);
+        let source = CertSource::SelfManaged { ca, dns: vec![], ips: vec![address.ip()] };
         let (served, stop) = (Readiness::default().register("certificate"), CancellationToken::new());
         let (clock, metrics) = (tls::system_clock(), Metrics::new());
         let (shared, _) = tls::start(source, None, clock, served, metrics, stop.clone()).await.unwrap();

@@ -45,11 +45,8 @@ async fn only_clients_of_the_ca_get_in() {
 
     let ca = Arc::new(CertificateAuthority::generate("test", Timestamp::now()).unwrap());
     let root = reqwest::Certificate::from_pem(ca.certificate_pem().as_bytes()).unwrap();
-    let source = CertSource::SelfManaged {
-        ca: tokio::sync::watch::channel(ca).1,
-        dns: vec![],
-        ips: vec!["127.0.0.1".parse().unwrap()],
-    };
+    let (_signer, ca) = tokio::sync::watch::channel(ca);
+    let source = CertSource::SelfManaged { ca, dns: vec![], ips: vec!["127.0.0.1".parse().unwrap()] };
     let (served, stop) = (Readiness::default().register("certificate"), CancellationToken::new());
     let clients: Arc<dyn ClientCertVerifier> = watched.verifier.clone();
     let (clock, metrics) = (tls::system_clock(), Metrics::new());
