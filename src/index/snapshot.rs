@@ -93,8 +93,8 @@ impl SameRepository {
 pub struct Entry {
     /// Name of the Image.
     pub name: String,
-    /// Its UID: a deleted and made again Image is another one.
-    pub uid: String,
+    /// A deleted and made again Image is another one.
+    uid: Uid,
     /// Whether sync made it for annotations: then it covers what it was made for, and is not found by repository.
     pub managed: bool,
     /// Kind and name of its controller: the workload a managed Image was made for.
@@ -116,6 +116,21 @@ pub struct Entry {
     /// Why the spec cannot be used, with the field to fix.
     pub error: Option<String>,
     records: Option<Box<HashMap<String, Vec<RevisionRecord>>>>,
+}
+
+/// The UID of an object: that of Kubernetes is a UUID, whose text would take five times the room.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Uid {
+    Uuid([u8; 16]),
+    Other(Box<str>),
+}
+
+impl Uid {
+    fn read(text: &str) -> Self {
+        let digits = text.len() == 36 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f' | b'-'));
+        let uuid = digits.then(|| u128::from_str_radix(&text.replace('-', ""), 16).ok()).flatten();
+        uuid.map_or_else(|| Self::Other(text.into()), |uuid| Self::Uuid(uuid.to_be_bytes()))
+    }
 }
 
 impl Entry {
@@ -151,7 +166,7 @@ impl Entry {
             for_carriers: annotations.and_then(|a| a.get(POLICY_FROM)).is_some_and(|from| from == POLICY_OF_PODS),
             managed,
             owner: owner.map(|owner| Box::new((owner.kind.clone(), owner.name.clone()))),
-            uid: image.metadata.uid.clone().unwrap_or_default(),
+            uid: Uid::read(image.metadata.uid.as_deref().unwrap_or_default()),
             created: image.metadata.creation_timestamp.as_ref().map(|t| t.0),
             repository,
             digest: status.digest.filter(|digest| spec.pins && !other && policy::Digest::parse(digest).is_ok()),
@@ -397,7 +412,7 @@ impl Snapshot {
 
     /// The last good state of an Image, if it is of this object.
     fn known(&self, namespace: &str, name: &str, uid: &str) -> Option<&Arc<Entry>> {
-        self.namespace(namespace)?.images.get(name).filter(|entry| entry.uid == uid)
+        self.namespace(namespace)?.images.get(name).filter(|entry| entry.uid == Uid::read(uid))
     }
 
     /// Changes a namespace, which is there if it is not empty afterwards, and what is counted over all of them.
@@ -421,3 +436,6 @@ impl Snapshot {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
