@@ -279,3 +279,37 @@ fn the_annotated_example_is_followed() {
     let found = read(Levels(&[&template]), Containers { regular: &["app"], init: &[] });
     assert_eq!((found.problems.len(), found.containers["app"].policy.as_str()), (0, "minor"));
 }
+
+/// `path` or `path::name` in backticks: the file is there; a `.rs` file has a function of that name, another that text.
+#[test]
+fn what_the_practices_cite_exists() {
+    let text = fs::read_to_string(checkout("docs/webhook-practices.md")).unwrap();
+    let folders = ["tests/", "src/", "deploy/", "certs/", "docs/", "tools/", "examples/"];
+    let mut found = 0;
+    for cited in text.split('`').skip(1).step_by(2).filter(|code| folders.iter().any(|folder| code.starts_with(folder)))
+    {
+        let (path, name) = cited.split_once("::").unwrap_or((cited, ""));
+        let file = checkout(path);
+        assert!(file.exists(), "{cited}: there is no {path}");
+        if name.is_empty() {
+            continue;
+        }
+        let text = fs::read_to_string(&file).unwrap();
+        let is_source = file.extension().is_some_and(|extension| extension == "rs");
+        let wanted = if is_source { format!("fn {name}(") } else { name.to_owned() };
+        assert!(text.contains(&wanted), "{cited}: {path} has no {wanted:?}");
+        found += 1;
+    }
+    assert!(found > 60, "only {found} references were found");
+}
+
+#[test]
+fn every_point_of_the_practices_is_there_once() {
+    let text = fs::read_to_string(checkout("docs/webhook-practices.md")).unwrap();
+    for (heading, points) in [("## Good practices", 33), ("## Threats", 18), ("## Mitigations", 10)] {
+        let (_, rest) = text.split_once(&format!("\n{heading}\n")).unwrap();
+        let rows = rest.lines().take_while(|line| !line.starts_with("## ")).filter_map(|line| line.strip_prefix("| "));
+        let numbers: Vec<usize> = rows.filter_map(|row| row.split_once(' ')?.0.parse().ok()).collect();
+        assert_eq!(numbers, (1..=points).collect::<Vec<_>>(), "{heading}");
+    }
+}

@@ -12,7 +12,7 @@ use kimup::{
 use kimup_testbed::{FaultReply, FaultRequest, FaultServer};
 
 const MIB: usize = 1024 * 1024;
-/// Host, listings at once, page timeout in milliseconds, most bytes of a page: what the process that lists is told.
+/// Host, listings at once, most bytes of all tags together: what the process that lists is told.
 const TOLD: &str = "KIMUP_TEST_LIST";
 
 /// What one process saw: how a listing ended, and its peak resident memory in bytes.
@@ -22,11 +22,15 @@ struct Measured {
 }
 
 /// Lists from such a registry, `at_once` times at the same time.
-async fn measure(at_once: usize, script: impl Fn(&FaultRequest) -> FaultReply + Send + Sync + 'static) -> Measured {
+async fn measure(
+    at_once: usize,
+    most_bytes: usize,
+    script: impl Fn(&FaultRequest) -> FaultReply + Send + Sync + 'static,
+) -> Measured {
     let registry = FaultServer::http(script).await.unwrap();
     let child = tokio::process::Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "the_process_that_lists", "--nocapture"])
-        .env(TOLD, format!("{} {at_once}", registry.host()))
+        .env(TOLD, format!("{} {at_once} {most_bytes}", registry.host()))
         .env("NO_PROXY", "127.0.0.1")
         .output()
         .await
@@ -46,7 +50,17 @@ async fn check(
     outcome: &str,
     below: usize,
 ) {
-    let found = measure(at_once, script).await;
+    check_within(Limits::default().max_list_bytes, at_once, script, outcome, below).await;
+}
+
+async fn check_within(
+    most_bytes: usize,
+    at_once: usize,
+    script: impl Fn(&FaultRequest) -> FaultReply + Send + Sync + 'static,
+    outcome: &str,
+    below: usize,
+) {
+    let found = measure(at_once, most_bytes, script).await;
     assert!(found.outcome.contains(outcome), "{}", found.outcome);
     assert!(found.peak < below * MIB, "{} MiB: {}", found.peak / MIB, found.outcome);
 }
@@ -54,10 +68,11 @@ async fn check(
 #[tokio::test]
 async fn the_process_that_lists() {
     let Ok(told) = std::env::var(TOLD) else { return };
-    let (host, at_once) = told.split_once(' ').unwrap();
+    let told: Vec<&str> = told.split(' ').collect();
+    let (host, at_once, max_list_bytes) = (told[0], told[1], told[2].parse().unwrap());
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     // The defaults, but for time: a byte a second must not take half a minute, nor 1,000 pages 200 s.
-    let limits = Limits { page_timeout: Duration::from_secs(20), rate: 1e6, ..Limits::default() };
+    let limits = Limits { page_timeout: Duration::from_secs(20), rate: 1e6, max_list_bytes, ..Limits::default() };
     let client = Client::new(Config { plain_http: vec![host.to_owned()], limits, ..Config::default() }).unwrap();
     let request = ListRequest {
         repository: Repository::parse(&format!("{host}/team/app")).unwrap(),
@@ -149,8 +164,8 @@ fn pages(pages: usize, width: usize) -> impl Fn(&FaultRequest) -> FaultReply + S
 #[tokio::test]
 async fn endless_pages() {
     check(1, pages(usize::MAX, 12), "more than 500000 tags", 64).await;
-    // Tags as long as they may be are legal ones: they cost what they cost.
-    check(1, pages(usize::MAX, 128), "more than 500000 tags", 96).await;
+    check(1, pages(usize::MAX, 128), "more than 33554432 bytes of tags in one list", 64).await;
+    check(1, pages(usize::MAX, 65), "500000 tags", 64).await;
     check(1, |seen| FaultReply::new(200, "{}").header("link", &format!("<?x={}>; rel=next", seen.nth)), "circle", 64)
         .await;
 }
@@ -159,6 +174,7 @@ async fn endless_pages() {
 async fn four_hundred_thousand_tags() {
     check(1, pages(400, 40), "400000 tags in 400 requests", 96).await;
     check(1, |_| FaultReply::new(200, tags(0, 400_000, 32)), "400000 tags in 1 requests", 96).await;
-    // The longest that a tag can be.
-    check(1, pages(400, 128), "400000 tags in 400 requests", 96).await;
+    // The longest that a tag can be: more than the default takes.
+    check(1, pages(400, 128), "33554432 bytes of tags", 64).await;
+    check_within(64 * MIB, 1, pages(400, 128), "400000 tags in 400 requests", 96).await;
 }

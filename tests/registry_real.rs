@@ -192,7 +192,8 @@ async fn a_registry_with_tokens() {
     assert_eq!(domain.asked(1), ["POST "]);
 
     let denied = "registry.kimup.test denies access (with credentials)";
-    tags.fails(IMAGE, LOGIN, WRONG, &[denied, "(401)"]).await;
+    let whose = "its token service auth.kimup.test does not accept the credentials; check the user name";
+    tags.fails(IMAGE, LOGIN, WRONG, &[denied, whose]).await;
     assert_eq!(domain.asked(2), ["GET Basic repository:team/app:pull"]);
     // Tokens that open nothing, because nobody asked or because somebody else may.
     tags.fails(IMAGE, "", "", &["registry.kimup.test denies access (no credentials were sent)"]).await;
@@ -284,4 +285,62 @@ async fn five_thousand_tags() {
         let cap = format!("--plain-http --registry-rate 1000 --registry-max-pages {}", pages - 1);
         Tags::default().fails(&image, &cap, "", &["sent too much", "raise --registry-max-pages"]).await;
     }
+}
+
+/// Hosts of `--registry-config` stand for names that nobody could ask: they end in `.test` (RFC 6761).
+#[tokio::test]
+async fn a_registry_configuration() {
+    let ca = TestCa::new().unwrap();
+    let private = Registry::https(&ca.server(&["127.0.0.1"]).unwrap()).await.unwrap();
+    let open = Registry::open().await.unwrap();
+    private.push_all("team/app", &["1.0.0", "1.1.0"]).await.unwrap();
+    open.push_all("hub/team/app", &["1.0.0", "1.1.0"]).await.unwrap();
+    open.push("team/app", "9.0.0").await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    file(&folder, "ca.pem", ca.pem());
+    let (private, open) = (private.host(), open.host());
+    let text = format!(
+        r#"
+        [[registry]]
+        prefix = "{private}"
+        ca-file = "ca.pem"
+        [[registry]]
+        prefix = "{open}"
+        plain-http = true
+        [[registry]]
+        prefix = "apps.test/west"
+        location = "{private}/team"
+        ca-file = "ca.pem"
+        [[registry]]
+        prefix = "mirrored.test"
+        [[registry.mirror]]
+        location = "127.0.0.1:1"
+        [[registry.mirror]]
+        location = "{open}/hub"
+        plain-http = true
+        [[registry]]
+        prefix = "behind.test"
+        location = "{private}"
+        ca-file = "ca.pem"
+        [[registry.mirror]]
+        location = "{open}/none"
+        plain-http = true
+        "#
+    );
+    let config = format!("--registry-config {}", file(&folder, "registries.toml", &text));
+    let tags = Tags::default();
+    // A private CA, plain HTTP, another place.
+    tags.lists(&format!("{private}/team/app"), &config, "", 1).await;
+    tags.lists(&format!("{open}/hub/team/app"), &config, "", 1).await;
+    tags.lists("apps.test/west/app", &config, "", 1).await;
+    // One mirror is down; one has no such repository. Both are told without being asked.
+    tags.lists("mirrored.test/team/app", &config, "", 2).await;
+    tags.lists("behind.test/team/app", &config, "", 2).await;
+    let ran = tags.run("mirrored.test/team/app", &config, "").await;
+    assert!(ran.stderr.contains("a mirror fails") && ran.stderr.contains("127.0.0.1:1/team/app"), "{}", ran.stderr);
+    assert!(ran.stderr.contains(&format!("2 tags from http://{open}")), "{}", ran.stderr);
+    // The table is about a part of the host.
+    tags.fails("apps.test/east/app", &config, "", &["apps.test", "is unreachable (dns)"]).await;
+    // What stands beside it counts for others still.
+    tags.fails(&format!("{private}/team/app"), "", "", &["is unreachable (tls)", "--ca-file"]).await;
 }

@@ -12,21 +12,29 @@ use k8s_openapi::api::admissionregistration::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement, OwnerReference};
 use kube::api::ObjectMeta;
 
-use crate::api::annotations::{ENABLED, ENABLED_PREFIX, FAILURE_POLICY, MIRROR_POD, POLICY, POLICY_PREFIX, ROLLOUT};
+use crate::api::annotations::{
+    ENABLED, ENABLED_PREFIX, FAILURE_POLICY, MIRROR_POD, POLICY, POLICY_PREFIX, ROLLOUT, STAMP_PREFIX,
+};
 
 mod keep;
 
-pub use keep::{FIELD_MANAGER, delete, keep};
+pub use keep::{FIELD_MANAGER, Trust, delete, exists, keep};
 
 /// Namespaces by annotation that the configuration names, the first by name; those beyond need the label. With the
 /// longest names that is 1 MiB in eight lists, which etcd (1.5 MiB) takes.
 pub const MAX_ANNOTATED: usize = 2000;
+
+/// Most annotations of a Pod that are looked through for one that opts a container in. The API server's time for that grows with the
+/// square of their number: with 75,000, which fit into an object, it takes longer than a request may.
+const MAX_SEARCHED: usize = 2000;
 
 /// The label that the API server puts on every Namespace.
 const NAME_LABEL: &str = "kubernetes.io/metadata.name";
 const SYSTEM_NAMESPACES: [&str; 2] = ["kube-system", "kube-node-lease"];
 const PATH: &str = "/mutate";
 const TIMEOUT_SECONDS: i32 = 10;
+/// How the names of all our entries end.
+const ENTRY_SUFFIX: &str = ".kimup.cloudavenue.io";
 const STATIC_NAME: &str = "kimup";
 const STATIC_SERVICE: &str = "kimup-webhook";
 const INJECT_CA: &str = "cert-manager.io/inject-ca-from";
@@ -218,6 +226,7 @@ fn entry(source: Source, case: &Case, client_config: &WebhookClientConfig) -> Mu
         condition("not-opted-out", format!(r#"{} != "false""#, annotation(ENABLED))),
         condition("no-mirror-pod", format!(r#"!object.metadata.?annotations[?"{MIRROR_POD}"].hasValue()"#)),
         condition("failure-policy", format!("{} {}", annotation(FAILURE_POLICY), case.pod)),
+        condition("not-answered", unanswered()),
     ];
     conditions.extend(source.condition);
     let one = |value: &str| Some(vec![value.to_owned()]);
@@ -228,7 +237,7 @@ fn entry(source: Source, case: &Case, client_config: &WebhookClientConfig) -> Mu
         failure_policy: Some(case.policy.to_owned()),
         match_conditions: Some(conditions),
         match_policy: Some("Equivalent".to_owned()),
-        name: format!("{}-{}.kimup.cloudavenue.io", source.name, case.name),
+        name: format!("{}-{}{ENTRY_SUFFIX}", source.name, case.name),
         namespace_selector: Some(LabelSelector { match_expressions: Some(namespaces), match_labels: None }),
         object_selector: Some(LabelSelector::default()),
         reinvocation_policy: Some("IfNeeded".to_owned()),
@@ -288,11 +297,23 @@ fn opted_in() -> String {
     let (annotation, has) =
         (annotation(ENABLED), |map: &str, key: &str| format!(r#"object.metadata.?{map}[?"{key}"].hasValue()"#));
     let own = format!(r#"k.startsWith("{POLICY_PREFIX}") || k.startsWith("{ENABLED_PREFIX}")"#);
+    let all = "object.metadata.?annotations.orValue({})";
     format!(
-        r#"{annotation} == "true" || {} || {} || object.metadata.?annotations.orValue({{}}).exists(k, {own})"#,
+        r#"{annotation} == "true" || {} || {} || {all}.size() <= {MAX_SEARCHED} && {all}.exists(k, {own})"#,
         has("labels", ROLLOUT),
         has("annotations", POLICY),
     )
+}
+
+/// CEL for a Pod that is not yet all as its stamps say. One that is has nothing to ask for: the policy of
+/// `deploy/overlays/stamp-policy` answers before webhooks are called, and such a Pod must not wait for kimup.
+fn unanswered() -> String {
+    let stamp = format!(r#"object.metadata.?annotations[?"{STAMP_PREFIX}" + string(c.?name.orValue(""))].orValue("")"#);
+    let all = |list: &str| {
+        format!(r#"object.?spec.?{list}.orValue([]).all(c, {stamp}.endsWith(" " + string(c.?image.orValue(""))))"#)
+    };
+    let (regular, init) = (all("containers"), all("initContainers"));
+    format!(r#"!object.metadata.?labels[?"{ROLLOUT}"].hasValue() || !({regular} && {init})"#)
 }
 
 /// CEL for a Pod's annotation, empty if absent. Guarded: an expression that fails refuses the Pod.

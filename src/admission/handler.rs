@@ -6,14 +6,15 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use axum::Router;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
-use axum::{Json, Router};
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::join_all;
 use http::StatusCode;
+use http::header::CONTENT_TYPE;
 
 use crate::index::question::{Answered, Ask, Deduplicated, Question};
 use crate::index::{Index, Snapshot};
@@ -48,7 +49,7 @@ pub fn router(index: Arc<Index>, ask: Arc<dyn Ask>, deadline: Duration, metrics:
 enum Failure {
     NotReady,
     Unreadable(ReviewError),
-    Panic,
+    Internal,
 }
 
 impl IntoResponse for Failure {
@@ -56,7 +57,9 @@ impl IntoResponse for Failure {
         let (status, message) = match self {
             Self::NotReady => (StatusCode::SERVICE_UNAVAILABLE, "Namespaces and Images are not listed yet".to_owned()),
             Self::Unreadable(error) => (StatusCode::BAD_REQUEST, error.to_string()),
-            Self::Panic => (StatusCode::INTERNAL_SERVER_ERROR, "internal error, see the log of the webhook".to_owned()),
+            Self::Internal => {
+                (StatusCode::INTERNAL_SERVER_ERROR, "internal error, see the log of the webhook".to_owned())
+            }
         };
         (status, format!("kimup: {message}\n")).into_response()
     }
@@ -64,13 +67,20 @@ impl IntoResponse for Failure {
 
 async fn mutate(State(webhook): State<Arc<Webhook>>, body: Bytes) -> Response {
     let start = Instant::now();
-    let result = webhook.answer(&body).await;
-    let outcome = result.as_ref().map_or(AdmissionOutcome::Error, Verdict::outcome);
+    let answer = webhook.answer(&body).await.and_then(|verdict| Ok((verdict.outcome(), written(&verdict)?)));
+    let outcome = answer.as_ref().map_or(AdmissionOutcome::Error, |(outcome, _)| *outcome);
     webhook.metrics.admission(outcome, start.elapsed());
-    match result {
-        Ok(verdict) => Json(verdict.to_json()).into_response(),
+    match answer {
+        Ok((_, json)) => ([(CONTENT_TYPE, "application/json")], json).into_response(),
         Err(failure) => failure.into_response(),
     }
+}
+
+fn written(verdict: &Verdict) -> Result<Vec<u8>, Failure> {
+    verdict.to_json().map_err(|error| {
+        tracing::error!(%error, "cannot write an answer; this is a bug");
+        Failure::Internal
+    })
 }
 
 impl Webhook {
@@ -92,9 +102,10 @@ impl Webhook {
                 Err(Failure::Unreadable(error))
             }
             Err(panic) => {
+                self.metrics.admission_panic();
                 let cause = message_of(panic.as_ref());
                 tracing::error!(cause, "panic while answering a review; this is a bug");
-                after_panic(body, &snapshot).ok_or(Failure::Panic)
+                after_panic(body, &snapshot).ok_or(Failure::Internal)
             }
         }
     }

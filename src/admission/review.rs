@@ -1,11 +1,7 @@
 //! Decides on an `AdmissionReview`: bytes and a snapshot in; an answer out, or the questions to ask first. Pure.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
-
-use json_patch::jsonptr::PointerBuf;
-use json_patch::{AddOperation, Patch, PatchOperation, ReplaceOperation};
-use serde_json::Value;
-use serde_json::value::RawValue;
 
 use crate::api::annotated::Levels;
 use crate::api::annotations::{
@@ -15,12 +11,17 @@ use crate::api::{Applied, Tagged};
 use crate::index::question::{Answered, Question};
 use crate::index::{Answer, Open, PodFacts, PodView, Snapshot, answer};
 
-use super::verdict::{Verdict, cut};
-use super::wire::{Container, Envelope, Object, Pod, Request, Text, names};
+use super::verdict::{Changes, SetImage, Verdict, cut};
+use super::wire::{Container, Envelope, Metadata, NO_ANNOTATIONS, PodSpec, Request, Text, names};
 
 const VERSION: &str = "admission.k8s.io/v1";
 /// Longest reason of sync's that a message repeats, in bytes.
 const MAX_REASON: usize = 512;
+/// Most containers of one Pod, init containers included. The API server validates after the webhooks, so that a Pod may
+/// come with as many as fit into a request.
+const MAX_CONTAINERS: usize = 1000;
+/// Most bytes of the keys and values of an object's annotations; the API server refuses more.
+const MAX_ANNOTATIONS: usize = 256 << 10;
 /// A body that cannot be answered by an `AdmissionReview`. Answered with HTTP 400, so that the API server goes by the
 /// failure policy of the webhook's entry.
 #[derive(Debug, thiserror::Error)]
@@ -61,20 +62,23 @@ pub struct Plan<'a> {
     uid: &'a str,
     namespace: &'a str,
     has_annotations: bool,
-    annotation: Option<String>,
+    /// Bytes that its annotations may grow by.
+    room: usize,
+    /// The value of the `applied` annotation as it came.
+    annotation: Option<&'a str>,
     applied: Vec<Applied>,
     failure_policy: FailurePolicy,
     warnings: Vec<String>,
-    slots: Vec<Slot>,
+    slots: Vec<Slot<'a>>,
 }
 
-/// One container.
+/// A container that something is to be done or said about.
 #[derive(Debug)]
-struct Slot {
+struct Slot<'a> {
     list: &'static str,
     position: usize,
-    name: String,
-    text: String,
+    name: &'a str,
+    text: &'a str,
     answer: Answer,
 }
 
@@ -98,14 +102,14 @@ enum Cause {
     Bare,
 }
 
-/// A body, parsed as far as its envelope.
+/// A body, with the parts of its Pod that count.
 #[derive(Debug)]
 pub struct Review<'a> {
     request: Request<'a>,
 }
 
 impl<'a> Review<'a> {
-    /// Reads a body. The object inside is not looked at yet.
+    /// Reads a body. Cost: one pass over it.
     pub fn parse(body: &'a [u8]) -> Result<Self, ReviewError> {
         let envelope: Envelope = serde_json::from_slice(body)?;
         if envelope.api_version != VERSION || envelope.kind != "AdmissionReview" {
@@ -129,77 +133,98 @@ impl<'a> Review<'a> {
             );
             return Ok(Step::Done(self.cannot(snapshot, &what)));
         }
-        let object = request.object.ok_or(ReviewError::NoObject)?;
-        let pod: Pod = serde_json::from_str(object.get())?;
-        Ok(decide(request, &pod, snapshot))
+        let object = request.object.as_ref().ok_or(ReviewError::NoObject)?;
+        let metadata = object.metadata.as_ref().ok_or_else(|| missing("metadata"))?;
+        let spec = object.spec.as_ref().ok_or_else(|| missing("spec"))?;
+        let count = spec.count();
+        if count > MAX_CONTAINERS {
+            let what = format!("this Pod has {count} containers, and kimup answers for at most {MAX_CONTAINERS}");
+            return Ok(Step::Done(self.cannot(snapshot, &what)));
+        }
+        Ok(decide(request, metadata, spec, snapshot))
     }
 
     /// The answer when something else than a missing tag is in the way (`what`), by the failure policy as far as it can
     /// be read from the object and its namespace.
     pub fn cannot(&self, snapshot: &Snapshot, what: &str) -> Verdict {
         let request = &self.request;
-        let object = request.object.map(RawValue::get);
-        let object: Option<Object> = object.and_then(|text| serde_json::from_str(text).ok());
-        let own = object.map(|object| object.metadata.annotations()).unwrap_or_default();
+        let metadata = request.object.as_ref().and_then(|object| object.metadata.as_ref());
+        let own = metadata.map_or(&NO_ANNOTATIONS, Metadata::annotations);
         let (settings, _) = namespace_of(snapshot, request.namespace());
-        let policy = FailurePolicy::read(&own).ok().flatten();
+        let policy = FailurePolicy::read(own).ok().flatten();
         let denies =
-            policy.unwrap_or(settings.failure_policy) == FailurePolicy::Fail && enabled(&own, settings) == Ok(true);
+            policy.unwrap_or(settings.failure_policy) == FailurePolicy::Fail && enabled(own, settings) == Ok(true);
         if denies {
             let message = format!("kimup: {what}. To admit it unchanged, {}", ignore_hint());
             Verdict::deny(&request.uid, &message, Vec::new())
         } else {
-            Verdict::allow(&request.uid, None, vec![what.to_owned()])
+            Verdict::unchanged(&request.uid, vec![what.to_owned()])
         }
     }
 }
 
-fn decide<'a>(request: &'a Request<'_>, pod: &Pod<'_>, snapshot: &Snapshot) -> Step<'a> {
+/// An object of which the API server would say the same.
+fn missing(field: &'static str) -> serde_json::Error {
+    serde::de::Error::missing_field(field)
+}
+
+fn decide<'b>(
+    request: &'b Request<'_>,
+    metadata: &'b Metadata<'_>,
+    spec: &'b PodSpec<'_>,
+    snapshot: &Snapshot,
+) -> Step<'b> {
     let uid: &str = &request.uid;
-    let own = pod.metadata.annotations();
+    let own = metadata.annotations();
     if own.contains_key(MIRROR_POD) {
-        return Step::Done(Verdict::allow(uid, None, Vec::new()));
-    }
-    let (settings, errors) = namespace_of(snapshot, request.namespace());
-    match enabled(&own, settings) {
-        Ok(true) => {}
-        Ok(false) => return Step::Done(Verdict::allow(uid, None, Vec::new())),
-        Err(error) => {
-            let warning = format!("{error}; the Pod is left as it is");
-            return Step::Done(Verdict::allow(uid, None, vec![warning]));
-        }
+        return Step::Done(Verdict::unchanged(uid, Vec::new()));
     }
     let namespace = request.namespace();
+    let (settings, errors) = namespace_of(snapshot, namespace);
+    match enabled(own, settings) {
+        Ok(true) => {}
+        Ok(false) => return Step::Done(Verdict::unchanged(uid, Vec::new())),
+        Err(error) => {
+            let warning = format!("{error}; the Pod is left as it is");
+            return Step::Done(Verdict::unchanged(uid, vec![warning]));
+        }
+    }
     let mut warnings: Vec<String> = errors.iter().map(|e| format!("Namespace {namespace}: {e}")).collect();
-    let failure_policy = failure_policy(&own, settings, &mut warnings);
-    let view = view(namespace, pod, own, settings);
+    let failure_policy = failure_policy(own, settings, &mut warnings);
+    let view = view(namespace, metadata, spec, settings);
     warnings.extend(view.problems().iter().cloned());
     let mut plan = Plan {
         uid,
         namespace,
-        has_annotations: pod.metadata.has_annotations(),
-        annotation: view.annotations().get(annotations::APPLIED).cloned(),
+        has_annotations: metadata.has_annotations(),
+        room: MAX_ANNOTATIONS.saturating_sub(metadata.annotation_bytes()),
+        annotation: own.get(annotations::APPLIED).map(String::as_str),
         applied: view.applied().to_vec(),
         failure_policy,
         warnings,
         slots: Vec::new(),
     };
-    plan.add("containers", pod.spec.containers.as_deref(), &view, snapshot);
-    plan.add("initContainers", pod.spec.init_containers.as_deref(), &view, snapshot);
-    if plan.questions().is_empty() { Step::Done(plan.finish(&HashMap::new())) } else { Step::Ask(plan) }
+    plan.add("containers", spec.containers.as_deref(), &view, snapshot);
+    plan.add("initContainers", spec.init_containers.as_deref(), &view, snapshot);
+    if plan.is_open() { Step::Ask(plan) } else { Step::Done(plan.finish(&HashMap::new())) }
 }
 
-fn view<'b>(namespace: &'b str, pod: &'b Pod<'_>, own: Map, settings: NamespaceSettings) -> PodView<'b> {
+fn view<'b>(
+    namespace: &'b str,
+    metadata: &'b Metadata<'_>,
+    spec: &'b PodSpec<'_>,
+    settings: NamespaceSettings,
+) -> PodView<'b> {
     PodView::new(PodFacts {
         namespace,
         settings,
-        annotations: own,
-        labels: pod.metadata.labels(),
-        controller: pod.metadata.controller(),
-        regular: names(pod.spec.containers.as_deref()),
-        init: names(pod.spec.init_containers.as_deref()),
-        pull_secrets: pod.spec.pull_secrets(),
-        service_account: pod.spec.service_account(),
+        annotations: Cow::Borrowed(metadata.annotations()),
+        labels: metadata.labels(),
+        controller: metadata.controller(),
+        regular: names(spec.containers.as_deref()),
+        init: names(spec.init_containers.as_deref()),
+        pull_secrets: spec.pull_secrets(),
+        service_account: spec.service_account(),
     })
 }
 
@@ -232,7 +257,11 @@ fn ignore_hint() -> String {
     format!("set {FAILURE_POLICY}: ignore on the Pod or the Namespace")
 }
 
-impl Plan<'_> {
+impl<'a> Plan<'a> {
+    fn is_open(&self) -> bool {
+        self.slots.iter().any(|slot| matches!(slot.answer, Answer::Ask(_)))
+    }
+
     /// What must be asked, each question once.
     pub fn questions(&self) -> Vec<Question> {
         let mut questions: Vec<Question> = Vec::new();
@@ -249,7 +278,7 @@ impl Plan<'_> {
     fn add(
         &mut self,
         list: &'static str,
-        containers: Option<&[Container<'_>]>,
+        containers: Option<&'a [Container<'_>]>,
         view: &PodView<'_>,
         snapshot: &Snapshot,
     ) {
@@ -260,7 +289,7 @@ impl Plan<'_> {
             let (name, text) = (Text::as_str(name), Text::as_str(text));
             let answer = answer(snapshot, view, name, text);
             if !matches!(answer, Answer::Keep { warning: None }) {
-                self.slots.push(Slot { list, position, name: name.to_owned(), text: text.to_owned(), answer });
+                self.slots.push(Slot { list, position, name, text, answer });
             }
         }
     }
@@ -268,7 +297,7 @@ impl Plan<'_> {
     /// The answer, with what came back for each question; one without an answer counts as failed.
     pub fn finish(mut self, answers: &HashMap<Question, Result<Answered, String>>) -> Verdict {
         let mut problems = Vec::new();
-        let mut operations = Vec::new();
+        let mut images = Vec::new();
         for slot in std::mem::take(&mut self.slots) {
             let answer = match slot.answer {
                 Answer::Ask(ref open) => match resolve(open, answers.get(&open.question)) {
@@ -276,7 +305,7 @@ impl Plan<'_> {
                     Err(reason) => {
                         let image = open.question.image.clone();
                         let cause = Cause::of(&open.question);
-                        problems.push(Problem { container: slot.name, image, reason, cause });
+                        problems.push(Problem { container: slot.name.to_owned(), image, reason, cause });
                         continue;
                     }
                 },
@@ -285,22 +314,30 @@ impl Plan<'_> {
             match answer {
                 Answer::Run { reference, applied } => {
                     if reference != slot.text {
-                        operations.push(set_image(slot.list, slot.position, reference));
+                        images.push(SetImage { list: slot.list, position: slot.position, reference });
                     }
-                    self.applied.retain(|known| known.container != applied.container);
-                    self.applied.push(applied);
+                    self.note(applied);
                 }
                 Answer::Keep { warning } => self.warnings.extend(warning),
                 Answer::Refuse { image, reason } => {
-                    problems.push(Problem { container: slot.name, image, reason, cause: Cause::Spec });
+                    let container = slot.name.to_owned();
+                    problems.push(Problem { container, image, reason, cause: Cause::Spec });
                 }
                 Answer::Ask(_) => {} // answered above
             }
         }
-        self.conclude(&problems, operations)
+        self.conclude(&problems, images)
     }
 
-    fn conclude(mut self, problems: &[Problem], mut operations: Vec<PatchOperation>) -> Verdict {
+    /// Takes in a container's entry, in the place of the one it had: sent again, a Pod has the same entries in the same order.
+    fn note(&mut self, applied: Applied) {
+        let of_it = |known: &Applied| known.container == applied.container;
+        let place = self.applied.iter().position(of_it).unwrap_or(self.applied.len());
+        self.applied.retain(|known| !of_it(known));
+        self.applied.insert(place, applied);
+    }
+
+    fn conclude(mut self, problems: &[Problem], images: Vec<SetImage>) -> Verdict {
         if self.failure_policy == FailurePolicy::Fail
             && let Some(first) = problems.first()
         {
@@ -311,9 +348,8 @@ impl Plan<'_> {
             let (container, sentence) = (&problem.container, problem.sentence(self.namespace));
             self.warnings.push(format!("container {container:?} keeps its own image: {sentence}"));
         }
-        operations.extend(self.annotate());
-        let patch = (!operations.is_empty()).then_some(Patch(operations));
-        Verdict::allow(self.uid, patch, self.warnings)
+        let changes = Changes { images, applied: self.annotate(), has_annotations: self.has_annotations };
+        Verdict::allow(self.uid, changes, self.warnings)
     }
 
     fn refusal(&self, problems: &[Problem], first: &Problem) -> String {
@@ -329,21 +365,19 @@ impl Plan<'_> {
         format!("kimup: {}. {step}, or {}", sentences.join("; "), ignore_hint())
     }
 
-    /// Writes the `applied` annotation, if it is another one than before.
-    fn annotate(&mut self) -> Option<PatchOperation> {
-        let value = Applied::join(&self.applied);
-        if self.applied.is_empty() || self.annotation.as_ref() == Some(&value) {
+    /// The value of the `applied` annotation, if it is another one than before. A Pod whose annotations are full goes
+    /// without: it would be refused for what kimup adds.
+    fn annotate(&mut self) -> Option<String> {
+        if self.applied.is_empty() {
             return None;
         }
-        let tokens = ["metadata", "annotations", annotations::APPLIED];
-        Some(PatchOperation::Add(if self.has_annotations {
-            AddOperation { path: PointerBuf::from_tokens(tokens), value: Value::String(value) }
-        } else {
-            AddOperation {
-                path: PointerBuf::from_tokens(tokens[..2].iter().copied()),
-                value: serde_json::json!({ tokens[2]: value }),
-            }
-        }))
+        let value = Some(Applied::join(&self.applied)).filter(|value| self.annotation != Some(value))?;
+        let before = self.annotation.map_or(0, |before| annotations::APPLIED.len() + before.len());
+        if annotations::APPLIED.len() + value.len() > self.room + before {
+            self.warnings.push(format!("its annotations have no room for {}, which is left out", annotations::APPLIED));
+            return None;
+        }
+        Some(value)
     }
 }
 
@@ -387,14 +421,6 @@ fn tag_of(answer: Option<&Result<Answered, String>>) -> Result<Tagged, String> {
         Some(Ok(Answered { tag: None, reason, .. }) | Err(reason)) => Err(reason.clone()),
         None => Err("nobody was asked".to_owned()),
     }
-}
-
-fn set_image(list: &'static str, position: usize, reference: String) -> PatchOperation {
-    let position = position.to_string();
-    PatchOperation::Replace(ReplaceOperation {
-        path: PointerBuf::from_tokens(["spec", list, &position, "image"]),
-        value: Value::String(reference),
-    })
 }
 
 #[cfg(test)]

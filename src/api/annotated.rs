@@ -4,12 +4,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
+use serde::Deserialize as _;
+use serde::de::value::{Error as NoKind, StrDeserializer};
 
-use crate::policy::{Filter, Reference, Rule};
+use crate::policy::{Filter, Reference, Rule, RuleError};
 
 use super::annotations::{
     AnnotationError, CONTAINERS, ENABLED, ENABLED_PREFIX, IMAGE_PULL_SECRETS, INTERVAL, INTERVAL_PREFIX, Map,
-    NamespaceSettings, PATTERN, PATTERN_PREFIX, POLICY, POLICY_PREFIX, enabled, read_bool,
+    NamespaceSettings, PATTERN, PATTERN_PREFIX, POLICY, POLICY_PREFIX, enabled, has_prefix, read_bool,
 };
 use super::image::{Action, ActionType, FilterSpec, ImageSpec, NameRef, RuleSpec, RuleType, TriggerSpec, TriggerType};
 use super::schedule::Schedule;
@@ -20,9 +22,9 @@ const DEFAULT_INTERVAL: &str = "5m";
 pub const RULE_NAME: &str = "annotation";
 /// Longest annotation value that is read, in bytes.
 const MAX_VALUE: usize = 1000;
-/// What a policy annotation may say (design section 2).
-const POLICIES: &str = "patch, minor, major, semver, semver:<range>, timestamp, numerical, alphabetical, \
-                        alphabetical:asc, alphabetical:desc, asc, desc, digest";
+/// Most problems that are told of one object; whoever corrects these hears of the rest. Admission reads Pods that nobody
+/// has validated yet, with as many keys as fit into a request.
+const MAX_PROBLEMS: usize = 20;
 
 /// The annotations that count for a container, the nearest first: those of the Pod or Pod template, then those of the
 /// workload. A key of a nearer one hides the same key further away, and a container's own key hides the Pod-wide one.
@@ -45,7 +47,7 @@ pub struct Annotated {
     pub containers: BTreeMap<String, Wanted>,
     /// The containers that have a policy which cannot be used, as a problem says: nothing else may be made of them.
     pub wrong: BTreeSet<String>,
-    /// What is wrong, one sentence each: nothing happens for what is wrong, and somebody must hear of it.
+    /// What is wrong, one sentence each, at most 20: nothing happens for what is wrong, and somebody must hear of it.
     pub problems: Vec<String>,
     /// A Pod-wide policy means nobody knows which container: there are several and no `containers` annotation.
     pub ambiguous: bool,
@@ -118,25 +120,21 @@ impl<'a> Levels<'a> {
     }
 }
 
-fn has_prefix(map: &Map, prefix: &str) -> bool {
-    map.range(prefix.to_owned()..).next().is_some_and(|(key, _)| key.starts_with(prefix))
-}
-
 /// Reads the annotations of a Pod, or of a workload with its Pod template. What is wrong for one container does not
 /// touch the others.
 pub fn read(levels: Levels<'_>, containers: Containers<'_>) -> Annotated {
     let mut found = Annotated::default();
-    let all: Vec<&str> = containers.regular.iter().chain(containers.init).copied().collect();
+    let all: BTreeSet<&str> = containers.regular.iter().chain(containers.init).copied().collect();
     let meant = meant(levels, containers, &all, &mut found);
     for (prefix, _) in PREFIXES {
         for key in levels.0.iter().flat_map(|map| map.keys()).filter(|key| key.starts_with(prefix)) {
             let name = &key[prefix.len()..];
-            if !all.contains(&name) {
+            if !all.contains(name) {
                 found.problem(format!("annotation {key}: there is no container {name:?}"));
             }
         }
     }
-    for name in &all {
+    for name in containers.regular.iter().chain(containers.init) {
         let wide = meant.contains(name);
         let get = |prefix: &str, key: &str| levels.own(prefix, name).or_else(|| levels.get(key).filter(|_| wide));
         let Some(policy) = get(POLICY_PREFIX, POLICY) else {
@@ -188,20 +186,24 @@ const PREFIXES: [(&str, &str); 4] =
     [(POLICY_PREFIX, POLICY), (ENABLED_PREFIX, ENABLED), (PATTERN_PREFIX, PATTERN), (INTERVAL_PREFIX, INTERVAL)];
 
 /// The containers that the Pod-wide keys mean.
-fn meant<'a>(levels: Levels<'a>, containers: Containers<'a>, all: &[&'a str], found: &mut Annotated) -> Vec<&'a str> {
+fn meant<'a>(
+    levels: Levels<'a>,
+    containers: Containers<'a>,
+    all: &BTreeSet<&'a str>,
+    found: &mut Annotated,
+) -> BTreeSet<&'a str> {
     if let Some(names) = levels.get(CONTAINERS) {
-        let names: Vec<&str> = words(names).collect();
-        if names.is_empty() && levels.get(POLICY).is_some() {
+        if words(names).next().is_none() && levels.get(POLICY).is_some() {
             found.problem(format!("annotation {CONTAINERS} names no container"));
         }
-        for name in names.iter().filter(|name| !all.contains(name)) {
+        for name in words(names).filter(|name| !all.contains(name)) {
             found.problem(format!("annotation {CONTAINERS}: there is no container {name:?}"));
         }
-        return names.into_iter().filter(|name| all.contains(name)).collect();
+        return words(names).filter(|name| all.contains(name)).collect();
     }
     let without_own = |name: &&&str| levels.own(POLICY_PREFIX, name).is_none();
     match containers.regular {
-        [only] => vec![only],
+        [only] => BTreeSet::from([*only]),
         // Every container has a policy of its own, so the Pod-wide one means nobody's.
         several if levels.get(POLICY).is_some() && several.iter().any(|name| without_own(&name)) => {
             found.ambiguous = true;
@@ -210,9 +212,9 @@ fn meant<'a>(levels: Levels<'a>, containers: Containers<'a>, all: &[&'a str], fo
                  use {POLICY_PREFIX}<container>",
                 several.join(", ")
             ));
-            Vec::new()
+            BTreeSet::new()
         }
-        _ => Vec::new(),
+        _ => BTreeSet::new(),
     }
 }
 
@@ -233,7 +235,7 @@ impl Annotated {
     }
 
     fn problem(&mut self, problem: String) {
-        if !self.problems.contains(&problem) {
+        if self.problems.len() < MAX_PROBLEMS && !self.problems.contains(&problem) {
             self.problems.push(problem);
         }
     }
@@ -253,9 +255,7 @@ impl Wanted {
             }
         }
         let policy = policy.trim();
-        let (kind, value) =
-            rule_of(policy).ok_or_else(|| format!("annotation {key}: unknown policy {policy:?}; use {POLICIES}"))?;
-        Rule::parse(kind.as_str(), value.as_deref()).map_err(|error| format!("annotation {key}: {error}"))?;
+        let (kind, value) = rule_of(policy).map_err(|error| format!("annotation {key}: {error}"))?;
         let pattern = pattern.filter(|pattern| !pattern.is_empty());
         Filter::new(pattern, None, &[]).map_err(|error| format!("annotation {PATTERN}: {error}"))?;
         let interval = interval.map_or(DEFAULT_INTERVAL, str::trim);
@@ -300,24 +300,17 @@ impl Wanted {
     }
 }
 
-/// The rule of the resource that a policy annotation stands for; none if it is no policy.
-fn rule_of(policy: &str) -> Option<(RuleType, Option<String>)> {
-    Some(match policy {
-        "patch" => (RuleType::Patch, None),
-        "minor" => (RuleType::Minor, None),
-        "major" => (RuleType::Major, None),
-        "semver" => (RuleType::Semver, None),
-        "timestamp" => (RuleType::Timestamp, None),
-        "numerical" => (RuleType::Numerical, None),
-        "alphabetical" | "alphabetical:asc" | "asc" => (RuleType::Alphabetical, None),
-        "alphabetical:desc" | "desc" => (RuleType::Alphabetical, Some("desc".to_owned())),
-        "digest" => (RuleType::Digest, None),
-        other => {
-            let range = other.strip_prefix("semver:")?.trim();
-            // An empty range would be every version: never a silent default.
-            (!range.is_empty()).then(|| (RuleType::Semver, Some(range.to_owned())))?
-        }
-    })
+/// The rule of the resource that a policy annotation stands for.
+fn rule_of(policy: &str) -> Result<(RuleType, Option<String>), RuleError> {
+    // An empty range would be every version: never a silent default.
+    if policy.strip_prefix("semver:").is_some_and(|range| range.trim().is_empty()) {
+        return Err(RuleError::UnknownPolicy { policy: policy.to_owned() });
+    }
+    let rule = Rule::parse_policy(policy)?;
+    let (kind, value) = rule.to_crd();
+    let known = RuleType::deserialize(StrDeserializer::<NoKind>::new(kind));
+    let known = known.map_err(|_| RuleError::Unknown { kind: kind.to_owned() })?;
+    Ok((known, value))
 }
 
 /// The name of the Image that sync writes for a container of a workload: readable, and the same whoever computes it.

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Bound;
 
 /// Annotations or labels of an object.
 pub type Map = BTreeMap<String, String>;
@@ -30,6 +31,8 @@ pub const REJECT: &str = "kimup.cloudavenue.io/reject";
 pub const ROLLOUT: &str = "kimup.cloudavenue.io/rollout";
 /// On a Pod: what admission did, one entry per changed container.
 pub const APPLIED: &str = "kimup.cloudavenue.io/applied";
+/// On a ReplicaSet, StatefulSet, DaemonSet or Job whose Pods were denied: when kimup had its controller look again.
+pub const NUDGED: &str = "kimup.cloudavenue.io/nudged";
 /// Prefix of the stamps on a Pod template, followed by the container's name.
 pub const STAMP_PREFIX: &str = "stamp.kimup.cloudavenue.io/";
 /// Written with each rollout, shown by `kubectl rollout history`.
@@ -78,6 +81,7 @@ pub const ALL: &[&str] = &[
     REJECT,
     ROLLOUT,
     APPLIED,
+    NUDGED,
     STAMP_PREFIX,
     POLICY,
     PATTERN,
@@ -117,6 +121,9 @@ impl Stamp {
 
     /// The stamp of `container` among the annotations of a Pod or Pod template.
     pub fn of(annotations: &Map, container: &str) -> Option<Self> {
+        if annotations.is_empty() {
+            return None; // nearly every Pod: no key need be made
+        }
         annotations.get(&stamp_key(container)).and_then(|value| Self::parse(value))
     }
 }
@@ -184,7 +191,13 @@ pub(super) fn read_bool(map: &Map, key: &str) -> Result<Option<bool>, Annotation
 
 /// Whether a stamp stands among the annotations: its Pods belong to kimup, whoever opted them in.
 pub fn has_stamp(annotations: &Map) -> bool {
-    annotations.range(STAMP_PREFIX.to_owned()..).next().is_some_and(|(key, _)| key.starts_with(STAMP_PREFIX))
+    has_prefix(annotations, STAMP_PREFIX)
+}
+
+/// Whether any key begins with `prefix`. Cost: one look-up.
+pub(super) fn has_prefix(map: &Map, prefix: &str) -> bool {
+    let from = (Bound::Included(prefix), Bound::Unbounded);
+    map.range::<str, _>(from).next().is_some_and(|(key, _)| key.starts_with(prefix))
 }
 
 /// What a Namespace says, from its labels and annotations (a label wins over an annotation: the API server sees it too).

@@ -1,11 +1,14 @@
 //! The `applied` annotation: what admission did to a Pod, in words that a person reads and sync reads back.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 use super::annotations::{APPLIED, Map};
 
 /// Stands for the own tag of a text without one. Parentheses are not legal in a tag.
 const NO_TAG: &str = "(no tag)";
+
+/// Most entries that are read of a Pod: more containers than admission answers for.
+const MAX_ENTRIES: usize = 1000;
 
 /// One container's entry: `app: 1.0.0 -> 1.4.2 (Image web, rollout ab12)`, or `app: 1.4.2 (Image web)` if admission left
 /// the tag as it was. Entries are separated by `"; "`.
@@ -41,17 +44,22 @@ impl fmt::Display for Applied {
 }
 
 impl Applied {
-    /// Reads every entry of a Pod. Entries that nobody of ours wrote are left out.
+    /// Reads the entries of a Pod, at most 1000. Entries that nobody of ours wrote are left out.
     pub fn of(annotations: &Map) -> Vec<Self> {
         let Some(value) = annotations.get(APPLIED) else {
             return Vec::new();
         };
-        value.split("; ").filter_map(Self::parse).collect()
+        value.split("; ").filter_map(Self::parse).take(MAX_ENTRIES).collect()
     }
 
     /// The value of the annotation.
     pub fn join(entries: &[Self]) -> String {
-        entries.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+        let mut text = String::new();
+        for entry in entries {
+            let separator = if text.is_empty() { "" } else { "; " };
+            let _ = write!(text, "{separator}{entry}"); // writing to a String cannot fail
+        }
+        text
     }
 
     fn parse(entry: &str) -> Option<Self> {

@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::registry::Limits;
 use crate::telemetry::LogFormat;
 
+use super::mutate::MutateArgs;
 use super::select::SelectArgs;
 use super::tags::TagsArgs;
 
@@ -34,6 +35,8 @@ pub enum Command {
     Select(SelectArgs),
     /// List the tags of a repository as sync would: all of them, or an error.
     Tags(TagsArgs),
+    /// Say what admission would make of a Pod. Offline.
+    Mutate(MutateArgs),
     /// Print the custom resource definitions as YAML.
     Crds,
     /// Print the static webhook configuration, for certificates from files.
@@ -141,6 +144,10 @@ pub struct EndpointArgs {
     /// PEM key of that certificate.
     #[arg(long, env = "KIMUP_TLS_KEY_FILE", value_name = "FILE", requires = "tls_cert_file")]
     pub tls_key_file: Option<PathBuf>,
+    /// When the CA is rotated: from its publication to the first certificate that it signs. The old one stays trusted ten times
+    /// as long. The same for all processes.
+    #[arg(long, env = "KIMUP_CA_ROTATION_DELAY", value_name = "DURATION", default_value = "1m", value_parser = rotation_delay)]
+    pub ca_rotation_delay: Duration,
 }
 
 /// Flags of the webhook's server.
@@ -190,6 +197,9 @@ pub struct RegistryArgs {
     /// Most tags of one list.
     #[arg(long, env = "KIMUP_REGISTRY_MAX_TAGS", default_value_t = 500_000, value_parser = at_least_one)]
     pub registry_max_tags: usize,
+    /// Largest list: all its tags together.
+    #[arg(long, env = "KIMUP_REGISTRY_MAX_LIST_BYTES", value_name = "SIZE", default_value = "32MiB", value_parser = bytes)]
+    pub registry_max_list_bytes: usize,
     /// Time for one page.
     #[arg(long, env = "KIMUP_REGISTRY_PAGE_TIMEOUT", value_name = "DURATION", default_value = "30s", value_parser = duration)]
     pub registry_page_timeout: Duration,
@@ -208,6 +218,7 @@ impl RegistryArgs {
             max_page_bytes: self.registry_max_page_bytes,
             max_pages: self.registry_max_pages,
             max_tags: self.registry_max_tags,
+            max_list_bytes: self.registry_max_list_bytes,
             page_timeout: self.registry_page_timeout,
             deadline: self.registry_deadline,
             rate: self.registry_rate,
@@ -231,6 +242,15 @@ fn duration(text: &str) -> Result<Duration, String> {
         Ok(duration) => Ok(duration),
         Err(error) => Err(format!("{error}; use a duration such as 30s or 5m")),
     }
+}
+
+/// Below that, what has been published may not have arrived; above, rotations would take days.
+fn rotation_delay(text: &str) -> Result<Duration, String> {
+    let delay = duration(text)?;
+    if !(Duration::from_millis(100)..=Duration::from_secs(3600)).contains(&delay) {
+        return Err("it must be from 100ms to 1h".to_owned());
+    }
+    Ok(delay)
 }
 
 fn question_timeout(text: &str) -> Result<Duration, String> {

@@ -124,7 +124,13 @@ mod tests {
     fn names_depend_on_the_endpoint() {
         fn check(url: Option<&str>, expected: Option<(&str, &[&str], &[&str])>) {
             let webhook_url = url.map(|u| u.parse().unwrap());
-            let endpoint = EndpointArgs { webhook_url, takeover: false, tls_cert_file: None, tls_key_file: None };
+            let endpoint = EndpointArgs {
+                webhook_url,
+                takeover: false,
+                tls_cert_file: None,
+                tls_key_file: None,
+                ca_rotation_delay: Duration::from_secs(60),
+            };
             let names = Names::of(&endpoint, "ns").ok();
             let found = names.map(|n| (n.name, n.dns, n.ips.iter().map(ToString::to_string).collect::<Vec<_>>()));
             let text = |list: &[&str]| list.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();

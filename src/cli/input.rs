@@ -5,6 +5,9 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use anyhow::Context;
+use serde_json::Value;
+
+use crate::api;
 
 /// What `path` holds; `-` is standard input. An error names the file.
 pub fn read(path: &Path, max: usize) -> anyhow::Result<Vec<u8>> {
@@ -27,6 +30,29 @@ pub fn read(path: &Path, max: usize) -> anyhow::Result<Vec<u8>> {
 /// All of standard input.
 pub fn read_stdin(max: usize) -> anyhow::Result<Vec<u8>> {
     bounded(io::stdin().lock(), 0, max).context("cannot read standard input")
+}
+
+/// The objects of a manifest: YAML or JSON, several documents, lists (`kind: List`) taken apart.
+pub fn objects(text: &str) -> anyhow::Result<Vec<Value>> {
+    let documents: Vec<Value> = serde_saphyr::from_multiple(text).map_err(|error| anyhow::anyhow!("{error}"))?;
+    Ok(documents.into_iter().flat_map(items).filter(Value::is_object).collect())
+}
+
+fn items(document: Value) -> Vec<Value> {
+    let is_list = document["kind"].as_str().is_some_and(|kind| kind.ends_with("List"));
+    match document {
+        Value::Object(mut list) if is_list => match list.remove("items") {
+            Some(Value::Array(items)) => items,
+            _ => Vec::new(),
+        },
+        object => vec![object],
+    }
+}
+
+/// Whether an object of a manifest is an Image of kimup's.
+pub fn is_image(object: &Value) -> bool {
+    let group = object["apiVersion"].as_str().and_then(|version| version.split('/').next());
+    object["kind"] == "Image" && group == Some(api::GROUP)
 }
 
 /// Whether the user means standard input.
@@ -56,6 +82,22 @@ mod tests {
         check(2049, false);
         let endless = bounded(io::repeat(b'a'), 0, 2048).unwrap_err();
         assert_eq!(endless.to_string(), "it is larger than 2 KiB");
+    }
+
+    #[test]
+    fn lists_are_taken_apart() {
+        let check = |text: &str, names: &[&str]| {
+            let objects = objects(text).unwrap();
+            let found: Vec<&str> = objects.iter().map(|object| object["name"].as_str().unwrap()).collect();
+            assert_eq!(found, names, "{text}");
+        };
+        check("", &[]);
+        check("---\n---\nname: a\n---\n# nothing\n", &["a"]);
+        check("{kind: List, items: [{name: a}, {name: b}, 7]}\n---\nname: c", &["a", "b", "c"]);
+        check("{kind: ImageList, items: [{name: a}]}", &["a"]);
+        check("{kind: List, name: a}", &[]);
+        check("{kind: Box, name: a, items: [{name: b}]}", &["a"]);
+        check("{\"name\": \"a\"}", &["a"]);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 mod args;
 mod cluster;
 mod input;
+mod mutate;
 mod registries;
 mod select;
 mod serve;
@@ -64,6 +65,7 @@ fn run(command: Command) -> Result<(), Failure> {
         }
         Command::Select(args) => print(&select::run(&args)?),
         Command::Tags(args) => print(&tags::run(&args)?),
+        Command::Mutate(args) => print(&mutate::run(&args)?),
         Command::Run(args) => serve(&args.common.clone(), serve::Roles::run(args)),
         Command::Webhook(args) => serve(&args.common.clone(), serve::Roles::webhook(args)),
         Command::Sync(args) => serve(&args.common.clone(), serve::Roles::sync(args)),

@@ -12,13 +12,13 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::admission::configuration::{self, CaBundle, Endpoint};
+use crate::admission::configuration::{self, CaBundle, Endpoint, Trust};
 use crate::admission::handler;
 use crate::index::question::{Answered, Ask, Question};
 use crate::index::{self, Index};
 use crate::leader::{self, LeaderConfig, Leadership};
-use crate::net::ca::{self, CertificateAuthority};
-use crate::net::probes::{Readiness, serve_probes};
+use crate::net::ca::{self, CaStore, CertificateAuthority, Following, Rotation, Timing};
+use crate::net::probes::{Condition, Readiness, serve_probes};
 use crate::net::server::{ServerOptions, serve_https};
 use crate::net::tls::{self, CertSource};
 use crate::net::{shutdown, socket};
@@ -131,16 +131,15 @@ impl Process {
     }
 
     async fn start(&self, roles: &Roles, index: &Arc<Index>, stages: &Stages, parts: &mut Parts) -> anyhow::Result<()> {
-        let ca = self.ca(&roles.endpoint).await;
         let mut asker: Option<Arc<dyn Ask>> = None;
         if let Some(args) = &roles.sync {
-            let sync = self.start_sync(args, roles, index, ca.as_ref(), stages, parts)?;
+            let sync = self.start_sync(args, roles, index, stages, parts)?;
             asker = Some(sync);
         } else if let Some(path) = &roles.socket {
             asker = Some(Arc::new(OverSocket { path: path.clone() }));
         }
         if let (Some(args), Some(asker)) = (&roles.server, asker) {
-            self.start_webhook(args, roles, index, ca, asker, stages, parts).await?;
+            self.start_webhook(args, roles, index, asker, stages, parts).await?;
         }
         Ok(())
     }
@@ -175,26 +174,43 @@ impl Process {
         stages.caches.cancel();
     }
 
-    /// The self-managed CA; none if certificates come from files. Tried until the API server gives one.
-    async fn ca(&self, endpoint: &EndpointArgs) -> Option<Arc<CertificateAuthority>> {
-        if endpoint.tls_cert_file.is_some() {
-            return None;
-        }
-        let (namespace, secret) = (&self.namespace, self.names.ca_secret);
-        let condition = self.readiness.register("ca");
+    /// Where the self-managed CA is.
+    fn ca_store(&self) -> CaStore {
+        CaStore::new(&self.client, &self.namespace, self.names.ca_secret)
+    }
+
+    /// Whether the webhook configuration is another's: nobody here may publish a CA.
+    fn is_static(&self) -> bool {
+        !self.common.watch_namespace.is_empty()
+    }
+
+    /// The self-managed CA. Tried until the API server gives one.
+    async fn ca(&self, store: &CaStore, condition: &Condition) -> Arc<CertificateAuthority> {
         loop {
-            match ca::load_or_create_ca(&self.client, namespace, secret).await {
+            match self.try_ca(store).await {
                 Ok(authority) => {
                     condition.set(true, "");
-                    return Some(Arc::new(authority));
+                    return authority;
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "no CA yet; trying again");
-                    condition.set(false, format!("no CA from Secret {namespace}/{secret} yet: {error}"));
+                    let error = format!("{error:#}");
+                    tracing::warn!(error, "no CA yet; trying again");
+                    condition.set(false, format!("no CA from {} yet: {error}", store.origin()));
                 }
             }
             tokio::time::sleep(CA_PAUSE).await;
         }
+    }
+
+    async fn try_ca(&self, store: &CaStore) -> anyhow::Result<Arc<CertificateAuthority>> {
+        if let Some(found) = store.load().await? {
+            return Ok(found.signing);
+        }
+        // Where there is a configuration, a new CA must be published before anybody serves what it signed.
+        if !self.is_static() && configuration::exists(&self.client, self.names.name).await? {
+            anyhow::bail!("it is gone; the leader makes it again");
+        }
+        Ok(store.load_or_create().await?.signing)
     }
 
     fn start_sync(
@@ -202,7 +218,6 @@ impl Process {
         args: &LoopArgs,
         roles: &Roles,
         index: &Arc<Index>,
-        ca: Option<&Arc<CertificateAuthority>>,
         stages: &Stages,
         parts: &mut Parts,
     ) -> anyhow::Result<Arc<sync::Sync>> {
@@ -240,8 +255,8 @@ impl Process {
                 warm.set(true, "");
             }
         });
-        if let (Some(ca), true) = (ca, self.common.watch_namespace.is_empty()) {
-            parts.sync.push(self.keep_configuration(roles, index, ca, &leadership, stages));
+        if roles.endpoint.tls_cert_file.is_none() && !self.is_static() {
+            parts.sync.extend(self.keep_configuration(roles, index, &leadership, stages));
         }
         if let Some(path) = roles.socket.clone() {
             parts.sync.push(answer_on(path, running.sync.clone(), stages.sync.clone()));
@@ -249,24 +264,37 @@ impl Process {
         Ok(running.sync)
     }
 
-    /// The webhook configuration, written and repaired by the leader.
+    /// The webhook configuration, written and repaired by the leader, and the CA that it trusts.
     fn keep_configuration(
         &self,
         roles: &Roles,
         index: &Arc<Index>,
-        ca: &CertificateAuthority,
         leadership: &Leadership,
         stages: &Stages,
-    ) -> JoinHandle<()> {
+    ) -> [JoinHandle<()>; 2] {
         let endpoint = match &roles.endpoint.webhook_url {
             Some(url) => Endpoint::Url(url.to_string()),
             None => Endpoint::Service { namespace: self.namespace.clone(), name: Names::service().to_owned() },
         };
         let (client, namespace, name) = (self.client.clone(), self.namespace.clone(), self.names.name.to_owned());
-        let ca_bundle = CaBundle::Own(ca.certificate_pem().as_bytes().to_vec());
+        let (trusted, trusted_seen) = tokio::sync::watch::channel(None);
+        let (trust, carried) = Trust::following(trusted_seen);
+        let claim = leadership.clone();
+        let rotation = Rotation {
+            store: self.ca_store(),
+            timing: Timing::of(roles.endpoint.ca_rotation_delay),
+            leads: leadership.subscribe(),
+            may_write: Arc::new(move || claim.is_leader()),
+            carried,
+            trusted,
+            condition: self.readiness.register("ca-rotation"),
+            metrics: self.metrics.clone(),
+        };
+        let rotating = tokio::spawn(ca::rotate(rotation, stages.sync.clone()));
         let (index, leads, stop) = (index.clone(), leadership.subscribe(), stages.sync.clone());
         let (published, _) = tokio::sync::watch::channel(false);
-        tokio::spawn(async move {
+        let ca_bundle = CaBundle::Keep; // until the CA is known, nothing is written
+        let keeping = tokio::spawn(async move {
             let begin = async {
                 let _ = index.ready().wait_for(|ready| *ready).await;
                 cluster::owner(&client, &namespace).await
@@ -276,29 +304,38 @@ impl Process {
             };
             let options = configuration::Options { name, namespace, endpoint, owner: Some(owner), ca_bundle };
             // Not cut short: a write on its way would come after the deletion at exit, and refuse Pods from then on.
-            configuration::keep(client, options, index.annotated(), leads, published, stop).await;
-        })
+            configuration::keep(client, options, trust, index.annotated(), leads, published, stop).await;
+        });
+        [rotating, keeping]
     }
 
-    #[allow(clippy::too_many_arguments)] // the wiring's own: each is used once
+    /// Where the webhook's certificate comes from; waits for the first CA.
+    async fn certificates(&self, endpoint: &EndpointArgs, stages: &Stages) -> CertSource {
+        let files = endpoint.tls_cert_file.clone().zip(endpoint.tls_key_file.clone());
+        if let Some((certificate, key)) = files {
+            return CertSource::Files { certificate, key };
+        }
+        let (store, condition) = (self.ca_store(), self.readiness.register("ca"));
+        let first = self.ca(&store, &condition).await;
+        let timing = Timing::of(endpoint.ca_rotation_delay);
+        let (by_hand, metrics) = (self.is_static(), self.metrics.clone());
+        let following = Following { store, timing, by_hand, condition, metrics };
+        let (ca, _) = ca::follow(following, first, stages.server.clone());
+        CertSource::SelfManaged { ca, dns: self.names.dns.clone(), ips: self.names.ips.clone() }
+    }
+
     async fn start_webhook(
         &self,
         args: &ServerArgs,
         roles: &Roles,
         index: &Arc<Index>,
-        ca: Option<Arc<CertificateAuthority>>,
         asker: Arc<dyn Ask>,
         stages: &Stages,
         parts: &mut Parts,
     ) -> anyhow::Result<()> {
         let at = args.webhook_listen;
         let listener = TcpListener::bind(at).await.with_context(|| format!("cannot listen on {at}"))?;
-        let files = roles.endpoint.tls_cert_file.clone().zip(roles.endpoint.tls_key_file.clone());
-        let source = match (ca, files) {
-            (Some(ca), _) => CertSource::SelfManaged { ca, dns: self.names.dns.clone(), ips: self.names.ips.clone() },
-            (None, Some((certificate, key))) => CertSource::Files { certificate, key },
-            (None, None) => anyhow::bail!("there is neither a CA nor a certificate file"),
-        };
+        let source = self.certificates(&roles.endpoint, stages).await;
         let served = self.readiness.register("certificate");
         let (shared, _) =
             tls::start(source, tls::system_clock(), served, self.metrics.clone(), stages.server.clone()).await?;

@@ -120,6 +120,7 @@ fn config(args: &TagsArgs, progress: &Progress) -> anyhow::Result<Config> {
         plain_http,
         registries: registries::read(args.registry.registry_config.as_deref())?,
         extra_ca_pem,
+        own_credentials_only: true,
         limits: args.registry.limits(),
         progress: progress.clone(),
         ..Config::default()
@@ -205,12 +206,19 @@ fn next_step(args: &TagsArgs, error: &RegistryError) -> Option<&'static str> {
         RegistryError::Unauthorized { sent: false, .. } if args.docker_config.is_some() => {
             Some("the docker config has none for this repository (credential helpers are not run)")
         }
+        RegistryError::Unauthorized { sent: true, .. } => {
+            Some("check the user name and password, and that this account may pull the repository")
+        }
+        RegistryError::Unreachable { step: Step::ClientCertificate, .. } => {
+            Some("name one that it accepts as client-cert-file in --registry-config")
+        }
         RegistryError::Unreachable { step: Step::Tls, .. } if !args.plain_http => {
             Some("name the registry's CA with --ca-file, or use --plain-http if it speaks no TLS")
         }
         RegistryError::TooMuch { cap: Cap::PageBytes(_), .. } => Some("raise --registry-max-page-bytes"),
         RegistryError::TooMuch { cap: Cap::Pages(_), .. } => Some("raise --registry-max-pages"),
         RegistryError::TooMuch { cap: Cap::Tags(_), .. } => Some("raise --registry-max-tags"),
+        RegistryError::TooMuch { cap: Cap::ListBytes(_), .. } => Some("raise --registry-max-list-bytes"),
         RegistryError::Timeout { after, .. } if *after == args.registry.registry_deadline => {
             Some("raise --registry-deadline")
         }

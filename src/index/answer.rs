@@ -98,6 +98,13 @@ pub fn answer(snapshot: &Snapshot, pod: &PodView<'_>, container: &str, text: &st
     let Ok(reference) = Reference::parse(text) else {
         return KEEP;
     };
+    let stamp = Stamp::of(pod.annotations(), container);
+    // Stamps may have been put in before, by a MutatingAdmissionPolicy: then the container is taken as it came.
+    let before = stamp.as_ref().filter(|stamp| stamp.reference == text).and_then(|stamp| {
+        let own = same_repository(&reference, &stamp.text)?;
+        Some((stamp.text.as_str(), own))
+    });
+    let (text, reference) = before.unwrap_or((text, reference));
     if reference.digest().is_some() {
         return KEEP;
     }
@@ -111,11 +118,11 @@ pub fn answer(snapshot: &Snapshot, pod: &PodView<'_>, container: &str, text: &st
     };
     let made = pod.managed(snapshot, container, &reference);
     let users = snapshot.image(pod.namespace(), reference.repository());
-    if let Some(stamp) = Stamp::of(pod.annotations(), container) {
+    if let Some(stamp) = &stamp {
         let entry = made.or(users);
         // Where nothing opts in any more only the stamp is left: new Pods start with the manifest's own tag.
         let counts = opted == Opted::In || entry.is_some();
-        return if counts { stamped(pod, container, &reference, &stamp, text, entry) } else { KEEP };
+        return if counts { stamped(pod, container, &reference, stamp, text, entry) } else { KEEP };
     }
     if opted != Opted::In || is_answered(pod, container, &reference) {
         return KEEP;
@@ -182,7 +189,7 @@ fn stamped(
         };
     };
     let image = entry.map(|entry| entry.name.clone());
-    run(container, reference, &target, image, stamp.reference.clone(), pod.rollout().cloned())
+    run(container, reference, &target, image, stamp.reference.clone(), pod.rollout().map(str::to_owned))
 }
 
 /// A reference that may be run for another: it parses and is of the same repository. Nobody who may write annotations

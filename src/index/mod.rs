@@ -16,6 +16,6 @@ mod trie;
 mod watch;
 
 pub use answer::{Answer, Open, answer};
-pub use pod::{PodFacts, PodView};
+pub use pod::{Labels, Owner, PodFacts, PodView};
 pub use snapshot::{Entry, Namespace, Seen, Snapshot};
 pub use watch::{Index, Pause, Scope, start};

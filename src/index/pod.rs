@@ -1,23 +1,44 @@
 //! What counts of a Pod, whatever its container: whose Image may cover it, and what its own annotations say.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use crate::api::Applied;
 use crate::api::annotated::{
     self, Annotated, Containers, Levels, Wanted, bare_image_name, image_name, is_beside_policy, owners_of,
 };
-use crate::api::annotations::{AnnotationError, Map, NamespaceSettings, ROLLOUT};
+use crate::api::annotations::{AnnotationError, Map, NamespaceSettings};
 use crate::policy::Reference;
 
 use super::question::{Controller, PodQuestion, Question};
 use super::snapshot::{Entry, Snapshot};
 
-/// Labels that name a Pod's revision: the first is set by Deployments, the second by `StatefulSets` and `DaemonSets`.
-const REVISION_LABELS: [&str; 2] = ["pod-template-hash", "controller-revision-hash"];
 /// Most pull secrets of a Pod that a question names, as many as an Image may have.
 const MAX_PULL_SECRETS: usize = 16;
 
-/// What a caller reads of a Pod. `annotations` and `labels` may leave out what is not kimup's and no revision label.
+/// The labels of a Pod that decide something here.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Labels<'a> {
+    /// `pod-template-hash`, set by Deployments: names the revision.
+    pub template_hash: Option<&'a str>,
+    /// `controller-revision-hash`, set by `StatefulSets` and `DaemonSets`: names the revision.
+    pub revision_hash: Option<&'a str>,
+    /// The rollout that stamped the Pod template.
+    pub rollout: Option<&'a str>,
+}
+
+/// Who made a Pod: its ownerReference with `controller: true`.
+#[derive(Clone, Copy, Debug)]
+pub struct Owner<'a> {
+    /// Its kind, for example `ReplicaSet`.
+    pub kind: &'a str,
+    /// Its name.
+    pub name: &'a str,
+    /// Its UID.
+    pub uid: &'a str,
+}
+
+/// What a caller reads of a Pod. `annotations` may leave out what is not kimup's.
 #[derive(Clone, Debug, Default)]
 pub struct PodFacts<'a> {
     /// Its namespace.
@@ -25,11 +46,11 @@ pub struct PodFacts<'a> {
     /// What the namespace says.
     pub settings: NamespaceSettings,
     /// Its annotations.
-    pub annotations: Map,
+    pub annotations: Cow<'a, Map>,
     /// Its labels.
-    pub labels: Map,
+    pub labels: Labels<'a>,
     /// Who made it.
-    pub controller: Option<Controller>,
+    pub controller: Option<Owner<'a>>,
     /// The names of its containers.
     pub regular: Vec<&'a str>,
     /// The names of its init containers.
@@ -45,7 +66,7 @@ pub struct PodFacts<'a> {
 pub struct PodView<'a> {
     facts: PodFacts<'a>,
     applied: Vec<Applied>,
-    hash: String,
+    hash: &'a str,
     /// Whose annotations may count for it; empty if nobody knows: then only its own do.
     owners: Vec<(&'static str, String)>,
     annotated: Option<Annotated>,
@@ -73,11 +94,18 @@ pub(super) enum Policy<'a> {
     Perhaps,
 }
 
+impl From<Owner<'_>> for Controller {
+    fn from(owner: Owner<'_>) -> Self {
+        let [kind, name, uid] = [owner.kind, owner.name, owner.uid].map(str::to_owned);
+        Self { kind, name, uid }
+    }
+}
+
 impl<'a> PodView<'a> {
     /// Reads a Pod.
     pub fn new(facts: PodFacts<'a>) -> Self {
-        let hash = REVISION_LABELS.iter().find_map(|label| facts.labels.get(*label)).cloned().unwrap_or_default();
-        let owners = facts.controller.as_ref().map(|c| owners_of(&c.kind, &c.name, &hash)).unwrap_or_default();
+        let hash = facts.labels.template_hash.or(facts.labels.revision_hash).unwrap_or_default();
+        let owners = facts.controller.map(|owner| owners_of(owner.kind, owner.name, hash)).unwrap_or_default();
         let levels = Levels(&[&facts.annotations]);
         // What is beside no policy may be beside one of the workload, if there is a workload.
         let counts =
@@ -85,11 +113,6 @@ impl<'a> PodView<'a> {
         let containers = Containers { regular: &facts.regular, init: &facts.init };
         let annotated = counts.then(|| annotated::read(levels, containers));
         Self { applied: Applied::of(&facts.annotations), hash, owners, annotated, facts }
-    }
-
-    /// Whether a label decides something here, so that a caller may leave out the others.
-    pub fn needs_label(key: &str) -> bool {
-        key == ROLLOUT || REVISION_LABELS.contains(&key)
     }
 
     /// The namespace.
@@ -118,13 +141,12 @@ impl<'a> PodView<'a> {
         }
     }
 
-    pub(super) fn rollout(&self) -> Option<&String> {
-        self.facts.labels.get(ROLLOUT)
+    pub(super) fn rollout(&self) -> Option<&'a str> {
+        self.facts.labels.rollout
     }
 
-    pub(super) fn revision(&self) -> Option<(&str, &str)> {
-        let controller = self.facts.controller.as_ref()?;
-        Some((&controller.uid, &self.hash))
+    pub(super) fn revision(&self) -> Option<(&'a str, &'a str)> {
+        self.facts.controller.map(|owner| (owner.uid, self.hash))
     }
 
     pub(super) fn opted(&self, container: &str) -> Result<Opted, AnnotationError> {
@@ -170,7 +192,7 @@ impl<'a> PodView<'a> {
     /// the template before, which goes any moment: a Pod that came a moment earlier would run another version than the
     /// rest of its revision. If a policy of the workload's metadata means it, a stamp follows; Jobs get none.
     fn means_others(&self, container: &str) -> bool {
-        let is_job = self.facts.controller.as_ref().is_some_and(|controller| controller.kind == "Job");
+        let is_job = self.facts.controller.is_some_and(|controller| controller.kind == "Job");
         let Some(own) = self.annotated.as_ref().filter(|_| !is_job) else {
             return false;
         };
@@ -202,7 +224,7 @@ impl<'a> PodView<'a> {
     /// Whether its revision may be on record in an Image that its controller's name does not lead to: a Job that
     /// somebody made of a `CronJob`, or a Pod whose Image is another one since.
     pub(super) fn may_be_on_record(&self) -> bool {
-        let is_job = self.facts.controller.as_ref().is_some_and(|controller| controller.kind == "Job");
+        let is_job = self.facts.controller.is_some_and(|controller| controller.kind == "Job");
         is_job || self.annotated.is_some()
     }
 
@@ -223,8 +245,8 @@ impl<'a> PodView<'a> {
         };
         let pull_secrets = facts.pull_secrets.iter().take(MAX_PULL_SECRETS).map(|name| (*name).to_owned());
         let pod = PodQuestion {
-            controller: facts.controller.clone(),
-            hash: self.hash.clone(),
+            controller: facts.controller.map(Controller::from),
+            hash: self.hash.to_owned(),
             container: container.to_owned(),
             text: text.to_owned(),
             spec,

@@ -315,6 +315,32 @@ impl Seen {
     }
 }
 
+/// A list of Images on its way, page by page.
+#[derive(Debug, Default)]
+pub struct ImageList {
+    /// By namespace.
+    read: HashMap<String, Vec<Arc<Entry>>>,
+    /// UIDs by namespace and name.
+    broken: HashMap<(String, String), String>,
+}
+
+impl ImageList {
+    /// Takes in the next one.
+    pub fn push(&mut self, namespace: String, name: String, seen: Seen) {
+        match seen {
+            Seen::Read(entry) => self.read.entry(namespace).or_default().push(entry),
+            Seen::Broken { uid, .. } => {
+                self.broken.insert((namespace, name), uid);
+            }
+        }
+    }
+
+    /// Whether an Image (namespace and name) is among those that cannot be read.
+    pub fn is_broken(&self, key: &(String, String)) -> bool {
+        self.broken.contains_key(key)
+    }
+}
+
 impl Snapshot {
     /// A namespace.
     pub fn namespace(&self, name: &str) -> Option<&Namespace> {
@@ -388,24 +414,20 @@ impl Snapshot {
     }
 
     /// Replaces the Images of `scope` (a namespace; none: all) by a complete new list.
-    pub fn replace_images(&mut self, scope: Option<&str>, list: Vec<(String, String, Seen)>) {
-        let mut fresh: HashMap<String, Vec<Arc<Entry>>> = HashMap::new();
-        for (namespace, name, seen) in list {
-            let entry = match seen {
-                Seen::Read(entry) => Some(entry),
-                Seen::Broken { uid, .. } => self.known(&namespace, &name, &uid).cloned(),
-            };
-            if let Some(entry) = entry {
-                fresh.entry(namespace).or_default().push(entry);
+    pub fn replace_images(&mut self, scope: Option<&str>, list: ImageList) {
+        let ImageList { mut read, broken } = list;
+        for ((namespace, name), uid) in broken {
+            if let Some(entry) = self.known(&namespace, &name, &uid).cloned() {
+                read.entry(namespace).or_default().push(entry);
             }
         }
         let mut names: BTreeSet<String> = match scope {
             Some(one) => [one.to_owned()].into(),
             None => self.namespaces.iter().map(|namespace| (*namespace.name).to_owned()).collect(),
         };
-        names.extend(fresh.keys().cloned());
+        names.extend(read.keys().cloned());
         for name in names {
-            let entries = fresh.remove(&name).unwrap_or_default();
+            let entries = read.remove(&name).unwrap_or_default();
             self.edit(&name, |namespace| namespace.replace(entries));
         }
     }

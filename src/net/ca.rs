@@ -13,7 +13,11 @@ use rustls::pki_types::pem::PemObject;
 use secrecy::{ExposeSecret, SecretString};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-pub use super::ca_secret::load_or_create_ca;
+pub use super::ca_bundle::{Bundle, Carried};
+pub use super::ca_follow::{Following, follow};
+pub use super::ca_leader::{Rotation, rotate};
+pub use super::ca_rotation::{CaState, Timing};
+pub use super::ca_secret::CaStore;
 
 /// How long a CA lives: longer than an installation goes without being set up anew.
 const CA_LIFE: SignedDuration = SignedDuration::from_hours(10 * 365 * 24);
@@ -41,6 +45,14 @@ pub enum CaError {
         /// How many were given.
         names: usize,
     },
+    /// The CA is expired.
+    #[error("the certificate authority of {origin} expired at {not_after}; the leader replaces it")]
+    Expired {
+        /// What was read (`Secret kimup-system/kimup-ca`).
+        origin: String,
+        /// When.
+        not_after: Timestamp,
+    },
     /// The stored pair is no usable CA.
     #[error("{origin} is no usable certificate authority: {reason}; delete it and kimup makes a new one")]
     Unusable {
@@ -49,8 +61,8 @@ pub enum CaError {
         /// What is wrong with it.
         reason: String,
     },
-    /// Reading or creating the Secret failed.
-    #[error("{what}: {reason}; kimup needs `get` and `create` on secrets in its own namespace")]
+    /// Reading or writing the Secret failed.
+    #[error("{what}: {reason}; kimup needs `get`, `create` and `update` on this Secret (deploy/rbac.yaml)")]
     Api {
         /// The call (`cannot read Secret kimup-system/kimup-ca`).
         what: String,
@@ -65,15 +77,16 @@ pub enum CaError {
 pub struct CertificateAuthority {
     name: String,
     certificate: String,
+    der: CertificateDer<'static>,
     issuer: Issuer<'static, KeyPair>,
-    not_after: Timestamp,
+    validity: Validity,
 }
 
 impl std::fmt::Debug for CertificateAuthority {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("CertificateAuthority")
             .field("name", &self.name)
-            .field("not_after", &self.not_after)
+            .field("not_after", &self.validity.not_after)
             .finish_non_exhaustive()
     }
 }
@@ -95,15 +108,16 @@ impl CertificateAuthority {
     /// A new CA (ECDSA P-256) named `name`, valid for ten years from an hour before `now`.
     pub fn generate(name: &str, now: Timestamp) -> Result<Self, CaError> {
         let make = |source| CaError::Make { name: name.to_owned(), source };
-        let not_after = later(now, CA_LIFE);
+        let validity = Validity { not_before: backdated(now), not_after: later(now, CA_LIFE) };
         let mut params = CertificateParams::default();
         params.distinguished_name = subject(name);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        set_validity(&mut params, backdated(now), not_after);
+        set_validity(&mut params, validity);
         let key = KeyPair::generate().map_err(make)?;
-        let certificate = params.self_signed(&key).map_err(make)?.pem();
-        Ok(Self { name: name.to_owned(), certificate, issuer: Issuer::new(params, key), not_after })
+        let signed = params.self_signed(&key).map_err(make)?;
+        let (certificate, der) = (signed.pem(), signed.der().clone());
+        Ok(Self { name: name.to_owned(), certificate, der, issuer: Issuer::new(params, key), validity })
     }
 
     /// A stored CA. `origin` names where it came from, for errors. Refused: what does not parse, is no CA, has another
@@ -125,16 +139,21 @@ impl CertificateAuthority {
         }
         let validity = Validity::of(&parsed);
         if validity.not_after <= now {
-            return Err(unusable(format!("it expired at {}", validity.not_after)));
+            return Err(CaError::Expired { origin: origin.to_owned(), not_after: validity.not_after });
         }
         let name = origin.to_owned();
         let issuer = Issuer::from_ca_cert_der(&der, key).map_err(|e| unusable(e.to_string()))?;
-        Ok(Self { name, certificate: certificate.to_owned(), issuer, not_after: validity.not_after })
+        Ok(Self { name, certificate: certificate.to_owned(), der, issuer, validity })
     }
 
-    /// The CA certificate, PEM: what goes into `caBundle`.
+    /// The CA certificate, PEM.
     pub fn certificate_pem(&self) -> &str {
         &self.certificate
+    }
+
+    /// The CA certificate, DER: what tells one CA from another.
+    pub fn der(&self) -> &CertificateDer<'static> {
+        &self.der
     }
 
     /// The private key, PEM (PKCS#8), for the Secret.
@@ -144,7 +163,12 @@ impl CertificateAuthority {
 
     /// Until when the CA is valid.
     pub fn not_after(&self) -> Timestamp {
-        self.not_after
+        self.validity.not_after
+    }
+
+    /// Whether two thirds of its life are over: time for the next one.
+    pub fn is_due(&self, now: Timestamp) -> bool {
+        self.validity.is_due(now)
     }
 
     /// A new key and a serving certificate for it: 90 days, but never longer than the CA, from an hour before `now`.
@@ -155,23 +179,20 @@ impl CertificateAuthority {
         if names == 0 || names > MAX_NAMES {
             return Err(CaError::Names { names });
         }
-        if self.not_after <= now {
-            return Err(CaError::Unusable {
-                origin: self.name.clone(),
-                reason: format!("it expired at {}", self.not_after),
-            });
+        if self.not_after() <= now {
+            return Err(CaError::Expired { origin: self.name.clone(), not_after: self.not_after() });
         }
         let name = dns.first().cloned().unwrap_or_else(|| format!("{ips:?}"));
         let make = |source| CaError::Make { name: name.clone(), source };
         let not_before = backdated(now);
-        let not_after = later(now, LEAF_LIFE).min(self.not_after);
+        let not_after = later(now, LEAF_LIFE).min(self.not_after());
         let mut params = CertificateParams::new(dns.to_vec()).map_err(make)?;
         params.subject_alt_names.extend(ips.iter().copied().map(SanType::IpAddress));
         params.distinguished_name = subject("kimup webhook");
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.use_authority_key_identifier_extension = true;
-        set_validity(&mut params, not_before, not_after);
+        set_validity(&mut params, Validity { not_before, not_after });
         let key = KeyPair::generate().map_err(make)?;
         let chain = params.signed_by(&key, &self.issuer).map_err(make)?.pem();
         Ok(Leaf { chain, key: key.serialize_pem().into(), not_before, not_after })
@@ -185,12 +206,12 @@ fn subject(common_name: &str) -> DistinguishedName {
 }
 
 /// Whole seconds, never before 1970. rcgen takes dates of the `time` crate; the one it hands out is a calendar day.
-fn set_validity(params: &mut CertificateParams, not_before: Timestamp, not_after: Timestamp) {
+fn set_validity(params: &mut CertificateParams, validity: Validity) {
     let date = |at: Timestamp| {
         rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(u64::try_from(at.as_second()).unwrap_or(0))
     };
-    params.not_before = date(not_before);
-    params.not_after = date(not_after);
+    params.not_before = date(validity.not_before);
+    params.not_after = date(validity.not_after);
 }
 
 fn later(at: Timestamp, by: SignedDuration) -> Timestamp {
@@ -216,6 +237,12 @@ impl Validity {
             not_before: at(validity.not_before.timestamp(), Timestamp::MIN),
             not_after: at(validity.not_after.timestamp(), Timestamp::MAX),
         }
+    }
+
+    /// Whether two thirds of it are over: time for the next one.
+    pub fn is_due(self, now: Timestamp) -> bool {
+        let life = self.not_after.as_second() - self.not_before.as_second();
+        now.as_second() - self.not_before.as_second() >= life / 3 * 2
     }
 }
 
@@ -272,7 +299,9 @@ mod tests {
         check(good, &"".into(), now, "private key does not parse");
         check(good, &generated().key_pem(), now, "not the certificate's");
         check(&leaf.chain, &leaf.key, now, "not one of a CA");
-        check(good, &key, at("2036-01-01T00:00:00Z"), "expired at 2035-12-30");
+        let expired = CertificateAuthority::from_pem("Secret a/b", good, &key, at("2036-01-01T00:00:00Z")).unwrap_err();
+        assert!(matches!(expired, CaError::Expired { .. }), "{expired}");
+        assert!(expired.to_string().contains("Secret a/b expired at 2035-12-30"), "{expired}");
     }
 
     #[test]
@@ -282,7 +311,7 @@ mod tests {
         let leaf = ca.sign_leaf(&["a.b".to_owned()], &[], last_month).unwrap();
         assert_eq!(leaf.not_after, ca.not_after());
         let error = ca.sign_leaf(&["a.b".to_owned()], &[], ca.not_after()).unwrap_err();
-        assert!(matches!(error, CaError::Unusable { .. }), "{error}");
+        assert!(matches!(error, CaError::Expired { .. }), "{error}");
     }
 
     #[test]

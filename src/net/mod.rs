@@ -3,10 +3,19 @@
 //! Everything here is bounded in size, count and time, because everything here faces clients that kimup does not know.
 
 pub mod ca;
+mod ca_bundle;
+mod ca_follow;
+mod ca_leader;
+#[cfg(test)]
+mod ca_load;
+mod ca_rotation;
 mod ca_secret;
+#[cfg(test)]
+mod ca_testing;
 mod guard_io;
 pub mod probes;
 pub mod server;
 pub mod shutdown;
 pub mod socket;
 pub mod tls;
+mod trouble;

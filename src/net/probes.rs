@@ -16,8 +16,23 @@ use tokio_util::sync::CancellationToken;
 use super::server::{ServerOptions, serve_http};
 use crate::telemetry::{METRICS_CONTENT_TYPE, Metrics};
 
-/// Why a condition is not met, by name; `None` when it is.
-type Conditions = BTreeMap<String, Option<String>>;
+/// The conditions by name.
+type Conditions = BTreeMap<String, Word>;
+
+/// What was last said of a condition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Word {
+    Met,
+    /// Met, but somebody should look.
+    Degraded(String),
+    Unmet(String),
+}
+
+impl Word {
+    fn holds(&self) -> bool {
+        !matches!(self, Self::Unmet(_))
+    }
+}
 
 /// Everything that must hold before this process takes traffic. Clones share one list; an empty list is ready.
 #[derive(Clone, Debug, Default)]
@@ -36,28 +51,30 @@ impl Readiness {
     /// Adds a condition, not met until [`Condition::set`] says so. Registering a name again gives a handle to the same one.
     pub fn register(&self, name: &str) -> Condition {
         self.write(|all| {
-            all.entry(name.to_owned()).or_insert_with(|| Some("not reported yet".to_owned()));
+            all.entry(name.to_owned()).or_insert_with(|| Word::Unmet("not reported yet".to_owned()));
         });
         Condition { name: name.to_owned(), all: self.clone() }
     }
 
     /// Whether every condition is met.
     pub fn is_ready(&self) -> bool {
-        self.read(|all| all.values().all(Option::is_none))
+        self.read(|all| all.values().all(Word::holds))
     }
 
-    /// The answer of `/readyz`: `ok`, or a line for each condition that is not met; with `verbose` a line for each.
-    fn report(&self, verbose: bool) -> (bool, String) {
+    /// The answer of `/readyz`: `ok`, or a line for each condition that is not met; with `verbose` a line for each, and
+    /// what is wrong with those that are met all the same.
+    pub(super) fn report(&self, verbose: bool) -> (bool, String) {
         self.read(|all| {
-            let ready = all.values().all(Option::is_none);
+            let ready = all.values().all(Word::holds);
             let mut text = String::new();
-            for (name, unmet) in all {
+            for (name, state) in all {
                 // Writing to a String cannot fail.
-                let _ = match (unmet, verbose) {
-                    (Some(reason), false) => writeln!(text, "{name}: {reason}"),
-                    (Some(reason), true) => writeln!(text, "[-] {name}: {reason}"),
-                    (None, true) => writeln!(text, "[+] {name}"),
-                    (None, false) => Ok(()),
+                let _ = match (state, verbose) {
+                    (Word::Unmet(reason), false) => writeln!(text, "{name}: {reason}"),
+                    (Word::Unmet(reason), true) => writeln!(text, "[-] {name}: {reason}"),
+                    (Word::Degraded(reason), true) => writeln!(text, "[!] {name}: {reason}"),
+                    (Word::Met, true) => writeln!(text, "[+] {name}"),
+                    (Word::Met | Word::Degraded(_), false) => Ok(()),
                 };
             }
             if ready {
@@ -79,12 +96,23 @@ impl Readiness {
 impl Condition {
     /// Sets the condition. `reason` says why it is not met (`not listed yet`); it is not kept when it is.
     pub fn set(&self, met: bool, reason: impl Into<String>) {
-        let unmet = (!met).then(|| reason.into());
-        let before = self.all.write(|all| all.insert(self.name.clone(), unmet.clone())).flatten();
-        match (before, unmet) {
-            (Some(_), None) => tracing::info!(condition = %self.name, "readiness condition is met"),
-            (None, Some(reason)) => {
+        self.put(if met { Word::Met } else { Word::Unmet(reason.into()) });
+    }
+
+    /// The condition is met, but `reason` should be looked at before it no longer is: `/readyz?verbose` says so.
+    pub fn degrade(&self, reason: impl Into<String>) {
+        self.put(Word::Degraded(reason.into()));
+    }
+
+    fn put(&self, state: Word) {
+        let before = self.all.write(|all| all.insert(self.name.clone(), state.clone()));
+        let held = before.is_none_or(|before| before.holds());
+        match state {
+            Word::Unmet(reason) if held => {
                 tracing::warn!(condition = %self.name, %reason, "readiness condition is not met");
+            }
+            Word::Met | Word::Degraded(_) if !held => {
+                tracing::info!(condition = %self.name, "readiness condition is met");
             }
             _ => {}
         }
@@ -174,6 +202,9 @@ mod tests {
         images.set(true, "");
         check("/readyz", 200, "ok").await;
         check("/readyz?verbose", 200, "[+] images").await;
+        images.degrade("late");
+        check("/readyz", 200, "ok").await;
+        check("/readyz?verbose", 200, "[!] images: late").await;
         metrics.set_images(3);
         check("/metrics", 200, "kimup_images 3").await;
         check("/nothing", 404, "").await;

@@ -1,7 +1,8 @@
 //! The certificate that is served, and its renewal: from the self-managed CA, or from files that something else renews.
 
+use std::io::Read as _;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,17 +12,18 @@ use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use secrecy::{ExposeSecret, SecretSlice};
-use tokio::io::AsyncReadExt;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::ca::{CaError, CertificateAuthority, Validity};
 use super::probes::Condition;
-use crate::telemetry::Metrics;
+use super::trouble::Trouble;
+use crate::telemetry::{CertificatePart, Metrics};
 
-/// How often files are read. The kubelet itself takes about a minute to bring a changed Secret into a Pod.
-const POLL_FILES: Duration = Duration::from_secs(10);
+/// How often files are read.
+const POLL_FILES: Duration = Duration::from_secs(2);
 /// How often the age of a self-signed leaf is looked at.
 const POLL_LEAF: Duration = Duration::from_secs(60);
 /// Largest certificate or key file that is read: more than a Secret can hold.
@@ -41,17 +43,18 @@ pub type SharedTls = Arc<ArcSwap<ServerConfig>>;
 /// Where the serving certificate comes from.
 #[derive(Debug)]
 pub enum CertSource {
-    /// A leaf that this process signs, and signs anew at two thirds of its life.
+    /// A leaf that this process signs, and signs anew at two thirds of its life or with another CA.
     SelfManaged {
-        /// The CA that clients trust. Shared, because its certificate is the `caBundle` too.
-        ca: Arc<CertificateAuthority>,
+        /// The CA that signs, which clients trust already.
+        ca: watch::Receiver<Arc<CertificateAuthority>>,
         /// DNS names of the server.
         dns: Vec<String>,
         /// IP addresses of the server.
         ips: Vec<IpAddr>,
     },
-    /// PEM files (`--tls-cert-file`, `--tls-key-file`), read every 10 seconds and compared by bytes. A pair that is
-    /// half-written, mismatched or expired is not taken; the old one stays in use and the reason is logged once.
+    /// PEM files (`--tls-cert-file`, `--tls-key-file`), read every 2 seconds and compared by bytes, so that it does
+    /// not matter how they are renewed: in place, by rename or by a symlink. A pair that is half-written, mismatched, expired or
+    /// not yet valid is not taken; the old one stays in use, and if it lasts, the condition, a metric and the log say why.
     Files {
         /// The chain, leaf first.
         certificate: PathBuf,
@@ -99,14 +102,21 @@ pub async fn start(
         CertSource::SelfManaged { .. } => POLL_LEAF,
         CertSource::Files { .. } => POLL_FILES,
     };
-    let mut keeper = Keeper::start(source, clock, served, metrics).await?;
+    start_every(poll, source, clock, served, metrics, shutdown).await
+}
+
+/// As [`start`], looking as often as `poll` says.
+pub(super) async fn start_every(
+    poll: Duration,
+    source: CertSource,
+    clock: Clock,
+    served: Condition,
+    metrics: Metrics,
+    shutdown: CancellationToken,
+) -> Result<(SharedTls, JoinHandle<()>), TlsError> {
+    let keeper = Keeper::start(source, clock, served, metrics).await?;
     let shared = Arc::clone(&keeper.shared);
-    let task = tokio::spawn(async move {
-        while shutdown.run_until_cancelled(tokio::time::sleep(poll)).await.is_some() {
-            keeper.check().await;
-        }
-    });
-    Ok((shared, task))
+    Ok((shared, tokio::spawn(keeper.run(poll, shutdown))))
 }
 
 /// One certificate with its key, not yet judged.
@@ -130,94 +140,109 @@ struct Keeper {
     shared: SharedTls,
     pair: Pair,
     validity: Validity,
-    /// The last warning, so that each is written once.
-    warned: Option<String>,
+    /// The CA that signed the pair, if this process has it.
+    signer: Option<Arc<CertificateAuthority>>,
+    trouble: Trouble,
 }
 
 impl Keeper {
     async fn start(source: CertSource, clock: Clock, served: Condition, metrics: Metrics) -> Result<Self, TlsError> {
         let now = clock();
-        let pair = source.next(now).await?;
+        let (pair, signer) = source.next(now).await?;
         let (config, validity) = source.judge(&pair, now)?;
         let shared = Arc::new(ArcSwap::from_pointee(config));
-        let keeper = Self { source, clock, served, metrics, shared, pair, validity, warned: None };
+        let trouble = Trouble::new(CertificatePart::Serving, metrics.clone());
+        let keeper = Self { source, clock, served, metrics, shared, pair, validity, signer, trouble };
         keeper.report(now);
         Ok(keeper)
+    }
+
+    async fn run(mut self, poll: Duration, shutdown: CancellationToken) {
+        while shutdown.run_until_cancelled(self.source.pause(poll)).await.is_some() {
+            self.check().await;
+        }
     }
 
     /// One look at the source. Never fails: the pair in use stays until there is a better one.
     async fn check(&mut self) {
         let now = (self.clock)();
-        if self.source.is_due(self.validity, now) {
+        if self.is_due(now) {
             match self.renewed(now).await {
-                Ok(true) => {
-                    self.warned = None;
-                    tracing::info!(not_after = %self.validity.not_after, "serving a new certificate");
+                Ok(changed) => {
+                    self.trouble.over();
+                    if changed {
+                        tracing::info!(not_after = %self.validity.not_after, "serving a new certificate");
+                    }
                 }
-                Ok(false) => self.warned = None,
-                Err(error) => self.warn(&error),
+                Err(error) => self.trouble.failed(&error),
             }
         }
         self.report(now);
     }
 
+    /// Whether it is time to ask for the next pair: files always, a leaf when another CA signs, at two thirds of its life or
+    /// when the clock went back behind its start.
+    fn is_due(&self, now: Timestamp) -> bool {
+        let CertSource::SelfManaged { ca, .. } = &self.source else {
+            return true;
+        };
+        self.signer.as_ref().is_none_or(|signer| signer.der() != ca.borrow().der())
+            || now < self.validity.not_before
+            || self.validity.is_due(now)
+    }
+
     /// Takes the next pair if it is another and a good one.
     async fn renewed(&mut self, now: Timestamp) -> Result<bool, TlsError> {
-        let pair = self.source.next(now).await?;
+        let (pair, signer) = self.source.next(now).await?;
         if pair.same_bytes(&self.pair) {
             return Ok(false);
         }
         let (config, validity) = self.source.judge(&pair, now)?;
         self.shared.store(Arc::new(config));
-        self.pair = pair;
-        self.validity = validity;
+        (self.pair, self.validity, self.signer) = (pair, validity, signer);
         Ok(true)
-    }
-
-    fn warn(&mut self, error: &TlsError) {
-        let text = error.to_string();
-        if self.warned.as_ref() != Some(&text) {
-            tracing::warn!(
-                error = %text, not_after = %self.validity.not_after,
-                "no new certificate; the old one stays in use"
-            );
-            self.warned = Some(text);
-        }
     }
 
     fn report(&self, now: Timestamp) {
         let not_after = self.validity.not_after;
         self.metrics.set_certificate_expiry(not_after.as_second());
-        if now < not_after {
-            self.served.set(true, "served");
-        } else {
-            self.served.set(false, format!("the certificate expired at {not_after}"));
+        if let Some(ca) = &self.signer {
+            self.metrics.set_ca_expiry(ca.not_after().as_second());
+        }
+        match (now < not_after, self.trouble.reason()) {
+            (true, None) => self.served.set(true, ""),
+            (true, Some(reason)) => self.served.degrade(format!("served until {not_after}; {reason}")),
+            (false, None) => self.served.set(false, format!("the certificate expired at {not_after}")),
+            (false, Some(reason)) => {
+                self.served.set(false, format!("the certificate expired at {not_after}; {reason}"));
+            }
         }
     }
 }
 
 impl CertSource {
-    /// Whether it is time to ask for the next pair: files always, a leaf at two thirds of its life or when the clock
-    /// went back behind its start.
-    fn is_due(&self, validity: Validity, now: Timestamp) -> bool {
-        let Self::SelfManaged { .. } = self else {
-            return true;
-        };
-        let life = validity.not_after.as_second() - validity.not_before.as_second();
-        let age = now.as_second() - validity.not_before.as_second();
-        age < 0 || age >= life / 3 * 2
+    /// Until it is time to look again.
+    async fn pause(&mut self, poll: Duration) {
+        let elapsed = tokio::time::sleep(poll);
+        match self {
+            Self::SelfManaged { ca, .. } => tokio::select! {
+                () = elapsed => {}
+                Ok(()) = ca.changed() => {}
+            },
+            Self::Files { .. } => elapsed.await,
+        }
     }
 
-    async fn next(&self, now: Timestamp) -> Result<Pair, TlsError> {
+    /// The pair to serve, and the CA that signed it if that is ours.
+    async fn next(&self, now: Timestamp) -> Result<(Pair, Option<Arc<CertificateAuthority>>), TlsError> {
         match self {
             Self::SelfManaged { ca, dns, ips } => {
+                let ca = Arc::clone(&ca.borrow());
                 let leaf = ca.sign_leaf(dns, ips, now)?;
                 let key = leaf.key.expose_secret().as_bytes().to_vec().into();
-                Ok(Pair { chain: leaf.chain.into_bytes(), key })
+                Ok((Pair { chain: leaf.chain.into_bytes(), key }, Some(ca)))
             }
-            Self::Files { certificate, key } => {
-                Ok(Pair { chain: read(certificate).await?, key: read(key).await?.into() })
-            }
+            Self::Files { certificate, key } => Ok((read_pair(certificate.clone(), key.clone()).await?, None)),
         }
     }
 
@@ -267,11 +292,17 @@ fn server_config(
     Ok(config)
 }
 
-async fn read(path: &PathBuf) -> Result<Vec<u8>, TlsError> {
-    let failed = |source| TlsError::Read { path: path.clone(), source };
-    let file = tokio::fs::File::open(path).await.map_err(failed)?;
+async fn read_pair(certificate: PathBuf, key: PathBuf) -> Result<Pair, TlsError> {
+    let path = certificate.clone();
+    let read = tokio::task::spawn_blocking(move || Ok(Pair { chain: read(&certificate)?, key: read(&key)?.into() }));
+    read.await.unwrap_or_else(|error| Err(TlsError::Read { path, source: std::io::Error::other(error) }))
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
+    let failed = |source| TlsError::Read { path: path.to_owned(), source };
+    let file = std::fs::File::open(path).map_err(failed)?;
     let mut bytes = Vec::new();
-    file.take(MAX_FILE + 1).read_to_end(&mut bytes).await.map_err(failed)?;
+    file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() as u64 > MAX_FILE {
         return Err(failed(std::io::Error::other(format!("larger than {MAX_FILE} bytes"))));
     }

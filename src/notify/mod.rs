@@ -42,6 +42,8 @@ pub enum Reason {
     DigestGone,
     /// A workload could not be rolled.
     RolloutFailed,
+    /// Pods came to be without kimup, and do not run what they should.
+    PodsUnmutated,
 }
 
 impl Reason {
@@ -59,6 +61,7 @@ impl Reason {
         Self::SyncFailed,
         Self::DigestGone,
         Self::RolloutFailed,
+        Self::PodsUnmutated,
     ];
 
     /// The reason as `kubectl get events` shows it.
@@ -76,6 +79,7 @@ impl Reason {
             Self::SyncFailed => "SyncFailed",
             Self::DigestGone => "DigestGone",
             Self::RolloutFailed => "RolloutFailed",
+            Self::PodsUnmutated => "PodsUnmutated",
         }
     }
 
@@ -88,6 +92,7 @@ impl Reason {
                 | Self::SyncFailed
                 | Self::DigestGone
                 | Self::RolloutFailed
+                | Self::PodsUnmutated
         )
     }
 }

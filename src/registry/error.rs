@@ -30,7 +30,7 @@ pub enum RegistryError {
         cause: String,
     },
     /// 404: the registry does not know the repository (or hides it from these credentials). Never "no tags".
-    #[error("registry {host} knows no repository {repository}: check the name and the pull secrets")]
+    #[error("registry {host} knows no repository {repository}: check the name and the credentials")]
     NotFound {
         /// The registry.
         host: String,
@@ -163,6 +163,9 @@ pub enum Step {
     Connect,
     /// The TLS handshake failed, for example because of the certificate.
     Tls,
+    /// The TLS handshake failed because the host wants a client certificate: there is none for it, or it refuses the one it
+    /// was shown.
+    ClientCertificate,
     /// The connection broke before the answer was complete.
     Read,
 }
@@ -173,6 +176,7 @@ impl fmt::Display for Step {
             Self::Dns => "dns",
             Self::Connect => "connect",
             Self::Tls => "tls",
+            Self::ClientCertificate => "tls, client certificate",
             Self::Read => "read",
         })
     }
@@ -183,10 +187,16 @@ impl fmt::Display for Step {
 pub enum Cap {
     /// Bytes of one answer, after decompression.
     PageBytes(usize),
+    /// Bytes of a manifest, index or image config. Fixed: registries need not take larger ones.
+    ManifestBytes(usize),
+    /// Bytes of a token service's answer. Fixed.
+    TokenBytes(usize),
     /// Pages of a listing.
     Pages(usize),
     /// Tags of a listing, illegal ones and duplicates included.
     Tags(usize),
+    /// Bytes of all tags of a listing together.
+    ListBytes(usize),
     /// HTTP requests that one page (or one manifest) may cost, with tokens, redirects and retries.
     Requests(usize),
     /// Images in one index.
@@ -197,8 +207,11 @@ impl fmt::Display for Cap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::PageBytes(n) => write!(f, "more than {n} bytes in one answer"),
+            Self::ManifestBytes(n) => write!(f, "more than {n} bytes in one manifest or image config"),
+            Self::TokenBytes(n) => write!(f, "more than {n} bytes instead of a token"),
             Self::Pages(n) => write!(f, "more than {n} pages"),
             Self::Tags(n) => write!(f, "more than {n} tags"),
+            Self::ListBytes(n) => write!(f, "more than {n} bytes of tags in one list"),
             Self::Requests(n) => write!(f, "one answer needs more than {n} requests"),
             Self::Entries(n) => write!(f, "more than {n} images in one index"),
         }

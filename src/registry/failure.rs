@@ -50,10 +50,13 @@ impl RegistryError {
             Self::Unreachable { step: Step::Tls, .. } => {
                 "let kimup trust its CA or set spec.insecureSkipTLSVerify; without TLS name it in --plain-http-registry"
             }
+            Self::Unreachable { step: Step::ClientCertificate, .. } => {
+                "have the operator name one that it accepts as client-cert-file in --registry-config"
+            }
             Self::Unreachable { step: Step::Read, .. } => "check the registry and the proxies before it",
             Self::Unauthorized { sent: true, .. } => "renew the pull secret, or let its account pull this repository",
             Self::Unauthorized { sent: false, .. } => {
-                "check the pull secrets of the Image, or of the Pods and their ServiceAccount"
+                "add them to imagePullSecrets of the Image, or of the Pods or their ServiceAccount"
             }
             Self::NotFound { .. } => return None,
             Self::NoManifest { .. } => "push it again, or let the rules choose another tag",
@@ -62,7 +65,9 @@ impl RegistryError {
                 Cap::PageBytes(_) => "raise --registry-max-page-bytes",
                 Cap::Pages(_) => "raise --registry-max-pages",
                 Cap::Tags(_) => "raise --registry-max-tags",
-                Cap::Requests(_) => "check its token service and where it redirects to",
+                Cap::ListBytes(_) => "raise --registry-max-list-bytes",
+                Cap::ManifestBytes(_) => "build a smaller image, as no runtime is bound to pull this one",
+                Cap::TokenBytes(_) | Cap::Requests(_) => "check its token service and where it redirects to",
                 Cap::Entries(_) => "build the image for fewer platforms",
             },
             Self::Server { .. } => "look at the registry's own status and logs",
@@ -115,6 +120,7 @@ mod tests {
         check(unreachable(Step::Dns), "unreachable (dns): it is gone", "DNS");
         check(unreachable(Step::Connect), "unreachable (connect): it is gone", "network policies");
         check(unreachable(Step::Tls), "unreachable (tls): it is gone", "insecureSkipTLSVerify");
+        check(unreachable(Step::ClientCertificate), "(tls, client certificate): it is gone", "client-cert-file");
         check(unreachable(Step::Read), "unreachable (read): it is gone", "proxies");
         let denied = |sent| RegistryError::Unauthorized { host: host(), sent, cause: "who are you".to_owned() };
         check(denied(true), "denies access (with credentials): who are you", "renew the pull secret");
@@ -128,6 +134,9 @@ mod tests {
         check(too_much(Cap::PageBytes(7)), "7 bytes", "--registry-max-page-bytes");
         check(too_much(Cap::Pages(7)), "7 pages", "--registry-max-pages");
         check(too_much(Cap::Tags(7)), "7 tags", "--registry-max-tags");
+        check(too_much(Cap::ListBytes(7)), "7 bytes of tags", "--registry-max-list-bytes");
+        check(too_much(Cap::ManifestBytes(7)), "7 bytes in one manifest", "smaller image");
+        check(too_much(Cap::TokenBytes(7)), "7 bytes instead of a token", "token service");
         check(too_much(Cap::Requests(7)), "7 requests", "token service");
         check(too_much(Cap::Entries(7)), "7 images", "fewer platforms");
         check(RegistryError::Server { host: host(), status: 503 }, "status 503", "the registry's own");

@@ -183,11 +183,11 @@ enum Found {
 impl Found {
     fn of(error: &ListError, host: &str) -> Self {
         match &error.error {
-            RegistryError::Unreachable { step: Step::Dns | Step::Connect | Step::Tls, host: failed, .. }
-                if failed == host =>
-            {
-                Self::Unreachable(error.clone())
-            }
+            RegistryError::Unreachable {
+                step: Step::Dns | Step::Connect | Step::Tls | Step::ClientCertificate,
+                host: failed,
+                ..
+            } if failed == host => Self::Unreachable(error.clone()),
             RegistryError::Unreachable { .. } | RegistryError::Timeout { .. } | RegistryError::Server { .. } => {
                 Self::Nothing(error.clone())
             }

@@ -63,12 +63,19 @@ pub(super) struct Outgoing<'a> {
     pub(super) form: Option<String>,
     /// Bytes of the answer's body, after decompression.
     pub(super) max_body: usize,
+    /// What to call that limit in an error.
+    pub(super) cap: fn(usize) -> Cap,
 }
 
 impl<'a> Outgoing<'a> {
     /// A GET of anything.
-    pub(super) fn get(url: &'a Url, authorization: Option<&'a HeaderValue>, max_body: usize) -> Self {
-        Self { url, head: false, accept: None, authorization, form: None, max_body }
+    pub(super) fn get(
+        url: &'a Url,
+        authorization: Option<&'a HeaderValue>,
+        max_body: usize,
+        cap: fn(usize) -> Cap,
+    ) -> Self {
+        Self { url, head: false, accept: None, authorization, form: None, max_body, cap }
     }
 }
 
@@ -183,7 +190,7 @@ impl<'a> Session<'a> {
     ) -> Result<Answer, RegistryError> {
         let max_body = self.transport.limits.max_page_bytes;
         self.stage = Stage::Page(self.page);
-        self.follow_into(&Outgoing::get(url, authorization, max_body), sink).await
+        self.follow_into(&Outgoing::get(url, authorization, max_body, Cap::PageBytes), sink).await
     }
 
     /// [`Session::get_into`] for any request but a form, with the body in the answer.
@@ -194,10 +201,10 @@ impl<'a> Session<'a> {
     }
 
     async fn follow_into(&mut self, request: &Outgoing<'_>, sink: &mut dyn BodySink) -> Result<Answer, RegistryError> {
-        let &Outgoing { url, head, accept, mut authorization, max_body, .. } = request;
+        let &Outgoing { url, head, accept, mut authorization, max_body, cap, .. } = request;
         let mut at = url.clone();
         for _ in 0..=MAX_REDIRECTS {
-            let request = Outgoing { url: &at, head, accept, authorization, form: None, max_body };
+            let request = Outgoing { url: &at, head, accept, authorization, form: None, max_body, cap };
             let answer = self.send_into(&request, sink).await?;
             if !is_redirect(answer.status) {
                 return Ok(answer);
@@ -330,7 +337,9 @@ impl<'a> Session<'a> {
         if let Ok(answer) = &answer {
             self.transport.warnings.log(&home, &answer.headers, &self.scrubber);
         }
-        let (host, path) = (self.scrubber.text(host), self.scrubber.text(request.url.path()));
+        // What a registry puts into an address it may have from anybody.
+        let path = if request.url.path() == self.home.path() { self.home.path() } else { "(named by the registry)" };
+        let host = self.scrubber.text(host);
         tracing::debug!(host, path, status, ms = started.elapsed().as_millis(), "registry request");
         answer
     }
@@ -364,9 +373,9 @@ impl<'a> Session<'a> {
         if request.head {
             // Nothing follows.
         } else if status == StatusCode::OK {
-            read_body(response, request.max_body, host, sink).await?;
+            read_body(response, (request.max_body, request.cap), host, sink).await?;
         } else {
-            let reading = read_body(response, MAX_ERROR_BODY, host, &mut body);
+            let reading = read_body(response, (MAX_ERROR_BODY, Cap::PageBytes), host, &mut body);
             if !matches!(tokio::time::timeout(ERROR_BODY_TIMEOUT, reading).await, Ok(Ok(()))) {
                 body.clear();
             }
@@ -383,11 +392,11 @@ impl<'a> Session<'a> {
 /// Streams the body: one chunk is in memory, whatever it decompresses to.
 async fn read_body(
     mut response: reqwest::Response,
-    max: usize,
+    (max, cap): (usize, fn(usize) -> Cap),
     host: &str,
     sink: &mut dyn BodySink,
 ) -> Result<(), RegistryError> {
-    let too_much = || RegistryError::TooMuch { host: host.to_owned(), cap: Cap::PageBytes(max) };
+    let too_much = || RegistryError::TooMuch { host: host.to_owned(), cap: cap(max) };
     if response.content_length().unwrap_or(0) > max as u64 {
         return Err(too_much());
     }

@@ -6,7 +6,7 @@ use url::Url;
 
 use super::{
     auth::{self, Challenge, Token, TokenCache, TokenKey},
-    error::{Refusal, RegistryError},
+    error::{Cap, Refusal, RegistryError},
     http::{Answer, Outgoing, Session},
     keyring::Credentials,
     origin::{self, Authority, Origin, host_text},
@@ -34,6 +34,8 @@ pub(super) struct Login<'a> {
     known_challenge: Option<Challenge>,
     grant: Option<Grant>,
     sent: bool,
+    /// The token service that refused the credentials tried last; none if the registry itself did.
+    refused_by: Option<String>,
 }
 
 struct Grant {
@@ -76,6 +78,7 @@ impl<'a> Login<'a> {
             known_challenge: None,
             grant: None,
             sent: false,
+            refused_by: None,
         };
         login.resume();
         login
@@ -156,6 +159,7 @@ impl<'a> Login<'a> {
         if answer.status == StatusCode::UNAUTHORIZED {
             self.challenge = auth::challenge(&answer.headers);
         }
+        self.refused_by = None;
         if let Some(grant) = self.grant.take() {
             let key = self.key_of(self.at);
             self.tokens.forget(&key, &grant.header);
@@ -238,7 +242,7 @@ impl<'a> Login<'a> {
         }
         self.sent |= credentials.is_some();
         let asked_at = Instant::now();
-        let request = Outgoing { form, ..Outgoing::get(&url, authorization.as_ref(), MAX_TOKEN_BODY) };
+        let request = Outgoing { form, ..Outgoing::get(&url, authorization.as_ref(), MAX_TOKEN_BODY, Cap::TokenBytes) };
         let answer = session.send(&request).await?;
         let host = host_text(&url);
         match answer.status.as_u16() {
@@ -248,8 +252,11 @@ impl<'a> Login<'a> {
                 Ok(Some(Grant::from_token(token, false)))
             }
             // 400 is how OAuth 2 says that a refresh token does not hold (RFC 6749, 5.2).
-            400 if identity_token.is_some() => Ok(None),
-            401 | 403 => Ok(None),
+            400 if identity_token.is_none() => Err(RegistryError::Server { host, status: 400 }),
+            400 | 401 | 403 => {
+                self.refused_by = Some(host);
+                Ok(None)
+            }
             300..=399 => {
                 let why = Refusal::Redirect("from its token realm".to_owned());
                 Err(RegistryError::Refused { host, why })
@@ -260,14 +267,21 @@ impl<'a> Login<'a> {
 
     fn failure(&self, status: StatusCode) -> RegistryError {
         let known = self.candidates.iter().flatten().count();
+        if let Some(by) = &self.refused_by {
+            let whom = match (self.sent, known) {
+                (true, 1) => "the credentials".to_owned(),
+                (true, n) => format!("any of the {n} credentials that match"),
+                (false, _) => "anybody without credentials".to_owned(),
+            };
+            let cause = format!("its token service {by} does not accept {whom}");
+            return RegistryError::Unauthorized { host: self.host.clone(), sent: self.sent, cause };
+        }
         let cause = match (self.sent, status, known) {
             (true, StatusCode::FORBIDDEN, _) => "the credentials may not read this repository (403)".to_owned(),
-            (true, _, 1) => "it does not accept the credentials of the pull secrets (401)".to_owned(),
+            (true, _, 1) => "it does not accept the credentials (401)".to_owned(),
             (true, _, n) => format!("it accepts none of the {n} credentials that match (401)"),
             (false, StatusCode::FORBIDDEN, _) => "it refuses the repository without asking who we are (403)".to_owned(),
-            (false, _, 0) => {
-                "it asks for credentials and there are none for it: add them to imagePullSecrets".to_owned()
-            }
+            (false, _, 0) => "it asks for credentials and there are none for it".to_owned(),
             (false, ..) => {
                 "it asks in a way that the credentials do not fit: neither Basic nor a token realm".to_owned()
             }

@@ -69,7 +69,7 @@ impl Client {
 
     async fn inquire(&self, request: &ManifestRequest, what: What) -> Result<Manifest, RegistryError> {
         let endpoints = self.0.endpoints(&request.repository, request.insecure_skip_tls_verify)?;
-        let mut turns = Turns::new(endpoints, Instant::now() + self.0.limits.deadline);
+        let mut turns = Turns::new(endpoints, Instant::now() + self.0.limits.deadline, &self.0.failing);
         while let Some((endpoint, until)) = turns.next() {
             let Endpoint { repository, skip_verify } = endpoint;
             let request = ManifestRequest { repository, insecure_skip_tls_verify: skip_verify, ..request.clone() };
@@ -136,7 +136,9 @@ impl<'a> Inquiry<'a> {
 
     async fn digest(&mut self) -> Result<Digest, RegistryError> {
         let url = self.url.clone();
-        let answer = self.ask(&Outgoing { head: true, accept: Some(ACCEPT), ..Outgoing::get(&url, None, 0) }).await?;
+        let answer = self
+            .ask(&Outgoing { head: true, accept: Some(ACCEPT), ..Outgoing::get(&url, None, 0, Cap::ManifestBytes) })
+            .await?;
         match (answer.status, told_digest(&answer.headers)) {
             (StatusCode::OK, Some(told)) => match &self.wanted {
                 None => return Ok(told),
@@ -165,7 +167,9 @@ impl<'a> Inquiry<'a> {
     /// GET, verified.
     async fn fetch(&mut self) -> Result<(Digest, Document), RegistryError> {
         let url = self.url.clone();
-        let answer = self.ask(&Outgoing { accept: Some(ACCEPT), ..Outgoing::get(&url, None, MAX_MANIFEST) }).await?;
+        let answer = self
+            .ask(&Outgoing { accept: Some(ACCEPT), ..Outgoing::get(&url, None, MAX_MANIFEST, Cap::ManifestBytes) })
+            .await?;
         if answer.status != StatusCode::OK {
             return Err(self.failure(&answer));
         }
@@ -201,11 +205,11 @@ impl<'a> Inquiry<'a> {
     async fn config_platform(&mut self, config: &ConfigBlob) -> Result<Option<Platform>, RegistryError> {
         let ConfigBlob { digest, size } = config;
         if *size > MAX_CONFIG as u64 {
-            return Err(RegistryError::TooMuch { host: host_text(&self.url), cap: Cap::PageBytes(MAX_CONFIG) });
+            return Err(RegistryError::TooMuch { host: host_text(&self.url), cap: Cap::ManifestBytes(MAX_CONFIG) });
         }
         let repository = &self.request.repository;
         let url = origin::repository_url(repository, &self.inner.plain_http, &format!("blobs/{digest}"))?;
-        let answer = self.ask(&Outgoing::get(&url, None, MAX_CONFIG)).await?;
+        let answer = self.ask(&Outgoing::get(&url, None, MAX_CONFIG, Cap::ManifestBytes)).await?;
         let host = host_text(&answer.url);
         match answer.status.as_u16() {
             200 if digest.is_of(&answer.body) => Ok(document::config_platform(&answer.body)),
@@ -223,12 +227,10 @@ impl<'a> Inquiry<'a> {
 
     /// Sends until credentials are accepted or there are no more; the session's budget bounds how often.
     async fn ask(&mut self, request: &Outgoing<'_>) -> Result<Answer, RegistryError> {
-        let &Outgoing { url, head, accept, max_body, .. } = request;
         self.session.begin_page();
         loop {
             let header = self.login.header(&mut self.session).await?;
-            let authorization = header.as_ref();
-            let request = Outgoing { url, head, accept, authorization, form: None, max_body };
+            let request = Outgoing { authorization: header.as_ref(), form: None, ..*request };
             let answer = self.session.follow(&request).await?;
             if !matches!(answer.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
                 if answer.status == StatusCode::OK {

@@ -64,7 +64,7 @@ use self::{
     registries::{Endpoint, Hosts as RegistryHosts},
     shared::Shared,
     transport::{Transport, Tuning},
-    turns::Turns,
+    turns::{Failing, Turns},
 };
 pub use self::{
     error::{Cap, PullSecretError, Refusal, RegistryError, Step},
@@ -92,6 +92,9 @@ pub struct Config {
     pub registries: Registries,
     /// Certificates in PEM that are trusted besides the system's.
     pub extra_ca_pem: Option<Vec<u8>>,
+    /// All credentials are of the one who reads the log: then it has the texts of the registries' warnings. Else only that
+    /// there are warnings: a registry knows what others have sent it, and may repeat it to anybody.
+    pub own_credentials_only: bool,
     /// Where requests are counted.
     pub metrics: Metrics,
     /// Where pages are counted while they are read.
@@ -107,6 +110,9 @@ pub struct Limits {
     pub max_pages: usize,
     /// Tags of one listing, illegal ones and duplicates included. Default 500,000.
     pub max_tags: usize,
+    /// Bytes of all tags of one listing together, illegal ones and duplicates excluded: what it holds in memory. Default
+    /// 32 MiB, which is 65 for each of 500,000 tags.
+    pub max_list_bytes: usize,
     /// Time for one request, from connecting to the last byte. Default 30 s.
     pub page_timeout: Duration,
     /// Time for a whole listing, with waiting for the rate, tokens and retries. Default 5 min.
@@ -121,6 +127,7 @@ impl Default for Limits {
             max_page_bytes: 16 * 1024 * 1024,
             max_pages: 1000,
             max_tags: 500_000,
+            max_list_bytes: 32 * 1024 * 1024,
             page_timeout: Duration::from_secs(30),
             deadline: Duration::from_secs(5 * 60),
             rate: 5.0,
@@ -171,6 +178,7 @@ struct Inner {
     limits: Limits,
     progress: Progress,
     hosts: Hosts,
+    failing: Failing,
     shared: Arc<Shared>,
 }
 
@@ -197,6 +205,7 @@ impl Client {
             limits: config.limits.clone(),
             progress: config.progress.clone(),
             hosts: Hosts::default(),
+            failing: Failing::default(),
             shared: Arc::new(Shared::new()?),
             transport: Transport::new(config, registry_hosts, tuning)?,
         })))
@@ -262,7 +271,7 @@ impl Inner {
     /// Asks the endpoints in turn.
     async fn list(&self, request: &ListRequest) -> Result<Listing, ListError> {
         let endpoints = self.endpoints(&request.repository, request.insecure_skip_tls_verify)?;
-        let mut turns = Turns::new(endpoints, Instant::now() + self.limits.deadline);
+        let mut turns = Turns::new(endpoints, Instant::now() + self.limits.deadline, &self.failing);
         let mut requests = 0;
         while let Some((endpoint, until)) = turns.next() {
             let Endpoint { repository, skip_verify } = endpoint;
@@ -301,7 +310,7 @@ impl Inner {
         first: &Url,
     ) -> Result<Listing, RegistryError> {
         let host = host_text(first);
-        let mut collector = Collector::new(self.limits.max_tags);
+        let mut collector = Collector::new(self.limits.max_tags, self.limits.max_list_bytes);
         let mut seen = HashSet::new();
         let mut next = Some(first.clone());
         let (mut links, mut probing) = (false, false);

@@ -22,10 +22,17 @@ const MAX_HOSTS: usize = 1000;
 const LONGEST: Duration = Duration::from_secs(u32::MAX as u64);
 
 /// The warnings that were logged already.
-#[derive(Default)]
-pub(super) struct Warnings(Mutex<HashMap<String, HashSet<String>>>);
+pub(super) struct Warnings {
+    with_text: bool,
+    known: Mutex<HashMap<String, HashSet<String>>>,
+}
 
 impl Warnings {
+    /// `with_text`: nobody else's credentials can be in a warning.
+    pub(super) fn new(with_text: bool) -> Self {
+        Self { with_text, known: Mutex::default() }
+    }
+
     /// Logs each warning of a host once. Nothing else follows from it.
     pub(super) fn log(&self, host: &str, headers: &HeaderMap, scrubber: &Scrubber) {
         for value in headers.get_all(WARNING).iter().take(MAX_WARNINGS) {
@@ -33,14 +40,20 @@ impl Warnings {
                 continue;
             };
             let text = scrubber.text(&text);
-            if self.is_new(host, &text) {
+            if !self.is_new(host, &text) {
+                continue;
+            }
+            if self.with_text {
                 tracing::warn!(host, warning = text, "the registry warns");
+            } else {
+                let characters = text.chars().count();
+                tracing::warn!(host, characters, "the registry warns; kimup tags shows the text");
             }
         }
     }
 
     fn is_new(&self, host: &str, text: &str) -> bool {
-        let mut hosts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut hosts = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if hosts.len() >= MAX_HOSTS && !hosts.contains_key(host) {
             return false;
         }
@@ -161,7 +174,7 @@ mod tests {
 
     #[test]
     fn each_warning_once() {
-        let warnings = Warnings::default();
+        let warnings = Warnings::new(true);
         assert!(warnings.is_new("a", "1") && !warnings.is_new("a", "1") && warnings.is_new("b", "1"));
         assert_eq!((0..1000).filter(|n| warnings.is_new("c", &n.to_string())).count(), MAX_WARNINGS);
         assert_eq!((0..2000).filter(|n| warnings.is_new(&format!("h{n}"), "1")).count(), MAX_HOSTS - 3);

@@ -84,6 +84,7 @@ pub(super) struct Collector {
     slots: Vec<u32>,
     hasher: RandomState,
     max_tags: usize,
+    max_bytes: usize,
     dropped: usize,
     received: usize,
     barren: usize,
@@ -148,8 +149,8 @@ impl BodySink for Collector {
 }
 
 impl Collector {
-    pub(super) fn new(max_tags: usize) -> Self {
-        Self { max_tags, ..Self::default() }
+    pub(super) fn new(max_tags: usize, max_bytes: usize) -> Self {
+        Self { max_tags, max_bytes, ..Self::default() }
     }
 
     /// The body of the page is complete.
@@ -180,7 +181,7 @@ impl Collector {
 
     fn error(&self, flaw: Flaw) -> PageError {
         PageError::Malformed(match flaw {
-            Flaw::Stopped => return PageError::TooMuch(Cap::Tags(self.max_tags)),
+            Flaw::Stopped => return PageError::TooMuch(self.cap()),
             Flaw::Markup => "it is a web page, no tag list: check the registry's name and port".to_owned(),
             Flaw::NotUtf8 => "it is not UTF-8".to_owned(),
             Flaw::Errors => "it reports errors with status 200".to_owned(),
@@ -188,7 +189,12 @@ impl Collector {
         })
     }
 
-    /// False once the cap is passed.
+    /// The cap that was passed.
+    fn cap(&self) -> Cap {
+        if self.received > self.max_tags { Cap::Tags(self.max_tags) } else { Cap::ListBytes(self.max_bytes) }
+    }
+
+    /// False once a cap is passed.
     fn push(&mut self, tag: Option<&str>) -> bool {
         self.received += 1;
         if self.received > self.max_tags {
@@ -206,6 +212,9 @@ impl Collector {
         let slot = self.slot_of(tag);
         if self.slots.get(slot).is_none_or(|&taken| taken != 0) {
             return true;
+        }
+        if self.tags.text.len() + tag.len() > self.max_bytes {
+            return false;
         }
         let Ok(index) = u32::try_from(self.tags.len() + 1) else { return false };
         if let Some(free) = self.slots.get_mut(slot) {
@@ -244,7 +253,11 @@ mod tests {
     use super::*;
 
     fn read(max_tags: usize, pages: &[&[u8]]) -> Result<(Vec<String>, usize), PageError> {
-        let mut collector = Collector::new(max_tags);
+        read_within(max_tags, 1000, pages)
+    }
+
+    fn read_within(max_tags: usize, max_bytes: usize, pages: &[&[u8]]) -> Result<(Vec<String>, usize), PageError> {
+        let mut collector = Collector::new(max_tags, max_bytes);
         for page in pages {
             read_page(&mut collector, page)?;
         }
@@ -301,11 +314,22 @@ mod tests {
         assert_eq!(read(2, &[br#"{"tags":["1","2","3"]}"#]), too_many);
         assert_eq!(read(2, &[br#"{"tags":["1","1","1"]}"#]), too_many); // duplicates and illegal ones count
         assert_eq!(read(2, &[br#"{"tags":["1"]}"#, br#"{"tags":["-","-"]}"#]), too_many);
+
+        let check = |max_bytes: usize, pages: &[&[u8]], fits: bool| {
+            let found = read_within(9, max_bytes, pages);
+            let expected = PageError::TooMuch(Cap::ListBytes(max_bytes));
+            assert_eq!(found.as_ref().err(), (!fits).then_some(&expected), "{max_bytes} {found:?}");
+        };
+        let three: &[&[u8]] = &[br#"{"tags":["a","bb"]}"#, br#"{"tags":["ccc"]}"#];
+        check(6, three, true);
+        check(5, three, false);
+        // What is not kept does not count.
+        check(2, &[br#"{"tags":["bb","bb","-illegal"]}"#], true);
     }
 
     #[test]
     fn going_round() {
-        let mut collector = Collector::new(100);
+        let mut collector = Collector::new(100, 1000);
         read_page(&mut collector, br#"{"tags":["1"]}"#).unwrap();
         for _ in 0..MAX_BARREN_PAGES {
             assert!(!collector.is_going_round());
@@ -316,7 +340,7 @@ mod tests {
 
     #[test]
     fn a_page_that_breaks_off_leaves_nothing() {
-        let mut collector = Collector::new(6);
+        let mut collector = Collector::new(6, 1000);
         read_page(&mut collector, br#"{"tags":["1","-"]}"#).unwrap();
         collector.begin();
         collector.chunk(br#"{"tags":["1","2","3","-","#).unwrap();

@@ -101,7 +101,7 @@ impl Transport {
             limits: config.limits,
             tuning,
             metrics: config.metrics,
-            warnings: Warnings::default(),
+            warnings: Warnings::new(config.own_credentials_only),
         };
         // A key that does not fit its certificate is seen now, not at the first sync.
         for (origin, verified) in transport.hosts.with_tls() {
@@ -221,6 +221,27 @@ fn innermost(error: &(dyn StdError + 'static)) -> String {
     chain(error).last().map_or_else(String::new, |cause| cause.to_string().chars().take(MAX_CAUSE).collect())
 }
 
+/// Only a client's certificate is a server's business: an alert about one is about ours, or that there is none.
+fn tls_step(error: &rustls::Error) -> Step {
+    use rustls::AlertDescription as Alert;
+    match error {
+        rustls::Error::AlertReceived(
+            Alert::CertificateRequired
+            | Alert::NoCertificate
+            | Alert::BadCertificate
+            | Alert::UnsupportedCertificate
+            | Alert::CertificateRevoked
+            | Alert::CertificateExpired
+            | Alert::CertificateUnknown
+            | Alert::UnknownCA
+            | Alert::AccessDenied
+            // The signature of one that another authority of the same name has signed.
+            | Alert::DecryptError,
+        ) => Step::ClientCertificate,
+        _ => Step::Tls,
+    }
+}
+
 /// What a failed request says, without the address and without the answer.
 pub(super) fn transport_error(error: &reqwest::Error, host: &str) -> RegistryError {
     let host = host.to_owned();
@@ -238,8 +259,8 @@ pub(super) fn transport_error(error: &reqwest::Error, host: &str) -> RegistryErr
     }
     let step = if error.is_dns() {
         Step::Dns
-    } else if has(<dyn StdError>::is::<rustls::Error>) {
-        Step::Tls
+    } else if let Some(error) = chain(error).find_map(<dyn StdError>::downcast_ref::<rustls::Error>) {
+        tls_step(error)
     } else if error.is_connect() {
         Step::Connect
     } else {

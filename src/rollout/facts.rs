@@ -133,7 +133,11 @@ async fn controller_revisions(
     Ok((revisions.collect(), BTreeSet::from([workload.uid.clone()])))
 }
 
-async fn list<K>(client: &kube::Client, workload: &Workload, what: &'static str) -> Result<Vec<K>, FactsError>
+pub(super) async fn list<K>(
+    client: &kube::Client,
+    workload: &Workload,
+    what: &'static str,
+) -> Result<Vec<K>, FactsError>
 where
     K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope>
         + Clone
@@ -172,7 +176,7 @@ fn pod_images(pod: &Pod) -> PodImages {
     PodImages { hash, images }
 }
 
-fn controller(metadata: &ObjectMeta) -> Option<&String> {
+pub(super) fn controller(metadata: &ObjectMeta) -> Option<&String> {
     metadata.owner_references.iter().flatten().find(|o| o.controller == Some(true)).map(|o| &o.uid)
 }
 

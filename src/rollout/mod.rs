@@ -4,12 +4,16 @@
 
 mod apply;
 mod facts;
+mod nudge;
 mod placement;
 mod plan;
+mod repair;
 mod workload;
 
 pub use apply::{ApplyError, FIELD_MANAGER, apply};
 pub use facts::{Facts, FactsError, observe};
+pub use nudge::{OwnerKind, PodOwner, nudge, pod_owners};
 pub use placement::Placement;
 pub use plan::{Blocked, Change, ContainerPlan, Hold, Plan, Target, id, plan};
-pub use workload::{Container, Kind, PullAccess, Workload, WorkloadKey};
+pub use repair::{Repair, repair};
+pub use workload::{Container, Denied, Kind, PullAccess, Workload, WorkloadKey};

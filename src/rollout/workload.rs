@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, StatefulSet};
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, DeploymentStatus, StatefulSet};
 use k8s_openapi::api::core::v1::{Container as PodContainer, PodSpec, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ManagedFieldsEntry, ObjectMeta};
 use serde_json::Value;
 
 use crate::api::annotated::Levels;
-use crate::api::annotations::{AnnotationError, Map, NamespaceSettings, STAMP_PREFIX, Stamp};
+use crate::api::annotations::{AnnotationError, Map, NamespaceSettings, ROLLOUT, STAMP_PREFIX, Stamp};
 
 use super::placement::Placement;
 
@@ -74,6 +74,22 @@ pub struct PullAccess {
     pub service_account: String,
 }
 
+/// How a status tells that Pods are wanted and not there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Denied {
+    /// A condition says that kimup's webhook could not be called.
+    Unreachable,
+    /// A condition says that kimup's webhook denied a Pod.
+    ByUs,
+    /// There are too few, for whatever reason.
+    Perhaps,
+}
+
+/// Whether the message of a controller speaks of an entry of kimup's webhook configuration.
+pub(super) fn blames_us(message: &str) -> bool {
+    message.contains(".kimup.cloudavenue.io\"")
+}
+
 /// A workload as kimup sees it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Workload {
@@ -89,6 +105,8 @@ pub struct Workload {
     pub annotations: Map,
     /// `spec.template.metadata.annotations`.
     pub template_annotations: Map,
+    /// The rollout ID on the template, of the rollout that stamped it last.
+    pub rollout: Option<String>,
     /// Containers and init containers of the template.
     pub containers: Vec<Container>,
     /// Which nodes its Pods may run on.
@@ -107,6 +125,8 @@ pub struct Workload {
     pub observed: bool,
     /// All Pods are of the newest revision and ready, as `kubectl rollout status` sees it.
     pub complete: bool,
+    /// Whether its controller cannot create Pods, as far as its status tells.
+    pub denied: Option<Denied>,
     /// The revision of the newest Pods where the object itself tells it: a StatefulSet's `status.updateRevision`.
     pub revision: Option<String>,
 }
@@ -124,7 +144,7 @@ impl Workload {
             && status.replicas.unwrap_or(0) <= updated
             && status.available_replicas.unwrap_or(0) >= updated;
         let workload = Self::new(Kind::Deployment, &object.metadata, &spec.template, Some(&spec.selector))?;
-        Some(Self { replicas, observed, complete, ..workload })
+        Some(Self { replicas, observed, complete, denied: Denied::of_deployment(&status), ..workload })
     }
 
     /// Reads a StatefulSet. None if it lacks what every stored object has.
@@ -143,7 +163,11 @@ impl Workload {
         // `OnDelete` waits for a person to delete Pods: from kimup's side the rollout is made.
         let complete = observed && (on_delete || (ready && moved));
         let workload = Self::new(Kind::StatefulSet, &object.metadata, &spec.template, Some(&spec.selector))?;
-        Some(Self { replicas, observed, complete, revision: status.update_revision, ..workload })
+        // One that waits for a Pod to be ready before it makes the next is not stuck.
+        let ordered = spec.pod_management_policy.as_deref() != Some("Parallel");
+        let waits = ordered && status.ready_replicas.unwrap_or(0) < status.replicas;
+        let denied = (status.replicas < replicas && !waits).then_some(Denied::Perhaps);
+        Some(Self { replicas, observed, complete, denied, revision: status.update_revision, ..workload })
     }
 
     /// Reads a DaemonSet. None if it lacks what every stored object has.
@@ -156,7 +180,8 @@ impl Workload {
         let moved = status.updated_number_scheduled.unwrap_or(0) >= replicas
             && status.number_available.unwrap_or(0) >= replicas;
         let workload = Self::new(Kind::DaemonSet, &object.metadata, &spec.template, Some(&spec.selector))?;
-        Some(Self { replicas, observed, complete: observed && (on_delete || moved), ..workload })
+        let denied = (status.current_number_scheduled < replicas).then_some(Denied::Perhaps);
+        Some(Self { replicas, observed, complete: observed && (on_delete || moved), denied, ..workload })
     }
 
     fn new(
@@ -173,6 +198,7 @@ impl Workload {
             generation: metadata.generation.unwrap_or(0),
             annotations: metadata.annotations.clone().unwrap_or_default(),
             template_annotations: template.metadata.as_ref().and_then(|m| m.annotations.clone()).unwrap_or_default(),
+            rollout: template.metadata.as_ref().and_then(|m| m.labels.as_ref()?.get(ROLLOUT).cloned()),
             containers: Container::of(pod),
             placement: Placement::of(pod),
             access: PullAccess::of(pod),
@@ -182,6 +208,7 @@ impl Workload {
             replicas: 0,
             observed: false,
             complete: false,
+            denied: None,
             revision: None,
         })
     }
@@ -200,6 +227,16 @@ impl Workload {
     /// `enabled`, or the container's own `enabled.`, is neither `"true"` nor `"false"`.
     pub fn follows(&self, container: &str, namespace: NamespaceSettings) -> Result<bool, AnnotationError> {
         Levels(&[&self.template_annotations, &self.annotations]).enabled(container, false, namespace)
+    }
+}
+
+impl Denied {
+    /// From the condition that a Deployment takes over from its `ReplicaSet`s.
+    fn of_deployment(status: &DeploymentStatus) -> Option<Self> {
+        let mut failures = status.conditions.iter().flatten().filter(|c| c.type_.as_deref() == Some("ReplicaFailure"));
+        let message =
+            failures.find(|c| c.status.as_deref() == Some("True"))?.message.as_deref().filter(|m| blames_us(m))?;
+        Some(if message.contains("failed calling webhook") { Self::Unreachable } else { Self::ByUs })
     }
 }
 
@@ -319,6 +356,39 @@ mod tests {
         let partition = json!({"updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"partition": 2}}});
         check(&partition, &json!({"updatedReplicas": 1, "currentRevision": "db-1"}), true);
         check(&partition, &json!({"updatedReplicas": 0, "currentRevision": "db-1"}), false);
+    }
+
+    #[test]
+    fn a_workload_whose_pods_were_denied() {
+        fn deployed(message: &str, expected: Option<Denied>) {
+            let condition =
+                json!({"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": message});
+            let workload = Workload::from_deployment(&deployment(&json!({"status": {"conditions": [condition]}})));
+            assert_eq!(workload.unwrap().denied, expected, "{message}");
+        }
+        let entry = r#"webhook "labelled-fail.kimup.cloudavenue.io""#;
+        deployed(&format!("Internal error occurred: failed calling {entry}: refused"), Some(Denied::Unreachable));
+        deployed(&format!("admission {entry} denied the request: kimup: no tag yet"), Some(Denied::ByUs));
+        deployed(r#"admission webhook "other.io" denied the request: kimup.cloudavenue.io"#, None);
+        deployed("exceeded quota", None);
+    }
+
+    #[test]
+    fn a_stateful_set_lacks_pods() {
+        fn check(policy: &str, replicas: i32, ready: i32, expected: Option<Denied>) {
+            let object = json!({
+                "metadata": {"name": "db", "namespace": "shop", "uid": "u", "resourceVersion": "7"},
+                "spec": {"replicas": 3, "podManagementPolicy": policy, "selector": {}, "template": {"spec": {"containers": []}}},
+                "status": {"replicas": replicas, "readyReplicas": ready},
+            });
+            let workload = Workload::from_stateful_set(&serde_json::from_value(object).unwrap()).unwrap();
+            assert_eq!(workload.denied, expected, "{policy} {replicas} {ready}");
+        }
+        check("OrderedReady", 3, 1, None);
+        check("OrderedReady", 1, 1, Some(Denied::Perhaps));
+        check("OrderedReady", 1, 0, None);
+        check("OrderedReady", 0, 0, Some(Denied::Perhaps));
+        check("Parallel", 2, 0, Some(Denied::Perhaps));
     }
 
     #[test]

@@ -19,6 +19,7 @@ use crate::telemetry::Metrics;
 
 use super::image::Memo;
 use super::nodes::Nodes;
+use super::nudge::{self, Nudges};
 use super::outage::Outages;
 use super::pace::Places;
 use super::queue::Queue;
@@ -75,6 +76,7 @@ pub struct Sync {
     /// Held from counting the rollouts in flight to the write that adds one.
     pub(super) rolling: tokio::sync::Mutex<()>,
     pub(super) nodes: Nodes,
+    pub(super) nudges: Nudges,
     waiting: Mutex<HashSet<WorkloadKey>>,
     pending: Mutex<HashMap<WorkloadKey, Instant>>,
     told: Mutex<HashMap<SourceKey, (String, Vec<String>)>>,
@@ -127,6 +129,7 @@ pub fn start(
         outages: Outages::default(),
         rolling: tokio::sync::Mutex::default(),
         nodes: Nodes::default(),
+        nudges: Nudges::default(),
         waiting: Mutex::default(),
         pending: Mutex::default(),
         told: Mutex::default(),
@@ -144,6 +147,7 @@ async fn run(sync: Arc<Sync>, warm: tokio::sync::watch::Sender<bool>, shutdown: 
         () = shutdown.cancelled() => return,
     }
     warm.send_replace(true);
+    let nudging = tokio::spawn(nudge::run(sync.clone(), shutdown.clone()));
     let workers = Workers::default();
     let mut led = sync.leadership.subscribe();
     let mut resync = tokio::time::interval(RESYNC);
@@ -163,6 +167,7 @@ async fn run(sync: Arc<Sync>, warm: tokio::sync::watch::Sender<bool>, shutdown: 
         }
     }
     workers.stop(&sync).await;
+    nudging.abort(); // what it may be writing is a mark without consequence
 }
 
 /// Handles keys: workloads as many at once as there are places, Images as they take places themselves. The queue gives a

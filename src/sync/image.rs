@@ -167,6 +167,9 @@ impl Sync {
         if self.must_write(&old, &new, due, request.any()) {
             written = write::status(self, key, &image, &new).await?;
         }
+        if old.tag.is_none() && new.tag.is_some() {
+            self.nudges.hurry(&key.namespace); // Pods may have been denied for want of it
+        }
         if let Some(began) = began {
             // Not before its tag is written: workloads with several Images wait for this.
             let mut memos = self.memos();

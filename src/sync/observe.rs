@@ -169,7 +169,7 @@ mod tests {
         let renew =
             "denies access (with credentials): 403; renew the pull secret, or let its account pull this repository";
         check(denied, registry, "AccessDenied", renew);
-        let unknown = "knows no repository team/app: check the name and the pull secrets";
+        let unknown = "knows no repository team/app: check the name and the credentials";
         check(
             RegistryError::NotFound { host: host(), repository: "team/app".to_owned() },
             tags,

@@ -9,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::api::annotated::{self, Containers, Levels, bare_image_name, image_name, owners_of};
 use crate::api::annotations::{
-    APPLIED, CONTAINERS, MIRROR_POD, Map, NamespaceSettings, POLICY, POLICY_PREFIX, STAMP_PREFIX,
+    APPLIED, CONTAINERS, MIRROR_POD, Map, NUDGED, NamespaceSettings, POLICY, POLICY_PREFIX, STAMP_PREFIX,
 };
 use crate::api::{Applied, ImageSpec};
 use crate::policy::Reference;
@@ -269,7 +269,7 @@ pub fn of_job(object: &Job) -> Option<JobSeen> {
 fn is_ours(key: &str) -> bool {
     key.split_once('/').is_some_and(|(prefix, _)| prefix.ends_with(OUR_DOMAIN))
         && !key.starts_with(STAMP_PREFIX)
-        && key != APPLIED
+        && ![APPLIED, NUDGED].contains(&key)
 }
 
 fn ours(map: &Map) -> Map {

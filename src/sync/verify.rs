@@ -267,7 +267,7 @@ impl Given<'_> {
                 let why = why.trim_start_matches("no tag: ");
                 Err(self.failure("NoMatchingTag", &format!("no tag of {repository} can be chosen: {why}")))
             }
-            _ => Err(self.failure("NoTags", &format!("{repository} lists no tags"))),
+            _ => Err(self.failure("NoTags", &format!("{repository} lists no tags; push one, or check spec.image"))),
         }
     }
 

@@ -79,7 +79,10 @@ pub(super) fn start(sync: &Arc<Sync>, shutdown: &CancellationToken) -> Watches {
     each.watch(
         Kind::Jobs,
         |sync, object: Job| sync.saw_job(&object),
-        |sync, namespace, name| sync.world.remove_job(&named(SourceKind::Job, namespace, name)),
+        |sync, namespace, name| {
+            sync.nudges.saw_job(namespace, name, None);
+            sync.world.remove_job(&named(SourceKind::Job, namespace, name));
+        },
     );
     each.watch(
         Kind::Pods,
@@ -316,6 +319,7 @@ impl Sync {
         let (Some(namespace), Some(name)) = (job.namespace(), job.metadata.name.as_deref()) else {
             return;
         };
+        self.nudges.saw_job(&namespace, name, Some(job));
         let key = named(SourceKind::Job, &namespace, name);
         if source::of_job(job).is_some_and(|seen| self.world.put_job(&key, seen)) {
             self.queue.add_now(Key::Source(key));
@@ -327,6 +331,7 @@ impl Sync {
             return;
         };
         self.saw_source(&named(SourceKind::Pod, &namespace, name), Source::of_pod(pod));
+        self.saw_unmutated(&namespace, name, pod);
         let Some(record) = records::of_pod(pod) else {
             return;
         };
@@ -349,6 +354,7 @@ impl Sync {
             tracing::warn!(namespace = name, "Namespace {name}: {error}");
         }
         if self.world.put_namespace(name, settings) {
+            self.nudges.hurry(name); // another failure policy, perhaps
             if name == self.options.own_namespace {
                 self.queue_everything();
             } else {

@@ -53,11 +53,13 @@ pub(super) struct View {
     /// By Image name.
     uses: BTreeMap<String, Use>,
     /// The generation and tags for which the Pods were seen to run what is wanted without a stamp.
-    unstamped: Option<(i64, BTreeMap<String, String>)>,
+    pub(super) unstamped: Option<(i64, BTreeMap<String, String>)>,
     /// The newest generation whose rollout was seen to end: Pods that fail later are no rollout in flight.
     ended: i64,
     /// What was said of annotations without effect.
     unsupported: Vec<String>,
+    /// The rollout whose Pods were said to come without their stamp over and over.
+    pub(super) unrepaired: Option<String>,
 }
 
 impl View {
@@ -111,6 +113,7 @@ impl Sync {
                 return;
             }
         };
+        let plan = self.with_repair(&workload, &targets, plan).await;
         let mut failure = None;
         if plan.blocked.is_some() {
             self.queue.add(Key::Workload(key.clone()), Instant::now() + PODS_PAUSE);
@@ -266,6 +269,7 @@ impl Sync {
         let cause = plan.change_cause();
         let cause = cause.trim_start_matches("kimup: ");
         let id = plan.changes.first().map(|c| c.rollout.as_str()).unwrap_or_default();
+        self.tell_unmutated(workload, plan).await;
         self.events.say(&reference(workload), Reason::RolloutStarted, &format!("rollout {id}: {cause}")).await;
         for change in &plan.changes {
             let image = ImageKey { namespace: key.namespace.clone(), name: change.image.clone() };

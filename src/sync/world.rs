@@ -17,9 +17,11 @@ use super::managed;
 use super::records::PodRecord;
 use super::source::{Source, SourceKey, SourceKind};
 use super::status::DUPLICATE;
+use super::unmutated::Unmutated;
 
 mod cover;
 mod sources;
+mod unmutated;
 
 pub use cover::{User, same_group};
 
@@ -63,6 +65,8 @@ struct Namespace {
     images: BTreeMap<String, Cached>,
     workloads: BTreeMap<WorkloadKey, Arc<Workload>>,
     pods: BTreeMap<String, Arc<PodRecord>>,
+    /// By name of the Pod.
+    unmutated: BTreeMap<String, Unmutated>,
     /// Of workloads only those with annotations of ours.
     sources: BTreeMap<SourceKey, Arc<Source>>,
     /// Jobs that a `CronJob` made: UID of the Job and name of the `CronJob`.
@@ -75,6 +79,7 @@ impl Namespace {
             && self.images.is_empty()
             && self.workloads.is_empty()
             && self.pods.is_empty()
+            && self.unmutated.is_empty()
             && self.sources.is_empty()
             && self.jobs.is_empty()
     }
@@ -158,7 +163,12 @@ impl World {
 
     /// The settings of a Namespace; the defaults until it is known.
     pub fn settings(&self, namespace: &str) -> NamespaceSettings {
-        self.lock().get(namespace).and_then(|n| n.settings).unwrap_or_default()
+        self.known_settings(namespace).unwrap_or_default()
+    }
+
+    /// The settings of a Namespace, if it is known.
+    pub fn known_settings(&self, namespace: &str) -> Option<NamespaceSettings> {
+        self.lock().get(namespace).and_then(|n| n.settings)
     }
 
     /// Forgets a Namespace's settings.
@@ -206,6 +216,13 @@ impl World {
         wanted.flat_map(|(_, known)| known.workloads.values().cloned()).collect()
     }
 
+    /// Those workloads for which this holds.
+    pub fn workloads_that(&self, holds: impl Fn(&Workload) -> bool) -> Vec<Arc<Workload>> {
+        let namespaces = self.lock();
+        let all = namespaces.values().flat_map(|known| known.workloads.values());
+        all.filter(|workload| holds(workload)).cloned().collect()
+    }
+
     /// Takes in what a Pod tells of its revision.
     pub fn put_pod(&self, namespace: &str, name: &str, record: PodRecord) -> bool {
         let mut namespaces = self.lock();
@@ -220,6 +237,7 @@ impl World {
     /// Forgets a Pod.
     pub fn remove_pod(&self, namespace: &str, name: &str) {
         self.edit(namespace, |namespace| _ = namespace.pods.remove(name));
+        self.remove_unmutated(namespace, name);
     }
 
     /// What the Pods of a namespace tell.
@@ -235,7 +253,10 @@ impl World {
         let known = listed.flat_map(|(namespace, known)| {
             let names: Vec<&String> = match kind {
                 Kind::Images => known.images.keys().collect(),
-                Kind::Pods => known.pods.keys().chain(known.source_names(SourceKind::Pod)).collect(),
+                Kind::Pods => {
+                    let own = known.pods.keys().chain(known.unmutated.keys());
+                    own.chain(known.source_names(SourceKind::Pod)).collect()
+                }
                 Kind::Jobs => known.jobs.keys().chain(known.source_names(SourceKind::Job)).collect(),
                 Kind::CronJobs => known.source_names(SourceKind::CronJob).collect(),
                 Kind::Workloads(kind) => known.workloads.keys().filter(|k| k.kind == kind).map(|k| &k.name).collect(),

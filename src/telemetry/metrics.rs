@@ -23,6 +23,7 @@ const MAX_HOSTS: usize = 200;
 pub const METRICS: &[(&str, &str)] = &[
     (ADMISSION_REQUESTS, "Pods answered by the webhook, by outcome: mutated, unchanged, denied or error"),
     (ADMISSION_DURATION, "Time from the request head to the answer of the webhook"),
+    (ADMISSION_PANICS, "Panics while a Pod was answered by the webhook, each a bug of kimup"),
     (QUESTIONS, "Questions of the webhook to sync, by outcome: answered, failed or timeout"),
     (SYNCS, "Syncs of an Image, by the result in its status"),
     (REGISTRY_REQUESTS, "Requests sent to registries and their token services, by registry host"),
@@ -36,6 +37,11 @@ pub const METRICS: &[(&str, &str)] = &[
         "When the watches of the cache last heard of the API server (event, bookmark or list), in seconds since the epoch",
     ),
     (CERTIFICATE_EXPIRY, "When the certificate that is served now expires, in seconds since the epoch"),
+    (CA_EXPIRY, "When the self-managed CA that signs now expires, in seconds since the epoch; 0 without one"),
+    (
+        CERTIFICATE_FAILING,
+        "1 while a newer certificate or CA cannot be taken and the old one stays in use, by part: serving, ca or rotation",
+    ),
     (BUILD_INFO, "Always 1; the version of kimup is a label"),
     (RESIDENT_MEMORY, "Resident memory of the process (Linux only)"),
     (CPU_SECONDS, "User and system time of the process (Linux only)"),
@@ -43,6 +49,7 @@ pub const METRICS: &[(&str, &str)] = &[
 
 const ADMISSION_REQUESTS: &str = "kimup_admission_requests_total";
 const ADMISSION_DURATION: &str = "kimup_admission_duration_seconds";
+const ADMISSION_PANICS: &str = "kimup_admission_panics_total";
 const QUESTIONS: &str = "kimup_questions_total";
 const SYNCS: &str = "kimup_syncs_total";
 const REGISTRY_REQUESTS: &str = "kimup_registry_requests_total";
@@ -53,6 +60,8 @@ const LEADER: &str = "kimup_leader";
 const IMAGES: &str = "kimup_images";
 const LAST_SEEN: &str = "kimup_watch_last_seen_timestamp_seconds";
 const CERTIFICATE_EXPIRY: &str = "kimup_certificate_expiry_timestamp_seconds";
+const CA_EXPIRY: &str = "kimup_ca_expiry_timestamp_seconds";
+const CERTIFICATE_FAILING: &str = "kimup_certificate_renewal_failing";
 const BUILD_INFO: &str = "kimup_build_info";
 const RESIDENT_MEMORY: &str = "process_resident_memory_bytes";
 const CPU_SECONDS: &str = "process_cpu_seconds_total";
@@ -102,6 +111,18 @@ label_value! {
 }
 
 label_value! {
+    /// What is renewed.
+    CertificatePart {
+        /// The certificate that is served.
+        Serving = "serving",
+        /// The CA that signs it, as read from its Secret.
+        Ca = "ca",
+        /// The CA in the Secret, and in the webhook configuration.
+        Rotation = "rotation",
+    }
+}
+
+label_value! {
     /// What happened to a rollout.
     RolloutOutcome {
         /// A stamp was written.
@@ -114,6 +135,11 @@ label_value! {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OutcomeLabel {
     outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PartLabel {
+    part: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -159,6 +185,9 @@ struct Inner {
     registry: Registry,
     hosts: Mutex<HashSet<String>>,
     admission_requests: Family<OutcomeLabel, Counter>,
+    /// The counters of the line above, in the order of [`AdmissionOutcome::ALL`]: this one is on the way of every Pod.
+    admission_outcomes: Vec<Counter>,
+    admission_panics: Counter,
     admission_duration: Histogram,
     questions: Family<OutcomeLabel, Counter>,
     syncs: Family<ResultLabel, Counter>,
@@ -170,6 +199,8 @@ struct Inner {
     images: Gauge,
     last_seen: Family<WatchLabel, Gauge>,
     certificate_expiry: Gauge,
+    ca_expiry: Gauge,
+    certificate_failing: Family<PartLabel, Gauge>,
 }
 
 impl Default for Metrics {
@@ -183,10 +214,16 @@ impl Metrics {
     pub fn new() -> Self {
         // From half a millisecond (answered from memory) to the longest webhook timeout Kubernetes allows.
         let buckets = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+        let admission_requests = outcomes(AdmissionOutcome::ALL.iter().map(|o| o.as_str()));
+        let counter = |outcome: &AdmissionOutcome| {
+            admission_requests.get_or_create(&OutcomeLabel { outcome: outcome.as_str() }).clone()
+        };
         let mut inner = Inner {
             registry: Registry::default(),
             hosts: Mutex::default(),
-            admission_requests: outcomes(AdmissionOutcome::ALL.iter().map(|o| o.as_str())),
+            admission_outcomes: AdmissionOutcome::ALL.iter().map(counter).collect(),
+            admission_requests,
+            admission_panics: Counter::default(),
             admission_duration: Histogram::new(buckets),
             questions: outcomes(QuestionOutcome::ALL.iter().map(|o| o.as_str())),
             syncs: Family::default(),
@@ -198,15 +235,27 @@ impl Metrics {
             images: Gauge::default(),
             last_seen: Family::default(),
             certificate_expiry: Gauge::default(),
+            ca_expiry: Gauge::default(),
+            certificate_failing: Family::default(),
         };
+        for part in CertificatePart::ALL {
+            drop(inner.certificate_failing.get_or_create(&PartLabel { part: part.as_str() }));
+        }
         inner.register_all();
         Self { inner: Arc::new(inner) }
     }
 
     /// `kimup_admission_requests_total{outcome}` and `kimup_admission_duration_seconds`: one answered AdmissionReview.
     pub fn admission(&self, outcome: AdmissionOutcome, took: Duration) {
-        self.inner.admission_requests.get_or_create(&OutcomeLabel { outcome: outcome.as_str() }).inc();
+        if let Some(counter) = self.inner.admission_outcomes.get(outcome as usize) {
+            counter.inc();
+        }
         self.inner.admission_duration.observe(took.as_secs_f64());
+    }
+
+    /// `kimup_admission_panics_total`: answering a Pod panicked; it was answered by the failure policy.
+    pub fn admission_panic(&self) {
+        self.inner.admission_panics.inc();
     }
 
     /// `kimup_questions_total{outcome}`: one question of the webhook to sync.
@@ -263,6 +312,17 @@ impl Metrics {
         self.inner.certificate_expiry.set(not_after);
     }
 
+    /// `kimup_ca_expiry_timestamp_seconds`: `notAfter` of the self-managed CA that signs, in seconds since the epoch.
+    pub fn set_ca_expiry(&self, not_after: i64) {
+        self.inner.ca_expiry.set(not_after);
+    }
+
+    /// `kimup_certificate_renewal_failing{part}`: whether something newer cannot be taken.
+    pub fn set_certificate_failing(&self, part: CertificatePart, failing: bool) {
+        let gauge = self.inner.certificate_failing.get_or_create(&PartLabel { part: part.as_str() });
+        gauge.set(i64::from(failing));
+    }
+
     /// Everything as `OpenMetrics` text ([`METRICS_CONTENT_TYPE`]). Reads `/proc/self` where there is one.
     pub fn encode(&self) -> String {
         let mut text = String::new();
@@ -292,6 +352,7 @@ impl Inner {
         let registry = &mut self.registry;
         add(registry, ADMISSION_REQUESTS, self.admission_requests.clone());
         add(registry, ADMISSION_DURATION, self.admission_duration.clone());
+        add(registry, ADMISSION_PANICS, self.admission_panics.clone());
         add(registry, QUESTIONS, self.questions.clone());
         add(registry, SYNCS, self.syncs.clone());
         add(registry, REGISTRY_REQUESTS, self.registry_requests.clone());
@@ -302,6 +363,8 @@ impl Inner {
         add(registry, IMAGES, self.images.clone());
         add(registry, LAST_SEEN, self.last_seen.clone());
         add(registry, CERTIFICATE_EXPIRY, self.certificate_expiry.clone());
+        add(registry, CA_EXPIRY, self.ca_expiry.clone());
+        add(registry, CERTIFICATE_FAILING, self.certificate_failing.clone());
         add(registry, BUILD_INFO, Info::new([("version", env!("CARGO_PKG_VERSION"))]));
         registry.register_collector(Box::new(ProcessCollector));
     }
@@ -376,6 +439,8 @@ mod tests {
     fn what_is_recorded_is_exposed() {
         let metrics = Metrics::new();
         metrics.admission(AdmissionOutcome::Mutated, Duration::from_millis(3));
+        metrics.admission(AdmissionOutcome::Error, Duration::from_millis(3));
+        metrics.admission_panic();
         metrics.question(QuestionOutcome::Timeout);
         metrics.sync("Success");
         metrics.clone().sync("Success");
@@ -387,12 +452,16 @@ mod tests {
         metrics.set_images(7);
         metrics.last_seen("images", "shop").set(1_800_000_000);
         metrics.set_certificate_expiry(1_900_000_000);
+        metrics.set_ca_expiry(1_900_000_001);
+        metrics.set_certificate_failing(CertificatePart::Ca, true);
         let text = metrics.encode();
         let check = |line: &str| assert!(text.lines().any(|l| l == line), "no `{line}` in\n{text}");
         check("kimup_admission_requests_total{outcome=\"mutated\"} 1");
         check("kimup_admission_requests_total{outcome=\"denied\"} 0");
+        check("kimup_admission_requests_total{outcome=\"error\"} 1");
+        check("kimup_admission_panics_total 1");
         check("kimup_admission_duration_seconds_bucket{le=\"0.0025\"} 0");
-        check("kimup_admission_duration_seconds_bucket{le=\"0.005\"} 1");
+        check("kimup_admission_duration_seconds_bucket{le=\"0.005\"} 2");
         check("kimup_questions_total{outcome=\"timeout\"} 1");
         check("kimup_questions_total{outcome=\"failed\"} 0");
         check("kimup_syncs_total{result=\"Success\"} 2");
@@ -405,6 +474,9 @@ mod tests {
         check("kimup_images 7");
         check("kimup_watch_last_seen_timestamp_seconds{resource=\"images\",namespace=\"shop\"} 1800000000");
         check("kimup_certificate_expiry_timestamp_seconds 1900000000");
+        check("kimup_ca_expiry_timestamp_seconds 1900000001");
+        check("kimup_certificate_renewal_failing{part=\"ca\"} 1");
+        check("kimup_certificate_renewal_failing{part=\"serving\"} 0");
         check(&format!("kimup_build_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION")));
         assert!(text.ends_with("# EOF\n"));
     }

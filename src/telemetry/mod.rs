@@ -8,5 +8,6 @@ mod metrics;
 
 pub use logging::{AUDIT_TARGET, LogFormat, TelemetryError, init};
 pub use metrics::{
-    AdmissionOutcome, LastSeen, METRICS, METRICS_CONTENT_TYPE, Metrics, QuestionOutcome, RolloutOutcome,
+    AdmissionOutcome, CertificatePart, LastSeen, METRICS, METRICS_CONTENT_TYPE, Metrics, QuestionOutcome,
+    RolloutOutcome,
 };

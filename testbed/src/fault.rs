@@ -7,14 +7,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use rustls::server::WebPkiClientVerifier;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use crate::background::{Task, runtime};
-use crate::pki::ServerCertificate;
+use crate::pki::{ServerCertificate, TestCa};
 
 /// Bytes of one request that are read before the connection is dropped.
 const MAX_REQUEST: usize = 8 << 20;
@@ -152,6 +154,35 @@ impl FaultReply {
     }
 }
 
+/// Whether a TLS host wants its clients to show a certificate.
+#[derive(Clone, Copy)]
+pub enum ClientCertificates<'a> {
+    /// They are not asked.
+    Unasked,
+    /// Asked for one of this authority; none is fine.
+    Optional(&'a TestCa),
+    /// Nobody is let in without one of this authority.
+    Required(&'a TestCa),
+}
+
+fn acceptor(certificate: &ServerCertificate, clients: ClientCertificates<'_>) -> Result<TlsAcceptor> {
+    crate::install_crypto_provider();
+    let verifier = |ca: &TestCa| -> Result<_> {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(ca.pem().as_bytes())?)?;
+        Ok(WebPkiClientVerifier::builder(Arc::new(roots)))
+    };
+    let verifier = match clients {
+        ClientCertificates::Unasked => WebPkiClientVerifier::no_client_auth(),
+        ClientCertificates::Optional(ca) => verifier(ca)?.allow_unauthenticated().build()?,
+        ClientCertificates::Required(ca) => verifier(ca)?.build()?,
+    };
+    let chain = certificate.chain.iter().map(|der| CertificateDer::from(der.clone())).collect();
+    let key = PrivatePkcs8KeyDer::from(certificate.key.clone()).into();
+    let config = rustls::ServerConfig::builder().with_client_cert_verifier(verifier).with_single_cert(chain, key)?;
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
 type Script = dyn Fn(&FaultRequest) -> FaultReply + Send + Sync;
 
 /// One host of a test. It runs on threads of its own until it is dropped.
@@ -166,6 +197,7 @@ struct Log {
     bytes: Mutex<Vec<u8>>,
     requests: Mutex<Vec<FaultRequest>>,
     connections: AtomicUsize,
+    clients: Mutex<Vec<Option<Vec<u8>>>>,
 }
 
 impl FaultServer {
@@ -188,11 +220,16 @@ impl FaultServer {
         certificate: &ServerCertificate,
         script: impl Fn(&FaultRequest) -> FaultReply + Send + Sync + 'static,
     ) -> Result<Self> {
-        crate::install_crypto_provider();
-        let chain = certificate.chain.iter().map(|der| CertificateDer::from(der.clone())).collect();
-        let key = PrivatePkcs8KeyDer::from(certificate.key.clone()).into();
-        let config = rustls::ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key)?;
-        Self::start(listen, Some(TlsAcceptor::from(Arc::new(config))), Arc::new(script)).await
+        Self::start(listen, Some(acceptor(certificate, ClientCertificates::Unasked)?), Arc::new(script)).await
+    }
+
+    /// [`FaultServer::https`] that asks who the client is; what it shows is in [`FaultServer::client_certificates`].
+    pub async fn https_asking(
+        certificate: &ServerCertificate,
+        clients: ClientCertificates<'_>,
+        script: impl Fn(&FaultRequest) -> FaultReply + Send + Sync + 'static,
+    ) -> Result<Self> {
+        Self::start("127.0.0.1:0", Some(acceptor(certificate, clients)?), Arc::new(script)).await
     }
 
     async fn start(listen: &'static str, tls: Option<TlsAcceptor>, script: Arc<Script>) -> Result<Self> {
@@ -229,6 +266,11 @@ impl FaultServer {
         lock(&self.log.bytes).clone()
     }
 
+    /// What each client of a complete TLS handshake showed, in DER, in their order.
+    pub fn client_certificates(&self) -> Vec<Option<Vec<u8>>> {
+        lock(&self.log.clients).clone()
+    }
+
     /// Connections that were accepted, those included whose handshake failed.
     pub fn connections(&self) -> usize {
         self.log.connections.load(Ordering::SeqCst)
@@ -260,7 +302,11 @@ async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, host: Host) {
             let _: std::io::Result<()> = match tls {
                 None => host.serve(stream).await,
                 Some(tls) => match tls.accept(stream).await {
-                    Ok(stream) => host.serve(stream).await,
+                    Ok(stream) => {
+                        let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+                        lock(&host.log.clients).push(shown.map(|certificate| certificate.to_vec()));
+                        host.serve(stream).await
+                    }
                     Err(error) => Err(error),
                 },
             };

@@ -4,7 +4,9 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+};
 
 /// The names under which everything here is reached.
 const NAMES: [&str; 4] = ["127.0.0.1", "localhost", "kubernetes", "kubernetes.default.svc"];
@@ -63,6 +65,16 @@ impl ServerCertificate {
         &self.pem
     }
 
+    /// Its key in PEM (PKCS #8).
+    pub fn key_pem(&self) -> &str {
+        &self.key_pem
+    }
+
+    /// The certificate in DER, as it goes over the wire.
+    pub fn der(&self) -> &[u8] {
+        self.chain.first().map_or(&[], Vec::as_slice)
+    }
+
     /// What a client trusts that accepts it, in PEM: the authority's certificate, or its own.
     pub fn root_pem(&self) -> &str {
         &self.root_pem
@@ -117,7 +129,14 @@ impl TestCa {
         self.sign(&params("server", names)?)
     }
 
-    /// The same, but it expired in the year 2001.
+    /// A certificate with which this client shows who it is.
+    pub fn client(&self, name: &str) -> Result<ServerCertificate> {
+        let mut params = params(name, &[])?;
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        self.sign(&params)
+    }
+
+    /// The same as [`TestCa::server`], but it expired in the year 2001.
     pub fn expired(&self, names: &[&str]) -> Result<ServerCertificate> {
         let mut params = params("server", names)?;
         params.not_before = rcgen::date_time_ymd(2000, 1, 1);

@@ -14,7 +14,7 @@ use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
 use kimup::api::annotations::STAMP_PREFIX;
 use kimup::api::{Applied, Image, ImageStatus};
-use kimup_testbed::{Answer, Balancer, KimupProcess, ScriptedRegistry, WebhookUrl, eventually};
+use kimup_testbed::{Balancer, FaultReply, KimupProcess, ScriptedRegistry, WebhookUrl, eventually};
 use kube::ResourceExt as _;
 use kube::api::{Api, DeleteParams, ListParams, PostParams};
 use kube::runtime::watcher::{self, Event};
@@ -363,9 +363,9 @@ impl Storm {
         let body = json!({"name": path, "tags": ["1.0.0"]}).to_string();
         match kind {
             0 => self.registry.set_tags(&path, &[]),
-            1 => self.registry.set_answer(&path, Answer::new(500, "no")),
-            2 => self.registry.set_answer(&path, Answer::new(200, &body)),
-            _ => self.registry.set_answer(&path, Answer::new(200, "{\"tags\": [").after(Duration::from_secs(1))),
+            1 => self.registry.set_answer(&path, FaultReply::new(500, "no")),
+            2 => self.registry.set_answer(&path, FaultReply::new(200, body)),
+            _ => self.registry.set_answer(&path, FaultReply::new(200, "{\"tags\": [").after(Duration::from_secs(1))),
         }
         self.refresh(shop, part).await;
     }

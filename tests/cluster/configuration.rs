@@ -7,7 +7,7 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use kimup::admission::configuration::{CaBundle, Endpoint, Options, build, delete, keep};
+use kimup::admission::configuration::{CaBundle, Endpoint, Options, Trust, build, delete, keep};
 use kimup_testbed::{Cluster, eventually};
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::json;
@@ -27,6 +27,9 @@ const PATCH_APP: (&str, &str) = ("policy.kimup.cloudavenue.io/app", "patch");
 const IN_APP: (&str, &str) = ("enabled.kimup.cloudavenue.io/app", "true");
 const INTERVAL_APP: (&str, &str) = ("interval.kimup.cloudavenue.io/app", "1m");
 
+const ANSWERED: (&str, &str) = ("stamp.kimup.cloudavenue.io/app", "app:0 app:1");
+const UNANSWERED: (&str, &str) = ("stamp.kimup.cloudavenue.io/app", "app:1 app:2");
+
 type Pairs = &'static [(&'static str, &'static str)];
 
 /// Name, labels and annotations.
@@ -39,7 +42,7 @@ const NAMESPACES: [(&str, Pairs, Pairs); 5] = [
 ];
 
 /// Namespace, labels and annotations of the Pod, the entry that selects it, whether it is denied while nobody answers.
-const PODS: [(&str, Pairs, Pairs, Option<&str>, bool); 33] = [
+const PODS: [(&str, Pairs, Pairs, Option<&str>, bool); 38] = [
     ("plain", &[], &[], None, false),
     ("plain", &[OTHER], &[OTHER], None, false),
     ("plain", &[], &[IN], Some("pods-fail"), true),
@@ -70,6 +73,11 @@ const PODS: [(&str, Pairs, Pairs, Option<&str>, bool); 33] = [
     ("opted-out", &[], &[PATCH], Some("pods-fail"), true),
     ("labelled", &[], &[PATCH], Some("labelled-fail"), true),
     ("annotated", &[], &[PATCH_APP], Some("annotated-fail"), true),
+    ("labelled", &[STAMPED], &[ANSWERED], None, false),
+    ("plain", &[STAMPED], &[ANSWERED], None, false),
+    ("labelled", &[STAMPED], &[UNANSWERED], Some("labelled-fail"), true),
+    ("plain", &[STAMPED], &[UNANSWERED], Some("pods-fail"), true),
+    ("labelled", &[], &[ANSWERED], Some("labelled-fail"), true),
     ("kube-system", &[STAMPED], &[IN], None, false),
     ("kube-node-lease", &[STAMPED], &[IN], None, false),
     ("kimup-system", &[STAMPED], &[IN], None, false),
@@ -205,6 +213,7 @@ async fn the_leader_keeps_the_configuration() {
     let keeper = tokio::spawn(keep(
         client.clone(),
         options(Some(owner), CaBundle::Keep),
+        Trust::fixed(),
         annotated_seen,
         leads_seen,
         published,

@@ -18,7 +18,7 @@ use crate::support::{Bed, DEADLINE, Shop, image_of, is_ready, pod};
 const CONTAINERS: &str = "kimup.cloudavenue.io/containers";
 const APPLIED: &str = "kimup.cloudavenue.io/applied";
 /// What the other webhook adds to a Pod.
-const INJECT: &str = "inject.example.org/image";
+pub const INJECT: &str = "inject.example.org/image";
 
 /// `app` and these containers, with these annotations on the template.
 fn of_containers(annotations: &Value, containers: &Value, init: &Value) -> Value {
@@ -153,13 +153,13 @@ async fn a_pod_wide_policy_must_say_which_container_it_means() {
 }
 
 /// Another mutating webhook, as of a service mesh: adds a container and an init container to each Pod that wants one.
-struct Injector {
+pub struct Injector {
     server: FaultServer,
 }
 
 impl Injector {
     /// `name` decides whether it is called before kimup (`kimup-url`) or after; `place`: where it puts its container.
-    async fn start(shop: &Shop, name: &str, place: &'static str) -> Self {
+    pub async fn start(shop: &Shop, name: &str, place: &'static str) -> Self {
         let ca = TestCa::new().unwrap();
         let certificate = ca.server(&["127.0.0.1"]).unwrap();
         let server = FaultServer::https(&certificate, move |request| inject(request, place)).await.unwrap();
@@ -188,14 +188,17 @@ impl Injector {
         Self { server }
     }
 
-    /// The image that `app` had when this webhook first saw a Pod of that app.
-    fn saw(&self, app: &str) -> String {
-        let mut pods = self.server.requests().into_iter().map(|request| object(&request));
-        let pod = pods.find(|pod| pod["metadata"]["labels"]["app"] == app).unwrap();
-        let containers = pod["spec"]["containers"].as_array().unwrap();
-        let container = containers.iter().find(|container| container["name"] == "app").unwrap();
-        container["image"].as_str().unwrap().to_owned()
+    /// The images that `app` had in a Pod of that app, at each call.
+    pub fn saw(&self, app: &str) -> Vec<String> {
+        let pods = self.server.requests().into_iter().map(|request| object(&request));
+        pods.filter(|pod| pod["metadata"]["labels"]["app"] == app).map(|pod| image_in(&pod)).collect()
     }
+}
+
+fn image_in(pod: &Value) -> String {
+    let containers = pod["spec"]["containers"].as_array().unwrap();
+    let container = containers.iter().find(|container| container["name"] == "app").unwrap();
+    container["image"].as_str().unwrap().to_owned()
 }
 
 fn object(request: &FaultRequest) -> Value {
@@ -237,7 +240,7 @@ async fn check_injected(bed: &Bed, name: &'static str, webhook: &str, place: &'s
         for pod in run(&shop, app, &[("app", &newest), ("proxy", proxy), ("proxy-init", proxy)]).await {
             assert_eq!(pod.annotations()[APPLIED], format!("app: 1.0.0 -> 1.1.0 (Image {made})"));
         }
-        assert_eq!(injector.saw(app), format!("{image}:{first}"), "who was called first");
+        assert_eq!(injector.saw(app)[0], format!("{image}:{first}"), "who was called first");
         settles(&shop, &made, "1.1.0").await;
     }
     registry.push(name, "1.2.0").await.unwrap();

@@ -1,6 +1,6 @@
 //! Scenario f: Pods that cannot be answered, because nothing is known or because kimup is down.
 
-use kimup_testbed::{Answer, Cluster, KimupProcess, eventually};
+use kimup_testbed::{Cluster, FaultReply, KimupProcess, eventually};
 use serde_json::{Value, json};
 
 use crate::support::{
@@ -25,7 +25,7 @@ async fn an_image_without_a_tag_denies_or_warns() {
     let bed = Bed::shared().await;
     let registry = &bed.registries.scripted;
     let repository = "f-unknown";
-    registry.set_answer(repository, Answer::new(503, "later"));
+    registry.set_answer(repository, FaultReply::new(503, "later"));
     let image = registry.image(repository);
     let text = format!("{image}:1.0.0");
     let labelled = Shop::new(bed.cluster, "f-labelled", &[IN, IGNORE], &[]).await;

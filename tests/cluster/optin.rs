@@ -9,12 +9,12 @@ use serde_json::{Value, json};
 
 use crate::support::{Bed, DEADLINE, ENABLED, Shop, image_of, pod, with_annotations};
 
-const IN: (&str, &str) = (ENABLED, "true");
+pub const IN: (&str, &str) = (ENABLED, "true");
 const OUT: (&str, &str) = (ENABLED, "false");
-const APPLIED: &str = "kimup.cloudavenue.io/applied";
+pub const APPLIED: &str = "kimup.cloudavenue.io/applied";
 
 /// A repository with 1.0.0 and 1.1.0 and a namespace whose Image `web` has settled on 1.1.0.
-async fn shop(bed: &Bed, name: &str, labels: &[(&str, &str)], annotations: &[(&str, &str)]) -> (Shop, String) {
+pub async fn shop(bed: &Bed, name: &str, labels: &[(&str, &str)], annotations: &[(&str, &str)]) -> (Shop, String) {
     let registry = &bed.registries.open;
     registry.push_all(name, &["1.0.0", "1.1.0"]).await.unwrap();
     let shop = Shop::new(bed.cluster, name, labels, annotations).await;

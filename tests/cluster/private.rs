@@ -71,7 +71,12 @@ async fn a_wrong_pull_secret_is_named_and_stops_nobody_else() {
         ("right", SyncResult::Success, "1.1.0 is the newest", ""),
         ("old-style", SyncResult::Success, "1.1.0 is the newest", ""),
         ("second", SyncResult::Success, "1.1.0 is the newest", ""),
-        ("wrong", SyncResult::RegistryError, &refused, "it does not accept the credentials of the pull secrets"),
+        (
+            "wrong",
+            SyncResult::RegistryError,
+            &refused,
+            "it does not accept the credentials (401); renew the pull secret",
+        ),
         ("missing", SyncResult::PullSecretsError, "Secret e-private/missing: not found; create it", ""),
         ("other-type", SyncResult::PullSecretsError, "Secret other-type has type Opaque", CONFIG.0),
         ("not-json", SyncResult::PullSecretsError, "Secret not-json: key .dockerconfigjson is not a docker config", ""),

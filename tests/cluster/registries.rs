@@ -1,7 +1,7 @@
 //! Scenario d: what registries list, and what happens when they do not.
 
 use kimup::api::SyncResult;
-use kimup_testbed::Answer;
+use kimup_testbed::FaultReply;
 use serde_json::json;
 
 use crate::support::{Bed, ENABLED, image_of, opted_in, pod, with_annotations};
@@ -47,18 +47,18 @@ async fn a_registry_that_fails_changes_nothing() {
     let mut before: Vec<_> = pods.iter().map(uid).collect();
     before.sort();
 
-    let page = |tags: &str| Answer::new(200, &format!(r#"{{"name": "d-fails", "tags": {tags}}}"#));
+    let page = |tags: &str| FaultReply::new(200, format!(r#"{{"name": "d-fails", "tags": {tags}}}"#));
     let cases = [
         ("emptied", page("[]"), SyncResult::TagsError, "lists no tags"),
         ("null", page("null"), SyncResult::TagsError, "lists no tags"),
-        ("500", Answer::new(500, "broken"), SyncResult::RegistryError, "500"),
+        ("500", FaultReply::new(500, "broken"), SyncResult::RegistryError, "500"),
         (
             "404",
-            Answer::new(404, r#"{"errors": [{"code": "NAME_UNKNOWN"}]}"#),
+            FaultReply::new(404, r#"{"errors": [{"code": "NAME_UNKNOWN"}]}"#),
             SyncResult::TagsError,
             "knows no repository",
         ),
-        ("garbage", Answer::new(200, "<html>"), SyncResult::TagsError, ""),
+        ("garbage", FaultReply::new(200, "<html>"), SyncResult::TagsError, ""),
         ("only others", page(r#"["latest", "x"]"#), SyncResult::Success, "no longer lists it"),
         ("only older", page(r#"["1.0.0"]"#), SyncResult::Success, "no longer lists it"),
     ];

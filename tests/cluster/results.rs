@@ -3,7 +3,7 @@
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::apps::v1::Deployment;
 use kimup::api::{Image, ImageStatus, SyncResult};
-use kimup_testbed::{Answer, eventually};
+use kimup_testbed::{FaultReply, eventually};
 use kube::ResourceExt;
 use kube::api::{Api, Patch, PatchParams, WatchEvent, WatchParams};
 use serde_json::{Value, json};
@@ -98,9 +98,9 @@ async fn each_failure_has_its_result_and_says_what_to_do() {
     scripted.set_tags("a-fine", &["1.0.0", "1.1.0"]);
     scripted.set_tags("a-empty", &[]);
     scripted.set_tags("a-old", &["1.0.0"]);
-    scripted.set_answer("a-html", Answer::new(200, "<html>sign in</html>").header("content-type", "text/html"));
-    scripted.set_answer("a-broken", Answer::new(500, "oops"));
-    scripted.set_answer("a-closed", Answer::new(401, "").header("www-authenticate", "Basic realm=\"x\""));
+    scripted.set_answer("a-html", FaultReply::new(200, "<html>sign in</html>").header("content-type", "text/html"));
+    scripted.set_answer("a-broken", FaultReply::new(500, "oops"));
+    scripted.set_answer("a-closed", FaultReply::new(401, "").header("www-authenticate", "Basic realm=\"x\""));
     let shop = bed.shop("a-failures", &[]).await;
     let create = async |name: &str, patch: &Value| {
         let mut spec = json!({"image": scripted.image(name)});

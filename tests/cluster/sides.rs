@@ -311,7 +311,7 @@ async fn of_two_images_for_one_repository_the_older_counts() {
     assert!(status.conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True"), "{status:?}");
 }
 
-fn pull_secret(bed: &Bed, name: &str) -> Secret {
+pub fn pull_secret(bed: &Bed, name: &str) -> Secret {
     let config = bed.registries.private.docker_config(USER.0, USER.1);
     serde_json::from_value(json!({
         "metadata": {"name": name}, "type": "kubernetes.io/dockerconfigjson",

@@ -8,7 +8,7 @@ use std::time::Duration;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::Pod;
 use kimup::telemetry::METRICS;
-use kimup_testbed::{Answer, Balancer, KimupProcess, ScriptedRegistry, WebhookUrl, eventually};
+use kimup_testbed::{Balancer, FaultReply, KimupProcess, ScriptedRegistry, WebhookUrl, eventually};
 use kube::ResourceExt as _;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
@@ -117,7 +117,7 @@ async fn the_first_pod_asks_through_the_socket(scene: &Scene) {
     admits(&scene.shop, &scene.image("0.9.0"), &scene.image("1.0.0")).await;
     // Long enough for a Pod to come first.
     let body = r#"{"name": "slow", "tags": ["1.0.0"]}"#;
-    scene.slow.set_answer("slow", Answer::new(200, body).after(Duration::from_secs(1)));
+    scene.slow.set_answer("slow", FaultReply::new(200, body).after(Duration::from_secs(1)));
     let slow = scene.slow.image("slow");
     scene.shop.create_image("slow", &json!({"spec": {"image": slow}})).await;
     admits(&scene.shop, &format!("{slow}:0.9.0"), &format!("{slow}:1.0.0")).await;

@@ -10,14 +10,60 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::annotations::ENABLED;
+use crate::net::ca::{Bundle, Carried};
 
-use super::{ConfigurationError, MAX_ANNOTATED, Options, build};
+use super::{CaBundle, ConfigurationError, ENTRY_SUFFIX, MAX_ANNOTATED, Options, build};
 
 /// Field manager of the configuration.
 pub const FIELD_MANAGER: &str = "kimup-webhook";
 const CALL_DEADLINE: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
+
+/// Whom the configuration is to trust over time, and whom it is seen to trust.
+#[derive(Debug)]
+pub struct Trust {
+    /// What to write; none: nothing is written, only read. Without a channel it is as the options say.
+    trusted: Option<watch::Receiver<Option<Bundle>>>,
+    carried: watch::Sender<Option<Carried>>,
+}
+
+impl Trust {
+    /// The CA bundle of the options, always.
+    pub fn fixed() -> Self {
+        Self { trusted: None, carried: watch::channel(None).0 }
+    }
+
+    /// The bundle that `trusted` has. The receiver has what the live configuration trusts, read at most 5 seconds ago; none
+    /// while that is not known or another leads.
+    pub fn following(trusted: watch::Receiver<Option<Bundle>>) -> (Self, watch::Receiver<Option<Carried>>) {
+        let (carried, seen) = watch::channel(None);
+        (Self { trusted: Some(trusted), carried }, seen)
+    }
+
+    /// The bundle of the moment; none if it is not known yet.
+    fn bundle(&mut self, options: &Options) -> Option<CaBundle> {
+        match &mut self.trusted {
+            Some(trusted) => trusted.borrow_and_update().as_ref().map(|bundle| CaBundle::Own(bundle.to_pem())),
+            None => Some(options.ca_bundle.clone()),
+        }
+    }
+
+    async fn changed(&mut self) {
+        match &mut self.trusted {
+            Some(trusted) => changed(trusted).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn set(&self, carried: Option<Carried>) {
+        self.carried.send_if_modified(|before| {
+            let another = *before != carried;
+            *before = carried;
+            another
+        });
+    }
+}
 
 /// Gives each entry without a CA bundle the one of the live entry of that name, else of any live entry.
 pub(super) fn adopt_bundles(wanted: &mut MutatingWebhookConfiguration, live: &MutatingWebhookConfiguration) {
@@ -29,6 +75,12 @@ pub(super) fn adopt_bundles(wanted: &mut MutatingWebhookConfiguration, live: &Mu
         let bundle = &mut entry.client_config.ca_bundle;
         *bundle = bundle.take().or(kept).or_else(|| any.clone());
     }
+}
+
+/// Whom our entries trust; those that others added to the object are theirs.
+pub(super) fn carried(live: &MutatingWebhookConfiguration) -> Carried {
+    let ours = live.webhooks.iter().flatten().filter(|entry| entry.name.ends_with(ENTRY_SUFFIX));
+    Carried::of(ours.map(|entry| entry.client_config.ca_bundle.as_ref().map_or(&[][..], |bundle| &bundle.0)))
 }
 
 /// Whether everything wanted stands in `live`; what others added does not count.
@@ -63,16 +115,19 @@ pub(super) fn surplus<'a>(
 pub async fn keep(
     client: kube::Client,
     options: Options,
+    trust: Trust,
     mut annotated: watch::Receiver<Arc<[String]>>,
     mut leads: watch::Receiver<bool>,
     published: watch::Sender<bool>,
     shutdown: CancellationToken,
 ) {
-    let mut keeper = Keeper { api: Api::all(client.clone()), namespaces: Api::all(client), options, written: None };
+    let mut keeper =
+        Keeper { api: Api::all(client.clone()), namespaces: Api::all(client), options, trust, written: None };
     let mut pause = FIRST_PAUSE;
     let mut complaint = None;
     while !shutdown.is_cancelled() {
         if !*leads.borrow_and_update() {
+            keeper.trust.set(None);
             tokio::select! {
                 () = shutdown.cancelled() => {}
                 () = changed(&mut leads) => {}
@@ -86,6 +141,7 @@ pub async fn keep(
                 POLL
             }
             Err(error) => {
+                keeper.trust.set(None);
                 published.send_if_modified(|said| std::mem::replace(said, false));
                 let text = error.to_string();
                 if complaint.as_ref() != Some(&text) {
@@ -102,7 +158,17 @@ pub async fn keep(
             () = tokio::time::sleep(wait) => {}
             () = changed(&mut annotated) => {}
             () = changed(&mut leads) => {}
+            () = keeper.trust.changed() => {}
         }
+    }
+}
+
+/// Whether there is a configuration of this name.
+pub async fn exists(client: &kube::Client, name: &str) -> Result<bool, ConfigurationError> {
+    let api: Api<MutatingWebhookConfiguration> = Api::all(client.clone());
+    match call("read", name, api.get_metadata_opt(name)).await {
+        Ok(found) => Ok(found.is_some()),
+        Err(failure) => Err(failure.into_error(name)),
     }
 }
 
@@ -126,6 +192,7 @@ struct Keeper {
     api: Api<MutatingWebhookConfiguration>,
     namespaces: Api<Namespace>,
     options: Options,
+    trust: Trust,
     /// The last write and the resource version it led to: what differs although it stands is not ours to change.
     written: Option<(MutatingWebhookConfiguration, Option<String>)>,
 }
@@ -137,11 +204,18 @@ impl Keeper {
         leads: &watch::Receiver<bool>,
         published: &watch::Sender<bool>,
     ) -> Result<(), ConfigurationError> {
+        // Before the read: what is reported as seen then also answers it.
+        let bundle = self.trust.bundle(&self.options);
         let name = &self.options.name;
         let live = match call("read", name, self.api.get_opt(name)).await {
             Ok(live) => live,
             Err(failure) => return Err(failure.into_error(name)),
         };
+        self.trust.set(Some(live.as_ref().map(carried).unwrap_or_default()));
+        let Some(bundle) = bundle else {
+            return Ok(());
+        };
+        self.options.ca_bundle = bundle;
         let mut wanted = build(&self.options, annotated);
         let mut said = false;
         if let Some(live) = &live {
@@ -165,6 +239,7 @@ impl Keeper {
             self.owner_is_here().await?;
         }
         let result = self.write(&wanted, live.as_ref()).await?;
+        self.trust.set(Some(carried(&result)));
         let extra = surplus(&result, &wanted);
         if !extra.is_empty() {
             tracing::warn!(name = %self.options.name, entries = ?extra, "the webhook configuration has entries of another field manager; they are left alone");

@@ -1,6 +1,6 @@
 use k8s_openapi::Resource;
 
-use super::keep::{adopt_bundles, says, surplus};
+use super::keep::{adopt_bundles, carried, says, surplus};
 use super::*;
 
 type Pairs<'a> = &'a [(&'a str, &'a str)];
@@ -45,6 +45,7 @@ fn holds(condition: &MatchCondition, labels: Pairs, annotations: Pairs) -> bool 
     match condition.name.as_str() {
         "not-opted-out" => get(annotations, ENABLED) != Some("false"),
         "no-mirror-pod" => get(annotations, MIRROR_POD).is_none(),
+        "not-answered" => true, // no stamp here is of the image that runs
         "opted-in" => {
             let own = |key: &str| key == POLICY || key.starts_with(POLICY_PREFIX) || key.starts_with(ENABLED_PREFIX);
             get(annotations, ENABLED) == Some("true")
@@ -222,6 +223,32 @@ fn a_bundle_is_kept() {
 }
 
 #[test]
+fn whom_the_live_configuration_trusts() {
+    let ca = || crate::net::ca::CertificateAuthority::generate("test", jiff::Timestamp::now()).unwrap();
+    let (first, second) = (ca(), ca());
+    let pem = |ca: &crate::net::ca::CertificateAuthority| ca.certificate_pem().as_bytes().to_vec();
+    let check = |change: &dyn Fn(&mut MutatingWebhookConfiguration), everywhere: usize, anywhere: usize| {
+        let both = [pem(&first), pem(&second)].concat();
+        let mut live = build(&options(Endpoint::Url("https://a".to_owned()), CaBundle::Own(both)), &[]);
+        change(&mut live);
+        let found = carried(&live);
+        assert_eq!((found.everywhere.len(), found.anywhere.len()), (everywhere, anywhere));
+    };
+    let set = |live: &mut MutatingWebhookConfiguration, bundle: Option<Vec<u8>>| {
+        live.webhooks.as_mut().unwrap()[3].client_config.ca_bundle = bundle.map(ByteString);
+    };
+    check(&|_| (), 2, 2);
+    check(&|live| set(live, Some(pem(&second))), 1, 2);
+    check(&|live| set(live, None), 0, 2);
+    check(&|live| live.webhooks = None, 0, 0);
+    let another = |live: &mut MutatingWebhookConfiguration| {
+        set(live, None);
+        live.webhooks.as_mut().unwrap()[3].name = "another.example.org".to_owned();
+    };
+    check(&another, 2, 2);
+}
+
+#[test]
 fn a_difference_is_seen() {
     fn check(change: fn(&mut MutatingWebhookConfiguration), says_it: bool, extra: usize) {
         let mut options = own();
@@ -292,4 +319,18 @@ fn the_static_configuration_is_the_committed_one() {
         std::fs::write(path, &wanted).unwrap();
     }
     assert_eq!(std::fs::read_to_string(path).unwrap(), wanted);
+}
+
+/// The policy that answers for stamps in the API server is YAML by hand: it speaks of the same keys and namespaces.
+#[test]
+fn the_policy_of_stamps_says_what_kimup_says() {
+    use crate::api::annotations::{APPLIED, ENABLED_PREFIX, STAMP_PREFIX};
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/overlays/stamp-policy/policy.yaml");
+    let text = std::fs::read_to_string(path).unwrap();
+    for key in [ENABLED, ENABLED_PREFIX, STAMP_PREFIX, APPLIED, MIRROR_POD] {
+        assert!(text.contains(&format!("\"{key}\"")), "{key}");
+    }
+    assert!(text.contains(&format!("key: {ROLLOUT}\n")));
+    assert!(text.contains(&format!("values: [{}]", excluded("kimup-system").join(", "))));
+    assert!(!text.contains("namespaceObject"));
 }

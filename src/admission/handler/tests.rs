@@ -5,6 +5,7 @@ use futures::future::BoxFuture;
 use http::Request;
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use tower::ServiceExt;
 
 /// Answers `1.5.0`, panics for the Image `panics`, never answers for `hangs`.
@@ -68,6 +69,8 @@ async fn answers() {
         assert!(start.elapsed() <= DEADLINE, "one deadline for all questions");
         let line = format!("kimup_admission_requests_total{{outcome=\"{outcome}\"}} 1");
         assert!(metrics.encode().contains(&line), "{}", metrics.encode());
+        let panics = usize::from(images.contains(&"panics:1"));
+        assert!(metrics.encode().contains(&format!("kimup_admission_panics_total {panics}\n")));
     }
     let none = json!({});
     let ignore = json!({"kimup.cloudavenue.io/failure-policy": "ignore"});
@@ -111,10 +114,36 @@ async fn nothing_is_answered_before_the_caches_are_filled() {
     assert!(text.contains("not listed yet"), "{text}");
 }
 
+/// Counts, and knows nothing.
+#[derive(Default)]
+struct Counting(AtomicUsize);
+
+impl Ask for Counting {
+    fn ask(&self, _: Question) -> BoxFuture<'_, Result<Answered, String>> {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        async { Err("nobody knows".to_owned()) }.boxed()
+    }
+}
+
+#[tokio::test]
+async fn a_known_image_is_answered_without_asking_anybody() {
+    let asked = Arc::new(Counting::default());
+    let index = Index::fixed(snapshot(&[json!({}), named("untagged")]));
+    let router = router(index, Arc::clone(&asked) as Arc<dyn Ask>, DEADLINE, Metrics::new());
+    for round in 0..10_000 {
+        let own = format!("ghcr.io/org/app:1.{}.{}", round % 7, round % 11);
+        let (status, body) = post_to(router.clone(), "/mutate", review(&Value::Null, &[&own, "nginx:1"])).await;
+        assert!(status == 200 && body.contains("\"allowed\":true"), "{body}");
+    }
+    assert_eq!(asked.0.load(Ordering::SeqCst), 0);
+    post_to(router, "/mutate", review(&Value::Null, &["untagged:1"])).await;
+    assert_eq!(asked.0.load(Ordering::SeqCst), 1, "the count counts");
+}
+
 #[tokio::test]
 async fn a_panic_before_the_review_is_read_is_an_internal_error() {
     assert!(after_panic(b"{", &snapshot(&[])).is_none());
-    let response = Failure::Panic.into_response();
+    let response = Failure::Internal.into_response();
     assert_eq!(response.status(), 500);
     let text: Box<dyn Any + Send> = Box::new("text".to_owned());
     assert_eq!(message_of(text.as_ref()), "text");

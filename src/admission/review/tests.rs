@@ -1,7 +1,8 @@
 use super::*;
 use crate::index::testing::snapshot;
+use json_patch::Patch;
 use proptest::prelude::*;
-use serde_json::json;
+use serde_json::{Value, json};
 
 const TEXT: &str = "ghcr.io/org/app:1.0.0";
 
@@ -43,11 +44,14 @@ fn decided(pod: &Value, known: &Snapshot) -> Verdict {
     decide_with(&review(pod), known, &Err("no answer".to_owned())).unwrap()
 }
 
+/// The patch; none if nothing changes.
+fn patch_of(verdict: &Verdict) -> Option<Patch> {
+    Some(verdict.patch().unwrap()).filter(|patch| !patch.0.is_empty())
+}
+
 fn patched(pod: &Value, verdict: &Verdict) -> Value {
     let mut result = pod.clone();
-    if let Some(patch) = verdict.patch() {
-        json_patch::patch(&mut result, patch).unwrap();
-    }
+    json_patch::patch(&mut result, &verdict.patch().unwrap()).unwrap();
     result
 }
 
@@ -66,9 +70,9 @@ fn only_images_and_the_annotation_change() {
             }
         }
         assert_eq!(result, expected);
-        assert_eq!(verdict.patch().is_some(), !changes.is_empty());
+        assert_eq!(patch_of(&verdict).is_some(), !changes.is_empty());
         let again = decided(&result, &known);
-        assert_eq!(again.patch(), None, "a second time changes nothing");
+        assert_eq!(patch_of(&again), None, "a second time changes nothing");
     }
     let to = "ghcr.io/org/app:1.4.2";
     let entry = "app: 1.0.0 -> 1.4.2 (Image web)";
@@ -106,7 +110,7 @@ fn who_is_opted_in() {
         let labels = serde_json::from_value(namespace.clone()).unwrap();
         known.put_namespace("shop", &labels, &Map::new());
         let verdict = decided(&app(annotations), &known);
-        assert_eq!(verdict.patch().is_some(), changed, "{annotations} {namespace}");
+        assert_eq!(patch_of(&verdict).is_some(), changed, "{annotations} {namespace}");
         let warnings = verdict.warnings().join("\n");
         assert_eq!(warning.is_empty(), warnings.is_empty(), "{warnings}");
         assert!(warnings.contains(warning), "{warnings:?} lacks {warning:?}");
@@ -144,17 +148,17 @@ fn who_is_opted_in() {
         known.put_namespace("shop", &serde_json::from_value(labels.clone()).unwrap(), &Map::new());
         known
     };
-    assert_eq!(decided(&pod(&other, &containers), &known(&none)).patch(), None);
-    assert!(decided(&pod(&other, &containers), &known(&on)).patch().is_some());
+    assert_eq!(patch_of(&decided(&pod(&other, &containers), &known(&none))), None);
+    assert!(patch_of(&decided(&pod(&other, &containers), &known(&on))).is_some());
 }
 
 #[test]
 fn a_namespace_that_is_not_known_yet_counts_as_opted_in() {
     let mut known = snapshot(&[json!({})]);
     known.remove_namespace("shop");
-    assert!(decided(&app(&json!({})), &known).patch().is_some());
+    assert!(patch_of(&decided(&app(&json!({})), &known)).is_some());
     let off = app(&json!({annotations::ENABLED: "false"}));
-    assert!(decided(&off, &known).patch().is_none());
+    assert!(patch_of(&decided(&off, &known)).is_none());
 }
 
 #[test]
@@ -176,7 +180,7 @@ fn a_pod_without_an_answer_goes_by_the_failure_policy() {
         for answer in [Ok(no_tag), Ok(illegal), Err("sync did not answer".to_owned())] {
             let verdict = decide_with(&review(&pod), &known, &answer).unwrap();
             assert_eq!(verdict.refusal().is_some(), denied, "{own:?} {label:?} {annotation:?}");
-            assert_eq!(verdict.patch(), None);
+            assert_eq!(patch_of(&verdict), None);
             let warnings = verdict.warnings().join("\n");
             let named = warnings.contains("container \"app\" keeps its own image: Image shop/web has no tag yet: ");
             assert_eq!(named, !denied, "{warnings}");
@@ -315,7 +319,7 @@ fn other_requests_get_a_clear_answer() {
         json_patch::merge(&mut body, patch);
         let verdict = decide_with(&body, &snapshot(&[json!({})]), &Err(String::new())).unwrap();
         assert_eq!(verdict.refusal().is_some(), denied, "{patch}");
-        assert_eq!(verdict.patch(), None);
+        assert_eq!(patch_of(&verdict), None);
         let told = verdict.refusal().map_or_else(|| verdict.warnings().join("\n"), str::to_owned);
         assert!(told.contains(expected), "{told:?} lacks {expected:?}");
     }
@@ -329,6 +333,51 @@ fn other_requests_get_a_clear_answer() {
     check(&json!({"request": {"subResource": "binding"}}), &none, true, "not for CREATE of pods");
     check(&json!({"request": {"operation": "DELETE", "object": null}}), &none, true, "not for DELETE of pods");
     check(&json!({"request": {"operation": "CONNECT", "object": 7}}), &none, true, "not for CONNECT of pods");
+}
+
+#[test]
+fn full_annotations_get_nothing_added() {
+    #[track_caller]
+    fn check(free: usize, mut own: Map, written: bool) {
+        let used: usize = own.iter().map(|(key, value)| key.len() + value.len()).sum();
+        own.insert("note".to_owned(), "x".repeat(MAX_ANNOTATIONS - used - "note".len() - free));
+        let verdict = decided(&app(&json!(own)), &snapshot(&[json!({})]));
+        let paths: Vec<String> =
+            verdict.patch().unwrap().iter().map(|operation| operation.path().to_string()).collect();
+        assert_eq!(paths[0], "/spec/containers/0/image");
+        assert_eq!(paths.len() == 2, written, "{paths:?}");
+        assert_eq!(verdict.warnings().is_empty(), written, "{:?}", verdict.warnings());
+    }
+    let entry = "app: 1.0.0 -> 1.4.2 (Image web)";
+    let size = annotations::APPLIED.len() + entry.len();
+    check(size, Map::new(), true);
+    check(size - 1, Map::new(), false);
+    check(0, Map::new(), false);
+    // What is replaced makes room.
+    let longer = Map::from([(annotations::APPLIED.to_owned(), "app: 0.1.0-rc.1 -> 0.2.0-rc.1 (Image web)".to_owned())]);
+    check(0, longer, true);
+    let shorter = Map::from([(annotations::APPLIED.to_owned(), "app: 1 -> 2".to_owned())]);
+    check(0, shorter, false);
+}
+
+#[test]
+fn containers_are_counted() {
+    #[track_caller]
+    fn check(regular: usize, init: usize, own: &Value, denied: bool, expected: &str) {
+        let named = |count: usize| vec![json!({"name": "app", "image": TEXT}); count];
+        let mut body = pod(own, &json!(named(regular)));
+        body["spec"]["initContainers"] = json!(named(init));
+        let verdict = decided(&body, &snapshot(&[json!({})]));
+        assert_eq!(verdict.refusal().is_some(), denied);
+        assert_eq!(patch_of(&verdict).is_some(), expected.is_empty());
+        let told = verdict.refusal().map_or_else(|| verdict.warnings().join("\n"), str::to_owned);
+        assert!(told.contains(expected), "{told:?} lacks {expected:?}");
+    }
+    let none = json!({});
+    check(MAX_CONTAINERS, 0, &none, false, "");
+    check(MAX_CONTAINERS - 10, 10, &none, false, "");
+    check(MAX_CONTAINERS - 10, 11, &none, true, "this Pod has 1001 containers, and kimup answers for at most 1000");
+    check(60_000, 0, &json!({FAILURE_POLICY: "ignore"}), false, "has 60000 containers");
 }
 
 #[test]
@@ -371,13 +420,30 @@ fn any_image() -> impl Strategy<Value = String> {
     ]
 }
 
+/// Any value, for fields that kimup does not know.
+fn any_json() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        ".{0,8}".prop_map(Value::from),
+        Just(json!({"image": TEXT, "name": "c0"})),
+    ];
+    leaf.prop_recursive(3, 12, 3, |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..3).prop_map(Value::from),
+            prop::collection::btree_map(".{0,6}", inner, 0..3).prop_map(|map| json!(map)),
+        ]
+    })
+}
+
 fn any_containers() -> impl Strategy<Value = Value> {
-    let container = (any_image(), any::<bool>(), ".{0,8}");
+    let container = (any_image(), prop::option::of((".{1,8}", any_json())));
     prop::collection::vec(container, 0..5).prop_map(|list| {
-        let containers = list.into_iter().enumerate().map(|(i, (image, stray, text))| {
+        let containers = list.into_iter().enumerate().map(|(i, (image, stray))| {
             let mut container = json!({"name": format!("c{i}"), "image": image});
-            if stray {
-                container["stray"] = json!({text: [null, 1.5]});
+            if let Some((key, value)) = stray {
+                container[format!("x{key}")] = value;
             }
             container
         });
@@ -404,13 +470,19 @@ fn any_pod() -> impl Strategy<Value = Value> {
         ".{0,30}".prop_map(|text| json!({annotations::APPLIED: text})),
         any_settings().prop_map(|map| json!(map)),
     ];
-    (annotations, any_containers(), any_containers(), ".{0,8}").prop_map(|(annotations, main, mut init, stray)| {
+    let lists = (any_containers(), any_containers(), any_containers());
+    let strays = prop::collection::vec(any_json(), 5);
+    (annotations, lists, strays, ".{0,8}").prop_map(|(annotations, (main, mut init, ephemeral), strays, text)| {
         for (i, container) in init.as_array_mut().unwrap().iter_mut().enumerate() {
             container["name"] = json!(format!("i{i}"));
         }
         json!({
-            "metadata": {"annotations": annotations, "labels": {"a": stray}},
-            "spec": {"containers": main, "initContainers": init, "stray": stray},
+            "metadata": {"annotations": annotations, "labels": {"a": text, "b": strays[0]}, "stray": strays[1]},
+            "spec": {
+                "containers": main, "initContainers": init, "ephemeralContainers": ephemeral, "stray": strays[2],
+                "volumes": [{"name": "v", "image": {"reference": TEXT, "stray": strays[3]}}],
+            },
+            "status": {"containerStatuses": [{"name": "c0", "image": TEXT}]}, "stray": strays[4],
         })
     })
 }
@@ -444,7 +516,24 @@ proptest! {
         let result = patched(&pod, &verdict);
         prop_assert_eq!(rest(&result), rest(&pod));
         let again = ask(&result);
-        prop_assert_eq!(again.patch(), None);
+        prop_assert_eq!(patch_of(&again), None);
+    }
+
+    #[test]
+    fn the_order_of_containers_decides_nothing(pod in any_pod()) {
+        let known = snapshot(&[json!({})]);
+        let images = |pod: &Value| {
+            let answered = Ok(Answered::new(Some("1.5.0".to_owned()), ""));
+            let result = patched(pod, &decide_with(&review(pod), &known, &answered).unwrap());
+            let lists = ["containers", "initContainers"].map(|list| result["spec"][list].as_array().unwrap().clone());
+            let named = lists.into_iter().flatten();
+            named.map(|c| (c["name"].to_string(), c["image"].to_string())).collect::<std::collections::BTreeMap<_, _>>()
+        };
+        let mut reversed = pod.clone();
+        for list in ["containers", "initContainers"] {
+            reversed["spec"][list].as_array_mut().unwrap().reverse();
+        }
+        prop_assert_eq!(images(&reversed), images(&pod));
     }
 
     #[test]

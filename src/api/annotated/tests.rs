@@ -79,7 +79,7 @@ fn what_is_wrong_is_said_and_nothing_happens() {
         "",
         one,
         &[],
-        &["!annotation kimup.cloudavenue.io/policy: unknown policy \"\"; use patch, minor,"],
+        &["!annotation kimup.cloudavenue.io/policy: unknown policy \"\": use one of patch, minor,"],
     );
     check("policy=Semver", "", one, &[], &["!annotation kimup.cloudavenue.io/policy: unknown policy \"Semver\""]);
     check("policy=semver:", "", one, &[], &["!annotation kimup.cloudavenue.io/policy: unknown policy \"semver:\""]);
@@ -261,4 +261,20 @@ fn what_cannot_be_used_is_told_apart_from_what_is_not_said() {
     check("policy=semver;policy.k/app=sem", &["app"], 1);
     check("policy=semver;policy.k/app=semver;enabled.k/app=x", &["app"], 1);
     check("policy=semver;policy.k/web=semver", &[], 1);
+}
+
+#[test]
+fn problems_are_bounded() {
+    #[track_caller]
+    fn check(annotations: &Map, first: &str) {
+        let found = read(Levels(&[annotations]), Containers { regular: &["app"], init: &[] });
+        assert_eq!(found.problems.len(), MAX_PROBLEMS);
+        assert!(found.problems[0].starts_with(first), "{}", found.problems[0]);
+    }
+    // As many as fit into a request: compared with each other they would take minutes.
+    let policies = (0..60_000).map(|n| (format!("{POLICY_PREFIX}{n}"), "patch".to_owned())).collect();
+    check(&policies, "annotation policy.kimup.cloudavenue.io/0: there is no container");
+    let list = (0..400_000).map(|n| n.to_string()).collect::<Vec<_>>().join(",");
+    let listed = Map::from([(POLICY.to_owned(), "patch".to_owned()), (CONTAINERS.to_owned(), list)]);
+    check(&listed, "annotation kimup.cloudavenue.io/containers: there is no container \"0\"");
 }

@@ -7,27 +7,18 @@ use serde_json::Value;
 
 use crate::api::{self, ActionType, ImageSpec};
 
+use super::super::input::{self, is_image};
 use super::Choice;
 
 /// Rules, filter and current tag of the only Image in `text`: YAML or JSON, several documents, lists. Other objects are
 /// skipped.
 pub fn read(text: &str) -> anyhow::Result<Choice> {
-    let documents: Vec<Value> = serde_saphyr::from_multiple(text).map_err(|error| anyhow::anyhow!("{error}"))?;
-    let items = |document: &Value| match document["items"].as_array() {
-        Some(items) if document["kind"].as_str().is_some_and(|kind| kind.ends_with("List")) => items.clone(),
-        _ => vec![document.clone()],
-    };
-    let images: Vec<Value> = documents.iter().flat_map(items).filter(is_image).collect();
+    let images: Vec<Value> = input::objects(text)?.into_iter().filter(is_image).collect();
     let [image] = &*images else {
         bail!("it holds {} Images of {}, not one", images.len(), api::GROUP);
     };
     let name = image["metadata"]["name"].as_str().unwrap_or_default();
     choice(image).with_context(|| format!("Image {name:?}"))
-}
-
-fn is_image(object: &Value) -> bool {
-    let group = object["apiVersion"].as_str().and_then(|version| version.split('/').next());
-    object["kind"] == "Image" && group == Some(api::GROUP)
 }
 
 fn choice(image: &Value) -> anyhow::Result<Choice> {

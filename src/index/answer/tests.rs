@@ -1,9 +1,9 @@
 use super::*;
 use crate::api::annotations::{Map, NamespaceSettings};
-use crate::index::PodFacts;
-use crate::index::question::Controller;
 use crate::index::testing::{image, put, snapshot};
+use crate::index::{Labels, Owner, PodFacts};
 use serde_json::{Value, json};
+use std::borrow::Cow;
 
 mod policies;
 
@@ -19,8 +19,8 @@ fn map(entries: &[(&str, &str)]) -> Map {
 fn ask(snapshot: &Snapshot, (annotations, labels, uid): Facts, text: &str) -> String {
     let pod = PodView::new(PodFacts {
         controller: controller("", "", uid),
-        annotations: map(annotations),
-        labels: map(labels),
+        annotations: Cow::Owned(map(annotations)),
+        labels: labels_of(labels),
         ..facts()
     });
     words(&answer(snapshot, &pod, "app", text))
@@ -32,9 +32,17 @@ fn facts() -> PodFacts<'static> {
     PodFacts { namespace: "shop", settings, regular: vec!["app"], ..PodFacts::default() }
 }
 
-fn controller(kind: &str, name: &str, uid: &str) -> Option<Controller> {
-    let [kind, name, uid] = [kind, name, uid].map(str::to_owned);
-    (!uid.is_empty()).then_some(Controller { kind, name, uid })
+fn controller<'a>(kind: &'a str, name: &'a str, uid: &'a str) -> Option<Owner<'a>> {
+    (!uid.is_empty()).then_some(Owner { kind, name, uid })
+}
+
+fn labels_of<'a>(labels: &[(&'a str, &'a str)]) -> Labels<'a> {
+    let get = |key: &str| labels.iter().find(|(known, _)| *known == key).map(|(_, value)| *value);
+    Labels {
+        template_hash: get("pod-template-hash"),
+        revision_hash: get("controller-revision-hash"),
+        rollout: get("kimup.cloudavenue.io/rollout"),
+    }
 }
 
 fn words(answer: &Answer) -> String {
@@ -158,6 +166,30 @@ fn a_stamp_comes_first() {
     };
     check("ghcr.io/org/app:1.0.0 evil.example/app:1.3.0", text, &no_image("evil.example/app:1.3.0"));
     check("ghcr.io/org/app:1.0.0 ghcr.io/ORG", text, &no_image("ghcr.io/ORG"));
+}
+
+#[test]
+fn a_stamp_that_was_put_in_before_is_recorded_as_ours() {
+    #[track_caller]
+    fn check(stamp: &str, text: &str, expected: &str) {
+        for applied in ["", "app: 1.0.0 -> 1.3.0 (rollout ab12)"] {
+            let annotations = [("stamp.kimup.cloudavenue.io/app", stamp), ("kimup.cloudavenue.io/applied", applied)];
+            let labels = [("kimup.cloudavenue.io/rollout", "ab12")];
+            assert_eq!(ask(&snapshot(&[]), (&annotations, &labels, ""), text), expected, "{stamp:?} {text:?}");
+        }
+    }
+    let (app, digest) = ("ghcr.io/org/app", format!("sha256:{}", "a".repeat(64)));
+    let ran = |from: &str| format!("run {app}:1.3.0 | app: {from} -> 1.3.0 (rollout ab12)");
+    check(&format!("{app}:1.0.0 {app}:1.3.0"), &format!("{app}:1.3.0"), &ran("1.0.0"));
+    check(&format!("{app} {app}:1.3.0"), &format!("{app}:1.3.0"), &ran("(no tag)"));
+    let pinned = format!("{app}:1.3.0@{digest}");
+    let by_digest = format!("run {pinned} | app: 1.0.0 -> 1.3.0 (rollout ab12)");
+    check(&format!("{app}:1.0.0 {pinned}"), &pinned, &by_digest);
+    // Not what the stamp names, not of its repository, or of a text that is left alone.
+    check(&format!("{app}:1.0.0 {app}:1.3.0"), &format!("{app}:1.3.1"), "keep");
+    check(&format!("{app}:1.0.0 {pinned}"), &format!("{app}@{digest}"), "keep");
+    check(&format!("other:1.0.0 {app}:1.3.0"), &format!("{app}:1.3.0"), "keep");
+    check(&format!("{app}@{digest} {app}:1.3.0"), &format!("{app}:1.3.0"), "keep");
 }
 
 #[test]

@@ -50,7 +50,7 @@ proptest! {
                 // A new list of one namespace, which has this Image alone.
                 1 if known.2 == 0 => {
                     model.retain(|(ns, _), _| *ns != namespace);
-                    snapshot.replace_images(Some(namespace), Vec::new());
+                    snapshot.replace_images(Some(namespace), ImageList::default());
                     model.insert((namespace, name), known);
                     put_known(&mut snapshot, namespace, name, known);
                 }

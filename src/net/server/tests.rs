@@ -40,7 +40,11 @@ impl Served {
         let client = configure(reqwest::Client::builder().tls_certs_only([root])).build().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let source = CertSource::SelfManaged { ca, dns: vec![], ips: vec!["127.0.0.1".parse().unwrap()] };
+        let source = CertSource::SelfManaged {
+            ca: tokio::sync::watch::channel(ca).1,
+            dns: vec![],
+            ips: vec!["127.0.0.1".parse().unwrap()],
+        };
         let shutdown = CancellationToken::new();
         let served = Readiness::default().register("certificate");
         let clock = tls::system_clock();

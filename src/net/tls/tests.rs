@@ -43,6 +43,13 @@ impl Bed {
         let served = self.readiness.register("certificate");
         Keeper::start(source, self.hands.clock(), served, self.metrics.clone()).await
     }
+    fn failing(&self) -> bool {
+        self.metrics.encode().contains("kimup_certificate_renewal_failing{part=\"serving\"} 1\n")
+    }
+    /// The conditions as `/readyz?verbose` has them.
+    fn said(&self) -> String {
+        self.readiness.report(true).1
+    }
     fn expiry(&self) -> Timestamp {
         let text = self.metrics.encode();
         let line = text.lines().find_map(|l| l.strip_prefix("kimup_certificate_expiry_timestamp_seconds "));
@@ -54,6 +61,11 @@ fn authority(hands: &Hands) -> Arc<CertificateAuthority> {
     Arc::new(CertificateAuthority::generate("test", hands.now()).unwrap())
 }
 
+fn self_managed(ca: Arc<CertificateAuthority>) -> (watch::Sender<Arc<CertificateAuthority>>, CertSource) {
+    let (sender, ca) = watch::channel(ca);
+    (sender, CertSource::SelfManaged { ca, dns: vec!["kimup.test".to_owned()], ips: vec![] })
+}
+
 fn sign(ca: &CertificateAuthority, at: Timestamp) -> Leaf {
     ca.sign_leaf(&["kimup.test".to_owned()], &[], at).unwrap()
 }
@@ -62,7 +74,7 @@ fn sign(ca: &CertificateAuthority, at: Timestamp) -> Leaf {
 async fn a_leaf_is_renewed_at_two_thirds_of_its_life() {
     let bed = Bed::new();
     let ca = authority(&bed.hands);
-    let source = CertSource::SelfManaged { ca, dns: vec!["kimup.test".to_owned()], ips: vec![] };
+    let (_ca, source) = self_managed(ca);
     let mut keeper = bed.keeper(source).await.unwrap();
     let first = keeper.shared.load_full();
     assert!(bed.readiness.is_ready());
@@ -86,27 +98,92 @@ async fn a_leaf_is_renewed_at_two_thirds_of_its_life() {
 async fn an_expired_ca_is_said_and_unreadies() {
     let bed = Bed::new();
     let ca = authority(&bed.hands);
-    let source = CertSource::SelfManaged { ca, dns: vec!["kimup.test".to_owned()], ips: vec![] };
+    let (_ca, source) = self_managed(ca);
     let mut keeper = bed.keeper(source).await.unwrap();
     bed.hands.advance(11 * 365);
     keeper.check().await;
+    keeper.check().await;
     assert!(!bed.readiness.is_ready());
-    assert!(keeper.warned.as_ref().unwrap().contains("expired"), "{:?}", keeper.warned);
+    assert!(keeper.trouble.reason().unwrap().contains("expired"), "{:?}", keeper.trouble);
+}
+
+#[tokio::test]
+async fn another_ca_signs_another_leaf() {
+    let bed = Bed::new();
+    let (first, second) = (authority(&bed.hands), authority(&bed.hands));
+    let (ca, source) = self_managed(first.clone());
+    let mut keeper = bed.keeper(source).await.unwrap();
+    let before = keeper.shared.load_full();
+    ca.send_replace(first);
+    keeper.check().await;
+    assert!(Arc::ptr_eq(&before, &keeper.shared.load_full()), "the same CA");
+    ca.send_replace(second.clone());
+    keeper.check().await;
+    assert!(!Arc::ptr_eq(&before, &keeper.shared.load_full()), "another CA");
+    let leaf = CertificateDer::from_pem_slice(&keeper.pair.chain).unwrap();
+    assert_eq!(key_identifiers(&leaf), key_identifiers(second.der()), "signed by the second");
+}
+
+/// Of the key that signed a leaf, or of a CA's own.
+fn key_identifiers(der: &CertificateDer<'_>) -> Vec<Vec<u8>> {
+    use x509_parser::extensions::ParsedExtension::{AuthorityKeyIdentifier, SubjectKeyIdentifier};
+    let (_, certificate) = X509Certificate::from_der(der).unwrap();
+    let identifiers = certificate.extensions().iter().filter_map(|extension| match extension.parsed_extension() {
+        AuthorityKeyIdentifier(found) => Some(found.key_identifier.as_ref().unwrap().0.to_vec()),
+        SubjectKeyIdentifier(found) if certificate.is_ca() => Some(found.0.to_vec()),
+        _ => None,
+    });
+    let identifiers: Vec<_> = identifiers.collect();
+    assert_eq!(identifiers.len(), 1);
+    identifiers
+}
+
+/// How files are renewed.
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    /// The same file is written again.
+    InPlace,
+    /// Another file takes the name.
+    Rename,
+    /// As the kubelet: the names are symlinks into `..data`, which is a symlink that is replaced.
+    Symlink,
 }
 
 /// A folder with `tls.crt` and `tls.key`.
-struct Files(tempfile::TempDir);
+struct Files(tempfile::TempDir, Way);
 
 impl Files {
-    fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
+    fn new(way: Way) -> Self {
+        Self(tempfile::tempdir().unwrap(), way)
     }
     fn path(&self, name: &str) -> PathBuf {
         Path::new(self.0.path()).join(name)
     }
     fn write(&self, chain: &str, key: &SecretString) {
-        std::fs::write(self.path("tls.crt"), chain).unwrap();
-        std::fs::write(self.path("tls.key"), key.expose_secret()).unwrap();
+        let files = [("tls.crt", chain), ("tls.key", key.expose_secret())];
+        match self.1 {
+            Way::InPlace => files.iter().for_each(|(name, text)| std::fs::write(self.path(name), text).unwrap()),
+            Way::Rename => {
+                for (name, text) in files {
+                    std::fs::write(self.path("new"), text).unwrap();
+                    std::fs::rename(self.path("new"), self.path(name)).unwrap();
+                }
+            }
+            Way::Symlink => {
+                let version = format!("..{:x}", fastrand::u64(..));
+                std::fs::create_dir(self.path(&version)).unwrap();
+                for (name, text) in files {
+                    std::fs::write(self.path(&version).join(name), text).unwrap();
+                    let _ = std::os::unix::fs::symlink(Path::new("..data").join(name), self.path(name));
+                }
+                let before = std::fs::read_link(self.path("..data"));
+                std::os::unix::fs::symlink(&version, self.path("..data_tmp")).unwrap();
+                std::fs::rename(self.path("..data_tmp"), self.path("..data")).unwrap();
+                if let Ok(before) = before {
+                    std::fs::remove_dir_all(self.path(before.to_str().unwrap())).unwrap();
+                }
+            }
+        }
     }
     fn source(&self) -> CertSource {
         CertSource::Files { certificate: self.path("tls.crt"), key: self.path("tls.key") }
@@ -115,45 +192,27 @@ impl Files {
 
 #[tokio::test]
 async fn files_are_taken_when_whole_matched_and_valid() {
+    for way in [Way::InPlace, Way::Rename, Way::Symlink] {
+        renewed_by(way).await;
+    }
+}
+
+async fn renewed_by(way: Way) {
     let bed = Bed::new();
     let ca = authority(&bed.hands);
     let now = bed.hands.now();
-    let files = Files::new();
+    let files = Files::new(way);
     let first = sign(&ca, now);
     files.write(&first.chain, &first.key);
     let mut keeper = bed.keeper(files.source()).await.unwrap();
     let before = keeper.shared.load_full();
-
-    let later = now.checked_add(SignedDuration::from_hours(48)).unwrap();
-    let ago = now.checked_sub(SignedDuration::from_hours(24 * 100)).unwrap();
     let second = sign(&ca, now);
-    let (expired, early) = (sign(&ca, ago), sign(&ca, later));
-    let half = &second.chain[..second.chain.len() / 2];
-    let empty = SecretString::from("");
-    let refused = [
-        (second.chain.as_str(), &first.key, "KeyMismatch"),
-        (half, &second.key, "no PEM"),
-        ("", &second.key, "has none"),
-        (&second.chain, &empty, "private key is no PEM"),
-        (&expired.chain, &expired.key, "expired at"),
-        (&early.chain, &early.key, "valid only from"),
-    ];
-    for (chain, key, reason) in refused {
-        files.write(chain, key);
-        keeper.check().await;
-        let warned = keeper.warned.clone().unwrap_or_default();
-        assert!(Arc::ptr_eq(&before, &keeper.shared.load_full()), "taken: {reason}");
-        assert!(warned.contains(reason), "{warned}");
-        assert!(bed.readiness.is_ready(), "{reason}");
-    }
-    std::fs::remove_file(files.path("tls.key")).unwrap();
-    keeper.check().await;
-    assert!(keeper.warned.clone().unwrap().contains("cannot read"), "{:?}", keeper.warned);
+    refused(&bed, &files, &mut keeper, (&first, &second)).await;
 
     files.write(&first.chain, &first.key);
     keeper.check().await;
     assert!(Arc::ptr_eq(&before, &keeper.shared.load_full()), "the same bytes are no change");
-    assert_eq!(keeper.warned, None, "well again");
+    assert_eq!((bed.failing(), bed.said().as_str()), (false, "[+] certificate\nok\n"), "well again");
 
     files.write(&second.chain, &second.key);
     keeper.check().await;
@@ -168,10 +227,48 @@ async fn files_are_taken_when_whole_matched_and_valid() {
     assert_eq!(bed.expiry(), third.not_after);
 }
 
+/// What cannot be served is not taken; it is said when it lasts.
+async fn refused(bed: &Bed, files: &Files, keeper: &mut Keeper, (first, second): (&Leaf, &Leaf)) {
+    let ca = authority(&bed.hands);
+    let now = bed.hands.now();
+    let before = keeper.shared.load_full();
+    let later = now.checked_add(SignedDuration::from_hours(48)).unwrap();
+    let ago = now.checked_sub(SignedDuration::from_hours(24 * 100)).unwrap();
+    let (expired, early) = (sign(&ca, ago), sign(&ca, later));
+    let half = &second.chain[..second.chain.len() / 2];
+    let (empty, half_key) = (SecretString::from(""), &second.key.expose_secret()[..40]);
+    let half_key = SecretString::from(half_key);
+    let refused = [
+        (second.chain.as_str(), &first.key, "KeyMismatch"),
+        (half, &second.key, "no PEM"),
+        ("", &second.key, "has none"),
+        (&second.chain, &empty, "private key is no PEM"),
+        (&second.chain, &half_key, "private key is no PEM"),
+        (&expired.chain, &expired.key, "expired at"),
+        (&early.chain, &early.key, "valid only from"),
+    ];
+    for (chain, key, reason) in refused {
+        keeper.trouble.over();
+        files.write(chain, key);
+        keeper.check().await;
+        assert!(!bed.failing(), "said at first sight: {reason}");
+        keeper.check().await;
+        assert!(Arc::ptr_eq(&before, &keeper.shared.load_full()), "taken: {reason}");
+        let said = bed.said();
+        assert!(said.starts_with("[!] certificate: served until 2026-04-01") && said.contains(reason), "{said}");
+        assert!(!said.contains("PRIVATE"), "{said}");
+        assert!(bed.readiness.is_ready() && bed.failing(), "{reason}");
+    }
+    std::fs::remove_file(files.path("tls.key")).unwrap();
+    keeper.check().await;
+    assert!(bed.said().contains("cannot read"), "{}", bed.said());
+    assert!(bed.readiness.is_ready());
+}
+
 #[tokio::test]
 async fn the_first_pair_must_be_good() {
     let bed = Bed::new();
-    let files = Files::new();
+    let files = Files::new(Way::InPlace);
     let check = async |reason: &str| {
         let error = bed.keeper(files.source()).await.err().expect("started").to_string();
         assert!(error.contains(reason) && error.contains("tls.crt"), "{error}");
@@ -188,7 +285,7 @@ async fn the_first_pair_must_be_good() {
 async fn the_task_polls_and_ends() {
     let bed = Bed::new();
     let ca = authority(&bed.hands);
-    let files = Files::new();
+    let files = Files::new(Way::InPlace);
     let (first, second) = (sign(&ca, bed.hands.now()), sign(&ca, bed.hands.now()));
     files.write(&first.chain, &first.key);
     let shutdown = CancellationToken::new();

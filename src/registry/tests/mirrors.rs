@@ -1,10 +1,10 @@
 //! Mirrors, remapped registries and their hosts' certificates: who is asked, and where credentials go.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use kimup_testbed::{FaultReply, FaultRequest, FaultServer};
 
-use super::super::{Client, Config, Keyring, ListRequest, ManifestRequest, Registries};
+use super::super::{Client, Config, Keyring, Limits, ListRequest, ManifestRequest, Registries};
 use super::fake::{client, keyring, limits};
 use super::world::{ALICE, BOB, Outcome, PUBLIC, World, bearer, challenge, link, redirect, status, tags, token};
 use crate::policy::Repository;
@@ -14,14 +14,14 @@ fn registries(text: &str) -> Registries {
 }
 
 /// `r.io`, remapped to a registry with one mirror, both of this process.
-fn mirrored(mirror: &FaultServer, registry: &FaultServer) -> Client {
+fn mirrored(mirror: &FaultServer, registry: &FaultServer, limits: Limits) -> Client {
     let text = format!(
         "[[registry]]\nprefix = 'r.io'\nlocation = '{}'\nplain-http = true\n\
          [[registry.mirror]]\nlocation = '{}/proxy'\nplain-http = true",
         registry.host(),
         mirror.host()
     );
-    client(Config { registries: registries(&text), limits: limits(), ..Config::default() })
+    client(Config { registries: registries(&text), limits, ..Config::default() })
 }
 
 fn app(keyring: Keyring) -> ListRequest {
@@ -35,9 +35,18 @@ async fn check(
     expected: &str,
     requests: (usize, usize),
 ) {
+    check_within(limits(), mirror, expected, requests).await;
+}
+
+async fn check_within(
+    limits: Limits,
+    mirror: impl Fn(&FaultRequest) -> FaultReply + Send + Sync + 'static,
+    expected: &str,
+    requests: (usize, usize),
+) {
     let mirror = FaultServer::http(mirror).await.unwrap();
     let registry = FaultServer::http(|_| tags(&["1", "2"])).await.unwrap();
-    let client = mirrored(&mirror, &registry);
+    let client = mirrored(&mirror, &registry, limits);
     let result = client.list_tags(&app(Keyring::default())).await;
     if let Ok(listing) = &result {
         let from = if requests.1 > 0 { &registry } else { &mirror };
@@ -64,7 +73,8 @@ async fn the_next_one_is_asked_when_a_mirror_fails() {
     check(|_| challenge("Basic realm=\"x\""), "1 2", (1, 1)).await;
     check(|_| status(429).header("retry-after", "3600"), "1 2", (1, 1)).await;
     check(|_| FaultReply::raw(""), "1 2", (4, 1)).await;
-    check(|_| FaultReply::silence(), "1 2", (1, 1)).await;
+    let brief = Limits { page_timeout: Duration::from_secs(1), ..limits() };
+    check_within(brief, |_| FaultReply::silence(), "1 2", (1, 1)).await;
 }
 
 #[tokio::test]
@@ -101,7 +111,7 @@ async fn each_host_gets_its_own_credentials_only() {
             .filter(|sent| !sent.is_empty())
             .collect::<Vec<_>>()
     };
-    let client = mirrored(&mirror, &registry);
+    let client = mirrored(&mirror, &registry, limits());
     // For the name that the Image has: no host of that name is asked, so they go nowhere.
     let outcome = Outcome { result: client.list_tags(&app(keyring("r.io", &["carol:c"]))).await };
     assert_eq!(outcome.text(), "! unauthorized false");
@@ -129,7 +139,7 @@ async fn manifests_come_from_the_same_endpoints() {
     .await
     .unwrap();
     let registry = FaultServer::http(|_| FaultReply::new(200, r#"{"schemaVersion":2,"manifests":[ ]}"#)).await.unwrap();
-    let client = mirrored(&mirror, &registry);
+    let client = mirrored(&mirror, &registry, limits());
     let ask = async |tag: &str| {
         let ListRequest { repository, keyring, .. } = app(Keyring::default());
         let request = ManifestRequest { repository, tag: tag.to_owned(), keyring, insecure_skip_tls_verify: false };
@@ -190,4 +200,25 @@ async fn token_hosts_are_allowed_by_registry() {
     assert_eq!(auth.requests().len(), 0);
     assert_eq!(list("r.io").await.text(), "1");
     assert_eq!(auth.requests().iter().map(|seen| seen.authorization().to_owned()).collect::<Vec<_>>(), [ALICE]);
+}
+
+#[tokio::test]
+async fn a_public_registry_has_no_private_token_host() {
+    let mut world = World::new();
+    let registry = |seen: &FaultRequest| match seen.authorization() {
+        "Bearer t" => tags(&["1"]),
+        _ => bearer("https://sso.corp.io/token"),
+    };
+    let _public = world.host("r.io", PUBLIC, registry).await;
+    let _private = world.host("s.io", "10.0.0.1", registry).await;
+    let auth = world.host("sso.corp.io", "10.0.0.2", |_| token("t")).await;
+    let table = |host: &str| format!("[[registry]]\nprefix = '{host}'\nca-file = 'ca.pem'\n");
+    let allowed = "token-hosts = ['sso.corp.io']\n";
+    let text = [table("r.io"), allowed.to_owned(), table("s.io"), allowed.to_owned(), table("sso.corp.io")].concat();
+    let client = distrusting(&world, &text);
+    let list =
+        async |host: &str| Outcome { result: client.list_tags(&super::world::request(host, &["alice:a"])).await };
+    assert_eq!(list("r.io").await.text(), "! refused Address");
+    assert_eq!(auth.requests().len(), 0);
+    assert_eq!(list("s.io").await.text(), "1");
 }

@@ -2,6 +2,8 @@
 
 mod access;
 mod canary;
+mod canary_others;
+mod client_certificates;
 mod fake;
 mod listing;
 mod logins;

@@ -221,7 +221,7 @@ async fn row_19_token_answers() {
         check_tokens(&[], |seen| bearer(&own_realm(seen)), gives, "! malformed", &["", ""]).await;
     }
     let huge = |_: &FaultRequest| FaultReply::chunks([(vec![b' '; 1 << 16], usize::MAX)], Duration::ZERO);
-    let too_much = format!("! more than {} bytes in one answer", 256 * 1024);
+    let too_much = format!("! more than {} bytes instead of a token", 256 * 1024);
     check_tokens(&[], |seen| bearer(&own_realm(seen)), huge, &too_much, &["", ""]).await;
 }
 

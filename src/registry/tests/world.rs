@@ -132,12 +132,21 @@ impl World {
     }
 
     pub(super) fn client(&self) -> Client {
-        self.client_with(Config {
+        self.client_with(self.config())
+    }
+
+    /// Whose log is read by the one whose credentials it has.
+    pub(super) fn client_of_one_user(&self) -> Client {
+        self.client_with(Config { own_credentials_only: true, ..self.config() })
+    }
+
+    fn config(&self) -> Config {
+        Config {
             limits: limits(),
             extra_ca_pem: Some(self.ca.pem().as_bytes().to_vec()),
             metrics: self.metrics.clone(),
             ..Config::default()
-        })
+        }
     }
 
     /// Knows the names, and of the certificates what the configuration says.

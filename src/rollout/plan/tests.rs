@@ -36,6 +36,7 @@ fn workload(text: &str) -> Workload {
         generation: 1,
         annotations: Map::new(),
         template_annotations: Map::new(),
+        rollout: None,
         containers: vec![Container { name: "app".to_owned(), text: text.to_owned(), init: false }],
         placement: Placement::default(),
         access: PullAccess::default(),
@@ -45,6 +46,7 @@ fn workload(text: &str) -> Workload {
         replicas: 2,
         observed: true,
         complete: true,
+        denied: None,
         revision: None,
     }
 }

@@ -141,7 +141,14 @@ async fn a_newer_tag_is_looked_at_once() {
     minor(Some("1.0.0"), Some("a")).check("1.1.0", &down, "RegistryError: down", "GET 1.1.0").await;
     minor(None, None).check("1.1.0", &down, "RegistryError: down", "GET 1.1.0").await;
     minor(Some("1.1.0"), None).check("1.1.0", &down, "1.1.0@-", "HEAD 1.1.0").await;
-    minor(None, None).check("", &all, "TagsError: Image shop/web: docker.io/library/app lists no tags", "").await;
+    minor(None, None)
+        .check(
+            "",
+            &all,
+            "TagsError: Image shop/web: docker.io/library/app lists no tags; push one, or check spec.image",
+            "",
+        )
+        .await;
 }
 
 #[tokio::test]

@@ -33,13 +33,13 @@ fn made_for(kind: &str, name: &str, container: &str) -> Value {
     made(&image_name(kind, name, container), Some((kind, name)))
 }
 
-fn pod(text: &str, owner: &str, containers: &[&'static str], opted_in: bool) -> PodView<'static> {
+fn pod<'a>(text: &str, owner: &'a str, containers: &[&'static str], opted_in: bool) -> PodView<'a> {
     let (kind, name) = owner.split_once(' ').unwrap_or_default();
-    let hash = ("pod-template-hash".to_owned(), "5d8f".to_owned());
+    let template_hash = (kind == "ReplicaSet").then_some("5d8f");
     PodView::new(PodFacts {
         settings: NamespaceSettings { enabled: opted_in, ..NamespaceSettings::default() },
-        annotations: annotations(text),
-        labels: Map::from_iter((kind == "ReplicaSet").then_some(hash)),
+        annotations: Cow::Owned(annotations(text)),
+        labels: Labels { template_hash, ..Labels::default() },
         controller: controller(kind, name, if kind.is_empty() { "" } else { "uid" }),
         regular: containers.to_vec(),
         pull_secrets: vec!["pull"],
