@@ -115,6 +115,7 @@ pub struct Entry {
     pub gate: Option<&'static str>,
     /// Why the spec cannot be used, with the field to fix.
     pub error: Option<String>,
+    #[allow(clippy::box_collection)] // most have none, and the map itself is six pointers wide
     records: Option<Box<HashMap<String, Vec<RevisionRecord>>>>,
 }
 
@@ -307,7 +308,8 @@ impl Seen {
                 let (namespace, name) = names(&image.metadata);
                 (namespace, name, Self::Read(Arc::new(Entry::read_with(specs, &image, now))))
             }
-            Err((metadata, error)) => {
+            Err(invalid) => {
+                let (metadata, error) = *invalid;
                 let (namespace, name) = names(&metadata);
                 (namespace, name, Self::Broken { uid: metadata.uid.unwrap_or_default(), error })
             }

@@ -65,8 +65,8 @@ proptest! {
                 prop_assert_eq!(snapshot.namespace(namespace).is_some(), here().count() > 0);
                 let managed = snapshot.namespace(namespace).is_some_and(Namespace::has_managed);
                 prop_assert_eq!(managed, here().any(|(_, known)| known.1));
-                for repository in 0..2 {
-                    let parsed = Repository::parse(REPOSITORIES[repository]).unwrap();
+                for (repository, text) in REPOSITORIES.iter().enumerate().take(2) {
+                    let parsed = Repository::parse(text).unwrap();
                     let found = snapshot.image(namespace, &parsed).map(|entry| entry.name.as_str());
                     prop_assert_eq!(found, counts(&model, namespace, repository));
                 }
