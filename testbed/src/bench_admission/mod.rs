@@ -50,21 +50,58 @@ struct Effort {
     many: bool,
 }
 
-/// Runs it; whether every bar is met.
-pub fn run(kimup: PathBuf, quick: bool) -> Result<bool> {
+impl Effort {
+    fn of(quick: bool) -> Self {
+        let ms = Duration::from_millis;
+        if quick {
+            Self { rounds: 5, round: ms(150), paced_rounds: 3, paced: ms(1000), starts: 3, many: false }
+        } else {
+            Self { rounds: 15, round: ms(250), paced_rounds: 9, paced: ms(2000), starts: 5, many: true }
+        }
+    }
+}
+
+/// Ratios of CPU time bear some company, latencies none.
+fn warn_of_others() {
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load: f64 = load.split(' ').next().and_then(|load| load.parse().ok()).unwrap_or_default();
+    if load > 0.5 {
+        println!("the machine is not quiet (load {load}): latencies and times will say little");
+    }
+}
+
+/// Loads kimup until this process is killed, for a look with a profiler: with reviews of 10 KB, or with new connections.
+pub fn hold(kimup: &Path, connections: bool) -> Result<bool> {
     kimup_testbed::install_crypto_provider();
     server::move_to_load()?;
-    let ms = Duration::from_millis;
-    let effort = if quick {
-        Effort { rounds: 5, round: ms(150), paced_rounds: 3, paced: ms(1000), starts: 3, many: false }
-    } else {
-        Effort { rounds: 15, round: ms(250), paced_rounds: 9, paced: ms(2000), starts: 5, many: true }
-    };
+    let effort = Effort::of(true);
+    let bench = Bench::start(kimup, cluster(IMAGES)?, effort)?;
+    println!("under load: kimup is process {}, the no-op server {}", bench.kimup.id(), bench.noop.id());
+    let requests = requests(SIZES[1].0);
+    let minute = Duration::from_secs(60);
+    loop {
+        for server in [&bench.kimup, &bench.noop] {
+            let done = if connections {
+                client::handshakes(server.address, &bench.tls, CONNECTIONS, minute / 6)?
+            } else {
+                client::closed_loop(&mut bench.connect(server)?, &requests, minute / 6)?
+            };
+            println!("{done} in 10 s by process {}", server.id());
+        }
+    }
+}
+
+/// Runs it; whether every bar is met.
+pub fn run(kimup: &Path, quick: bool) -> Result<bool> {
+    kimup_testbed::install_crypto_provider();
+    server::move_to_load()?;
+    warn_of_others();
+    let effort = Effort::of(quick);
     let file = figures_file()?;
     let before = figures::read(&file)?;
     let mut figures = Vec::new();
     let (empty, full) = (cluster(0)?, cluster(IMAGES)?);
-    let bench = Bench::start(&kimup, full, effort)?;
+    let bench = Bench::start(kimup, full, effort)?;
     bench.check_answers()?;
     for (size, bar) in SIZES {
         figures.extend(bench.cpu_per_request(size, bar)?);
@@ -73,7 +110,7 @@ pub fn run(kimup: PathBuf, quick: bool) -> Result<bool> {
     figures.extend(bench.paced()?);
     figures.push(bench.changing()?);
     figures.push(bench.requests_elsewhere()?);
-    figures.extend(bench.memory_and_start(&kimup, &empty)?);
+    figures.extend(bench.memory_and_start(kimup, &empty)?);
     let good = figures::report(&figures, before.as_ref());
     if good || before.is_none() {
         figures::write(&file, &figures)?;

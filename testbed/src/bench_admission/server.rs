@@ -78,6 +78,11 @@ impl Server {
         Ok(Self { process, address, ready_after: began.elapsed() })
     }
 
+    /// Its process ID.
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
     /// On-CPU time of all its threads, in nanoseconds of the scheduler.
     pub fn cpu_time(&self) -> Result<Duration> {
         let mut total = 0;
