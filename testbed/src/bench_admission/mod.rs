@@ -192,7 +192,7 @@ impl Bench {
             let before = server.cpu_time()?;
             let answered = client::closed_loop(connections, &requests, self.effort.round)?;
             thread::sleep(SETTLE);
-            Ok(micros(server.cpu_time()? - before) / real(answered))
+            Ok(micros(server.cpu_time()?.saturating_sub(before)) / real(answered))
         };
         round(&self.kimup, &mut ours)?; // warms the caches, and is not counted
         round(&self.noop, &mut noops)?;
@@ -214,7 +214,7 @@ impl Bench {
             let before = server.cpu_time()?;
             let opened = client::handshakes(server.address, &self.tls, CONNECTIONS, self.effort.round)?;
             thread::sleep(SETTLE);
-            Ok(real(opened) / (server.cpu_time()? - before).as_secs_f64())
+            Ok(real(opened) / server.cpu_time()?.saturating_sub(before).as_secs_f64())
         };
         for _ in 0..self.effort.rounds {
             let (kimup, noop) = (round(&self.kimup)?, round(&self.noop)?);
@@ -229,7 +229,7 @@ impl Bench {
         let (before, began) = (server.cpu_time()?, Instant::now());
         let took = client::paced(connections, requests, RATE, self.effort.paced)?;
         thread::sleep(SETTLE);
-        let (cpu, wall) = (server.cpu_time()? - before, began.elapsed());
+        let (cpu, wall) = (server.cpu_time()?.saturating_sub(before), began.elapsed());
         let p99 = took.get(took.len() * 99 / 100).copied().context("no answers")?;
         let per_request = cpu / u32::try_from(took.len())?;
         Ok(Round { per_request, p99, core: cpu.as_secs_f64() / wall.as_secs_f64() })
