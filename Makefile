@@ -6,7 +6,7 @@ IMAGE ?= kimup:dev
 target = $(or $(CARGO_TARGET_DIR),target)
 
 .DEFAULT_GOAL := help
-.PHONY: help tools test unit lint demo bench bench-admission bench-registry bench-sync fuzz release image deny
+.PHONY: help tools test test-restarts unit lint demo bench bench-admission bench-attacks bench-registry bench-sync fuzz release image deny
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,6 +16,9 @@ tools: ## build the test cluster's programs (minutes the first time) and print t
 
 test: tools ## run every test: unit, architecture, and the scenarios on a real cluster
 	cargo test --workspace $(CARGOFLAGS)
+
+test-restarts: tools ## restart replicas 20 times under load, and let the API server hang for minutes (6 minutes)
+	KIMUP_RESTARTS=20 cargo test --test cluster $(CARGOFLAGS) -- --include-ignored --nocapture zero_loss degraded
 
 unit: ## run the tests that need no cluster
 	cargo test --lib --bins --test architecture --test docs --test registry_cost $(CARGOFLAGS)
@@ -36,6 +39,9 @@ demo: ## show the main job on a real cluster; KEEP=1 leaves it running
 # It counts requests, in simulated time: a build for speed would take longer than it saves.
 bench-registry: ## count what 1,000 Images cost their registries; fails above the bars
 	cargo bench --profile dev --bench registry $(CARGOFLAGS)
+
+bench-attacks: ## measure a client's answers while others attack the webhook's server (6 minutes, quiet machine); fails above the bars
+	cargo bench --bench attacks $(CARGOFLAGS)
 
 bench-sync: tools ## measure what 200 Images cost kimup sync on a real cluster (8 minutes); fails above the bars
 	@cargo build --release -p kimup --bin kimup $(CARGOFLAGS)

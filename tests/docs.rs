@@ -224,12 +224,14 @@ fn generated_files_are_what_the_program_prints() {
 fn every_container_of_the_certs_variant_is_told_of_the_files() {
     let read = |path: &str| -> Value { serde_saphyr::from_str(&fs::read_to_string(checkout(path)).unwrap()).unwrap() };
     let (deployment, patch) = (read("deploy/deployment.yaml"), read("certs/deployment-patch.yaml"));
-    let containers = deployment["spec"]["template"]["spec"]["containers"].as_array().unwrap().len();
+    let count = |list: &str| deployment["spec"]["template"]["spec"][list].as_array().unwrap().len();
     for flag in ["--tls-cert-file=", "--tls-key-file="] {
         let adds =
             patch.as_array().unwrap().iter().filter(|op| op["value"].as_str().is_some_and(|v| v.starts_with(flag)));
         let paths: BTreeSet<_> = adds.map(|op| op["path"].as_str().unwrap().to_owned()).collect();
-        let wanted = (0..containers).map(|i| format!("/spec/template/spec/containers/{i}/args/-"));
+        let wanted = ["containers", "initContainers"]
+            .into_iter()
+            .flat_map(|list| (0..count(list)).map(move |i| format!("/spec/template/spec/{list}/{i}/args/-")));
         assert_eq!(paths, wanted.collect(), "{flag}");
     }
 }

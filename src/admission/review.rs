@@ -371,7 +371,10 @@ impl<'a> Plan<'a> {
         if self.applied.is_empty() {
             return None;
         }
-        let value = Some(Applied::join(&self.applied)).filter(|value| self.annotation != Some(value))?;
+        let value = Applied::join(&self.applied);
+        if self.annotation == Some(&value) {
+            return None;
+        }
         let before = self.annotation.map_or(0, |before| annotations::APPLIED.len() + before.len());
         if annotations::APPLIED.len() + value.len() > self.room + before {
             self.warnings.push(format!("its annotations have no room for {}, which is left out", annotations::APPLIED));

@@ -118,7 +118,7 @@ impl Verdict {
             uid: &self.uid,
             allowed: self.refusal.is_none(),
             // 403, as the API server's own admission plugins: kubectl says "Forbidden" and does not try again.
-            status: self.refusal.as_deref().map(|message| Status {
+            status: self.refusal.as_deref().map(|message| Refusal {
                 status: "Failure",
                 reason: "Forbidden",
                 code: 403,
@@ -149,7 +149,7 @@ struct Response<'a> {
     uid: &'a str,
     allowed: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
-    status: Option<Status<'a>>,
+    status: Option<Refusal<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     patch_type: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -159,7 +159,7 @@ struct Response<'a> {
 }
 
 #[derive(Serialize)]
-struct Status<'a> {
+struct Refusal<'a> {
     status: &'static str,
     reason: &'static str,
     code: u16,

@@ -7,7 +7,6 @@ use std::fmt;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
-use serde_json::value::RawValue;
 
 use crate::api::annotations::{MIRROR_POD, Map};
 use crate::index::{Labels, Owner};
@@ -95,13 +94,16 @@ pub(super) struct Metadata<'a> {
     owner_references: Option<Vec<OwnerReference<'a>>>,
 }
 
-/// kimup's annotations, and the mark of a mirror Pod; of all others only their size.
+/// kimup's annotations, and the mark of a mirror Pod.
 #[derive(Debug, Default)]
 struct Ours {
     map: Map,
-    /// Bytes of the keys and values of all annotations, escapes included.
+    /// Bytes of the keys and values of all annotations.
     bytes: usize,
 }
+
+/// The bytes of a text that is not kept.
+struct Length(usize);
 
 /// The labels that say which revision and rollout a Pod belongs to.
 #[derive(Deserialize, Debug)]
@@ -158,8 +160,7 @@ impl Metadata<'_> {
         self.annotations.is_some()
     }
 
-    /// The bytes of the keys and values of all annotations: at least as many as the API server counts, which does not
-    /// see the escapes of JSON.
+    /// The bytes of the keys and values of all annotations, as the API server counts them.
     pub fn annotation_bytes(&self) -> usize {
         self.annotations.as_ref().map_or(0, |ours| ours.bytes)
     }
@@ -235,11 +236,31 @@ impl<'de> Visitor<'de> for OursVisitor {
                 ours.bytes += value.len();
                 ours.map.insert(key.into_owned(), value);
             } else {
-                let value: &RawValue = entries.next_value()?;
-                ours.bytes += value.get().len().saturating_sub(2); // its quotes
+                let Length(bytes) = entries.next_value()?;
+                ours.bytes += bytes;
             }
         }
         Ok(ours)
+    }
+}
+
+impl<'de> Deserialize<'de> for Length {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(LengthVisitor)
+    }
+}
+
+struct LengthVisitor;
+
+impl Visitor<'_> for LengthVisitor {
+    type Value = Length;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a text")
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Length, E> {
+        Ok(Length(text.len()))
     }
 }
 
@@ -325,10 +346,13 @@ mod tests {
             let found: Vec<(&str, &str)> =
                 metadata.annotations().iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
             assert_eq!((metadata.has_annotations(), &*found), (present, expected), "{annotations}");
+            let all: Option<Map> = serde_json::from_str(annotations).unwrap();
+            let bytes: usize = all.iter().flatten().map(|(key, value)| key.len() + value.len()).sum();
+            assert_eq!(metadata.annotation_bytes(), bytes, "{annotations}");
         }
         check("null", false, &[]);
         check("{}", true, &[]);
-        check(r#"{"a": "b", "kimup.io/x": "y"}"#, true, &[]);
+        check(r#"{"a": "b\u00e4\n", "kimup.io/x": "y"}"#, true, &[]);
         check(r#"{"kimup.cloudavenue.io/enabled": "\"", "a": "b"}"#, true, &[("kimup.cloudavenue.io/enabled", "\"")]);
         check(r#"{"stamp.kimup.cloudavenue.io\/app": "a b"}"#, true, &[("stamp.kimup.cloudavenue.io/app", "a b")]);
         check(r#"{"kubernetes.io/config.mirror": "x"}"#, true, &[(MIRROR_POD, "x")]);

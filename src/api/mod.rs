@@ -5,6 +5,7 @@
 pub mod annotated;
 pub mod annotations;
 mod applied;
+mod gates;
 mod image;
 mod order;
 mod schedule;
@@ -13,15 +14,16 @@ mod status;
 mod tagged;
 
 pub use applied::Applied;
+pub use gates::{Closed, GateError, Gates};
 pub use image::{
     Action, ActionData, ActionType, AfterRollback, FilterSpec, Image, ImageSpec, KeyRef, NameRef, RolloutSpec,
     RuleSpec, RuleType, TriggerSpec, TriggerType, ValueFrom, WindowKind, WindowSpec,
 };
 pub use order::Order;
 pub use schedule::{Phase, Schedule, ScheduleError, shared_age};
-pub use spec::{CompiledRule, CompiledSpec, SpecError, compile, gate, pins_digest, unsupported_annotations};
+pub use spec::{CompiledRule, CompiledSpec, SpecError, compile, pins_digest, unsupported_annotations};
 pub use status::{
-    Held, HistoryEntry, ImageStatus, Pending, Rejected, RevisionRecord, RolloutStatus, SyncResult, condition,
+    Held, HistoryEntry, ImageStatus, Pending, Rejected, RevisionRecord, RolloutStatus, Seen, SyncResult, condition,
 };
 pub use tagged::Tagged;
 

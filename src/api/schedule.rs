@@ -90,6 +90,16 @@ impl Schedule {
         }
     }
 
+    /// Reads a cron line alone, as the start of a window; `@every` is none.
+    pub(super) fn cron(line: &str, now: Timestamp) -> Result<Box<Cron>, ScheduleError> {
+        match parse_crontab(line.trim(), now)? {
+            Self::Cron(cron) => Ok(cron),
+            Self::Every(_) => {
+                Err(ScheduleError::Crontab { value: line.to_owned(), cause: "it has no times of day".to_owned() })
+            }
+        }
+    }
+
     /// The first time after `last`, or none if there is none.
     pub fn next_after(&self, last: Timestamp) -> Option<Timestamp> {
         match self {

@@ -5,6 +5,7 @@ use jiff::Timestamp;
 use crate::policy::{self, Filter, Platform, PlatformError, ReferenceError, Repository, Rule, RuleError};
 
 use super::annotations::{ACTION, APPROVE, Map, REJECT};
+use super::gates::{GateError, Gates};
 use super::image::{ActionType, AfterRollback, ImageSpec, RuleSpec, RuleType, TriggerType};
 use super::schedule::{Schedule, ScheduleError};
 use super::status::SyncResult;
@@ -24,6 +25,8 @@ pub struct CompiledSpec {
     pub filter: Filter,
     /// Fields and values that this version does not act on, one sentence each.
     pub unsupported: Vec<String>,
+    /// What makes newer tags wait.
+    pub gates: Gates,
     /// A field that is meant to delay a newer tag and that this version cannot honour: nothing newer is chosen while
     /// it is set, since ignoring it would roll what somebody wanted to wait.
     pub gate: Option<&'static str>,
@@ -40,6 +43,11 @@ impl CompiledSpec {
     pub fn tag_to_follow(&self) -> Option<&str> {
         let stays = self.rules.iter().filter(|rule| rule.apply).all(|rule| rule.rule == Rule::Digest);
         self.base_tag.as_deref().filter(|_| stays && self.follows_digest.is_some())
+    }
+
+    /// What newer tags, and the first one, may have to wait for; none: for nothing.
+    pub fn waits_for(&self) -> Option<&'static str> {
+        self.gate.or_else(|| self.gates.any().then_some("spec.suspend, spec.minAge or spec.windows"))
     }
 
     /// What the rules leave out, against what most people expect: `semver-minor` alone takes no patch.
@@ -98,6 +106,9 @@ pub enum SpecError {
         /// What is wrong.
         cause: PlatformError,
     },
+    /// `spec.minAge` or a window cannot be used.
+    #[error(transparent)]
+    Gate(#[from] GateError),
     /// A trigger cannot be used.
     #[error("{cause}; fix spec.triggers[{index}].value")]
     Trigger {
@@ -114,7 +125,7 @@ impl SpecError {
         match self {
             Self::Image(_) => SyncResult::GetImageError,
             Self::Rule { .. } | Self::Filter(_) => SyncResult::GetRuleError,
-            Self::Trigger { .. } | Self::Platform { .. } => SyncResult::Error,
+            Self::Trigger { .. } | Self::Platform { .. } | Self::Gate(_) => SyncResult::Error,
         }
     }
 
@@ -126,6 +137,7 @@ impl SpecError {
             Self::Filter(_) => "FilterInvalid",
             Self::Trigger { .. } => "TriggerInvalid",
             Self::Platform { .. } => "PlatformInvalid",
+            Self::Gate(_) => "GateInvalid",
         }
     }
 }
@@ -155,6 +167,7 @@ pub fn compile(spec: &ImageSpec, now: Timestamp) -> Result<CompiledSpec, SpecErr
         rules,
         filter,
         unsupported: unsupported(spec),
+        gates: Gates::parse(spec)?,
         gate: gate(spec),
         pin: pins_digest(spec),
         follows_digest,
@@ -193,18 +206,9 @@ pub(super) fn compile_filter(spec: &ImageSpec) -> Result<Filter, SpecError> {
 }
 
 /// The field that is meant to delay a newer tag and that this version cannot honour, if one is set.
-pub fn gate(spec: &ImageSpec) -> Option<&'static str> {
-    gates(spec).first().copied()
-}
-
-fn gates(spec: &ImageSpec) -> Vec<&'static str> {
+fn gate(spec: &ImageSpec) -> Option<&'static str> {
     let asks = spec.rules.iter().flat_map(|r| &r.actions).any(|a| a.kind == ActionType::RequestApproval);
-    named([
-        (spec.suspend == Some(true), "spec.suspend"),
-        (spec.min_age.is_some(), "spec.minAge"),
-        (!spec.windows.is_empty(), "spec.windows"),
-        (asks, "the action request-approval"),
-    ])
+    asks.then_some("the action request-approval")
 }
 
 /// Annotations of an Image that a later version acts on, one sentence each: a person who set one waits for something.
@@ -240,7 +244,7 @@ fn unsupported(spec: &ImageSpec) -> Vec<String> {
     alerts.sort_unstable();
     alerts.dedup();
     let sentences = [
-        ("nothing newer is chosen while one is set", gates(spec)),
+        ("nothing newer is chosen while it is set", gate(spec).into_iter().collect()),
         ("without effect", without_effect),
         ("never fires", named([(webhook, "a trigger of type webhook")])),
         ("nothing is sent", alerts),
@@ -293,6 +297,7 @@ mod tests {
             &["invalid crontab \"bad\"", "fix spec.triggers[0].value"],
             SyncResult::Error,
         );
+        check(&json!({"minAge": "soon"}), &["invalid age \"soon\"", "fix spec.minAge"], SyncResult::Error);
         check(
             &json!({"platforms": ["linux/arm64", "arm64"]}),
             &["\"arm64\"", "fix spec.platforms[1]"],
@@ -314,13 +319,8 @@ mod tests {
         let action = |kind: &str| json!({"rules": [{"name": "r", "type": "always", "actions": [{"type": "apply"}, {"type": kind}]}]});
         check(&json!({}), &[], false);
         check(&json!({"suspend": false}), &[], false);
-        check(&json!({"suspend": true}), &["spec.suspend"], true);
-        check(&json!({"minAge": "24h"}), &["spec.minAge"], true);
-        check(
-            &json!({"windows": [{"kind": "deny", "schedule": "0 0 * * *", "duration": "8h"}]}),
-            &["spec.windows"],
-            true,
-        );
+        check(&json!({"suspend": true, "minAge": "24h"}), &[], false);
+        check(&json!({"windows": [{"kind": "deny", "schedule": "0 0 * * *", "duration": "8h"}]}), &[], false);
         check(&json!({"rollout": {"maxConcurrent": 2, "afterRollback": "next"}}), &[], false);
         check(
             &json!({"rollout": {"deadline": "5m", "soak": "1m", "minInterval": "1m", "afterRollback": "hold"}}),
@@ -330,11 +330,6 @@ mod tests {
         check(&json!({"pinDigest": true, "platforms": ["linux/amd64"]}), &[], false);
         check(&json!({"triggers": [{"type": "webhook"}]}), &["webhook"], false);
         check(&action("alert-slack"), &["alert-slack"], false);
-        check(
-            &json!({"suspend": true, "minAge": "24h", "windows": [{"kind": "deny", "schedule": "@daily", "duration": "8h"}]}),
-            &["nothing newer is chosen while one is set: spec.suspend, spec.minAge, spec.windows"],
-            true,
-        );
         check(&action("request-approval"), &["request-approval"], true);
     }
 

@@ -16,10 +16,12 @@ pub mod condition {
     pub const STALLED: &str = "Stalled";
     /// No sync has succeeded for three intervals.
     pub const STALE: &str = "Stale";
+    /// A newer tag waits for something; the message says for what.
+    pub const PENDING: &str = "Pending";
     /// The spec uses fields this version does not act on; the message names them.
     pub const UNSUPPORTED: &str = "Unsupported";
     /// Every type above, for the reference documentation.
-    pub const TYPES: &[&str] = &[READY, RECONCILING, STALLED, STALE, UNSUPPORTED];
+    pub const TYPES: &[&str] = &[READY, RECONCILING, STALLED, STALE, PENDING, UNSUPPORTED];
 }
 
 /// What kimup observed and decided for an Image.
@@ -57,6 +59,9 @@ pub struct ImageStatus {
     /// A tag that waits for something.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pending: Option<Pending>,
+    /// With `spec.minAge`: newer tags, and since when each is known. At most 50; of more, some in between are left out.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub seen: Vec<Seen>,
     /// Tags whose rollout failed.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub rejected: Vec<Rejected>,
@@ -154,6 +159,16 @@ pub struct Pending {
     /// When it will go, if a time is known (RFC 3339).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub at: Option<String>,
+}
+
+/// A tag that is known, and not chosen yet.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Seen {
+    /// The tag; `tag@sha256:…` for another digest of the tag that runs.
+    pub tag: String,
+    /// Since when (RFC 3339).
+    pub since: String,
 }
 
 /// A tag whose rollout failed.

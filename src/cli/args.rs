@@ -156,6 +156,9 @@ pub struct ServerArgs {
     /// Address of the webhook (HTTPS).
     #[arg(long, env = "KIMUP_WEBHOOK_LISTEN", value_name = "ADDRESS", default_value = "0.0.0.0:8443")]
     pub webhook_listen: SocketAddr,
+    /// PEM certificates of the CAs that sign the API server's client certificate; others may not connect [default: all may].
+    #[arg(long, env = "KIMUP_CLIENT_CA_FILE", value_name = "FILE")]
+    pub client_ca_file: Option<PathBuf>,
     /// How long a Pod may wait for the first tag of an Image; below the webhook's own 10s.
     #[arg(long, env = "KIMUP_QUESTION_TIMEOUT", value_name = "DURATION", default_value = "2s", value_parser = question_timeout)]
     pub question_timeout: Duration,

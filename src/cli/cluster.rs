@@ -15,6 +15,8 @@ use super::args::{Common, EndpointArgs};
 
 /// Longest wait for one answer at start.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the API server may say nothing: on a watch it sends a bookmark every minute if nothing else.
+const SILENCE: Duration = Duration::from_secs(90);
 const DEFAULT_NAMESPACE: &str = "kimup-system";
 const SERVICE: &str = "kimup-webhook";
 
@@ -32,6 +34,9 @@ pub async fn connect(common: &Common) -> anyhow::Result<(kube::Client, String)> 
     };
     // kube's own retries would outlast every deadline here; whoever calls tries again.
     config.default_retry = false;
+    // A list that is never answered, and a connection whose other end is gone without a word.
+    config.read_timeout = Some(SILENCE);
+    config.reset_reader_on_write = true;
     let inferred = Some(config.default_namespace.clone()).filter(|n| n != "default");
     let namespace = common.namespace.clone().or(inferred).unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned());
     let client = kube::Client::try_from(config).context("cannot make a client for the API server")?;

@@ -1,8 +1,8 @@
-//! Wires the modules into a process, and takes it down in reverse order: writers first, the webhook last.
+//! Wires the modules into a process, and takes it down again in an order that loses no review.
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use futures::FutureExt;
@@ -13,15 +13,16 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::configuration::{self, CaBundle, Endpoint, Trust};
-use crate::admission::handler;
+use crate::admission::handler::Webhook;
 use crate::index::question::{Answered, Ask, Question};
 use crate::index::{self, Index};
 use crate::leader::{self, LeaderConfig, Leadership};
 use crate::net::ca::{self, CaStore, CertificateAuthority, Following, Rotation, Timing};
 use crate::net::probes::{Condition, Readiness, serve_probes};
 use crate::net::server::{ServerOptions, serve_https};
+use crate::net::socket::SocketError;
 use crate::net::tls::{self, CertSource};
-use crate::net::{shutdown, socket};
+use crate::net::{client_ca, shutdown, socket};
 use crate::notify::Events;
 use crate::registry;
 use crate::sync;
@@ -35,6 +36,8 @@ use super::cluster::{self, Names};
 const STOP_DEADLINE: Duration = Duration::from_secs(24);
 /// How long the webhook goes on serving after it turned unready: endpoints take a moment to follow.
 const UNREADY_DELAY: Duration = Duration::from_secs(5);
+/// How long a question waits for a sync that is not there: it starts beside the webhook, or again.
+const SYNC_STARTS: Duration = Duration::from_secs(1);
 /// Pause between two tries to get the CA.
 const CA_PAUSE: Duration = Duration::from_secs(2);
 /// How long a replica's question may take beyond the webhook's own deadline, so that the webhook's message wins.
@@ -154,12 +157,14 @@ impl Process {
         stop.cancelled().await;
     }
 
-    /// Stops what has started, in order: sync, the configuration and the Lease, the webhook, the caches.
-    async fn take_down(&self, parts: Parts, stages: Stages, roles: &Roles) {
-        stages.sync.cancel();
+    /// Stops what has started, in order. In a cluster the webhook goes first: others serve on, and as long as this one
+    /// drains, a review may put a question to sync. Behind a URL of its own it is the last, after the configuration.
+    async fn take_down(&self, mut parts: Parts, stages: Stages, roles: &Roles) {
         if roles.endpoint.webhook_url.is_none() {
-            stages.server.cancel(); // other replicas serve on
+            stages.server.cancel();
+            finish(std::mem::take(&mut parts.server)).await;
         }
+        stages.sync.cancel();
         finish(parts.sync).await;
         if let Some(leadership) = parts.leadership.filter(|_| roles.endpoint.webhook_url.is_some())
             && leadership.is_leader()
@@ -337,9 +342,13 @@ impl Process {
         let listener = TcpListener::bind(at).await.with_context(|| format!("cannot listen on {at}"))?;
         let source = self.certificates(&roles.endpoint, stages).await;
         let served = self.readiness.register("certificate");
-        let (shared, _) =
-            tls::start(source, tls::system_clock(), served, self.metrics.clone(), stages.server.clone()).await?;
-        let routes = handler::router(index.clone(), asker, args.question_timeout, self.metrics.clone());
+        let clients = match &args.client_ca_file {
+            Some(path) => Some(client_ca::start(path.clone(), stages.server.clone()).await?),
+            None => None,
+        };
+        let (metrics, stop) = (self.metrics.clone(), stages.server.clone());
+        let (shared, _) = tls::start(source, clients, tls::system_clock(), served, metrics, stop).await?;
+        let routes = Webhook::new(index.clone(), asker, args.question_timeout, self.metrics.clone());
         let in_cluster = roles.endpoint.webhook_url.is_none();
         let options = ServerOptions {
             shutdown_delay: if in_cluster { UNREADY_DELAY } else { Duration::ZERO },
@@ -357,7 +366,7 @@ impl Process {
     }
 }
 
-/// What is told to stop, in this order.
+/// What is told to stop.
 #[derive(Default)]
 struct Stages {
     sync: CancellationToken,
@@ -410,10 +419,18 @@ struct OverSocket {
 impl Ask for OverSocket {
     fn ask(&self, question: Question) -> BoxFuture<'_, Result<Answered, String>> {
         async move {
-            // The asker's own deadline is the one that counts; this one only bounds what it leaves behind.
-            let deadline = Duration::from_secs(10);
-            let answer: Result<Result<Answered, String>, _> = socket::ask(&self.path, &question, deadline).await;
-            answer.unwrap_or_else(|error| Err(format!("sync does not answer: {error}")))
+            let asked = Instant::now();
+            loop {
+                // The asker's own deadline is the one that counts; this one only bounds what it leaves behind.
+                let deadline = Duration::from_secs(10);
+                match socket::ask(&self.path, &question, deadline).await {
+                    Ok(answer) => return answer,
+                    Err(SocketError::Connect { .. }) if asked.elapsed() < SYNC_STARTS => {
+                        tokio::time::sleep(SYNC_STARTS / 20).await;
+                    }
+                    Err(error) => return Err(format!("sync does not answer: {error}")),
+                }
+            }
         }
         .boxed()
     }

@@ -151,8 +151,8 @@ fn covered(pod: &PodView<'_>, container: &str, reference: Reference, entry: &Arc
         (None, _, Some(error)) => Answer::Refuse { image: entry.name.clone(), reason: error.clone() },
         (None, Some(gate), None) => Answer::Keep {
             warning: Some(format!(
-                "container {container:?} keeps its own tag: Image {}/{} has no tag yet, and {gate}, which this version \
-                 does not act on, keeps it from choosing one",
+                "container {container:?} keeps its own tag: Image {}/{} has no tag yet, and {gate} may keep it from \
+                 choosing one",
                 pod.namespace(),
                 entry.name
             )),

@@ -111,7 +111,7 @@ pub struct Entry {
     pub digest: Option<String>,
     /// Which of two tags is newer.
     pub order: Order,
-    /// The field that delays newer tags and that this version cannot honour.
+    /// What may delay its first tag.
     pub gate: Option<&'static str>,
     /// Why the spec cannot be used, with the field to fix.
     pub error: Option<String>,

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use jiff::Timestamp;
 
-use crate::api::{self, ImageSpec, Order};
+use crate::api::{self, CompiledSpec, ImageSpec, Order};
 
 /// Fewer are kept even if no Image uses them.
 const FEW: usize = 64;
@@ -35,7 +35,7 @@ impl Meaning {
         let compiled = api::compile(spec, now);
         Self {
             order: compiled.as_ref().map_or_else(|_| Order::of(spec), Order::from),
-            gate: compiled.as_ref().ok().and_then(|spec| spec.gate),
+            gate: compiled.as_ref().ok().and_then(CompiledSpec::waits_for),
             error: compiled.err().map(|error| error.to_string()),
             pins: api::pins_digest(spec),
         }

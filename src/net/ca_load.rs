@@ -158,7 +158,7 @@ async fn replica(api: &FakeApi, first: &CaState, hours: &Arc<AtomicI64>, shutdow
         Timestamp::now().checked_add(moved).unwrap()
     });
     let (served, poll) = (readiness.register("certificate"), Duration::from_millis(5));
-    let (tls, _) = start_every(poll, source, clock, served, metrics, shutdown.clone()).await.unwrap();
+    let (tls, _) = start_every(poll, source, None, clock, served, metrics, shutdown.clone()).await.unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let router = Router::new().route("/", get(|| async { "well" }));

@@ -1,113 +1,44 @@
-//! A byte stream that gives up on a peer that sends or takes nothing.
+//! A byte stream that keeps account of what its peer owes: the beginning of a request, or room for an answer.
 //!
 //! hyper's own header deadline also ends idle keep-alive connections. The API server keeps idle connections for 90
 //! seconds, and a connection that the server closes first can swallow a review that is just being sent. So head and
-//! idle time are told apart here: a short deadline for a head that has begun, a long one between requests.
+//! idle time are told apart here; the deadlines themselves are those of [`super::seats`].
 
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Instant, Sleep, sleep};
 
-/// Whether a request is being answered. While it is, its own deadline counts and reads are not limited here.
-#[derive(Clone, Default)]
-pub(super) struct Busy(Arc<AtomicBool>);
-
-impl Busy {
-    pub fn set(&self, busy: bool) {
-        self.0.store(busy, Ordering::Release);
-    }
-
-    fn get(&self) -> bool {
-        self.0.load(Ordering::Acquire)
-    }
-}
-
-/// How long a peer may take.
-#[derive(Clone, Copy)]
-pub(super) struct Patience {
-    /// For a whole request head, from its first byte, or from the start of the connection.
-    pub header: Duration,
-    /// Between two requests.
-    pub idle: Duration,
-    /// For taking some bytes of an answer.
-    pub write: Duration,
-}
-
-#[derive(PartialEq)]
-enum Reading {
-    Head,
-    Idle,
-    Body,
-}
+use super::seats::{Phase, Seat};
 
 pub(super) struct GuardIo<S> {
     inner: S,
-    busy: Busy,
-    patience: Patience,
-    reading: Reading,
-    read_deadline: Pin<Box<Sleep>>,
-    /// Set while a write waits for the peer.
-    write_deadline: Option<Pin<Box<Sleep>>>,
+    seat: Arc<Seat>,
 }
 
 impl<S> GuardIo<S> {
-    pub fn new(inner: S, busy: Busy, patience: Patience) -> Self {
-        Self {
-            inner,
-            busy,
-            patience,
-            reading: Reading::Head,
-            read_deadline: Box::pin(sleep(patience.header)),
-            write_deadline: None,
-        }
+    pub fn new(inner: S, seat: Arc<Seat>) -> Self {
+        Self { inner, seat }
     }
 
-    fn wait_for(&mut self, reading: Reading, at_most: Duration) {
-        self.reading = reading;
-        self.read_deadline.as_mut().reset(Instant::now() + at_most);
+    fn written<T>(&self, result: Poll<T>) -> Poll<T> {
+        self.seat.set_blocked(result.is_pending());
+        result
     }
-
-    /// The result of a write, or an error when the peer has taken nothing for too long.
-    fn written<T>(&mut self, cx: &mut Context<'_>, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if result.is_ready() {
-            self.write_deadline = None;
-            return result;
-        }
-        let patience = self.patience.write;
-        let deadline = self.write_deadline.get_or_insert_with(|| Box::pin(sleep(patience)));
-        ready!(deadline.as_mut().poll(cx));
-        Poll::Ready(Err(timed_out("the peer takes no bytes")))
-    }
-}
-
-fn timed_out(what: &'static str) -> io::Error {
-    io::Error::new(io::ErrorKind::TimedOut, what)
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for GuardIo<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.busy.get() {
-            self.reading = Reading::Body;
-            return Pin::new(&mut self.inner).poll_read(cx, buf);
-        }
-        if self.reading == Reading::Body {
-            let idle = self.patience.idle;
-            self.wait_for(Reading::Idle, idle);
-        }
-        if self.read_deadline.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Err(timed_out("the peer sends no request")));
+        // The next head is read only when the whole answer is written.
+        if self.seat.phase() == Phase::Answered {
+            self.seat.enter(Phase::Idle);
         }
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.inner).poll_read(cx, buf))?;
-        if self.reading == Reading::Idle && buf.filled().len() > before {
-            let header = self.patience.header;
-            self.wait_for(Reading::Head, header);
+        if buf.filled().len() > before && matches!(self.seat.phase(), Phase::Fresh | Phase::Idle) {
+            self.seat.enter(Phase::Head);
         }
         Poll::Ready(Ok(()))
     }
@@ -116,7 +47,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for GuardIo<S> {
 impl<S: AsyncWrite + Unpin> AsyncWrite for GuardIo<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.inner).poll_write(cx, buf);
-        self.written(cx, result)
+        self.written(result)
     }
 
     fn poll_write_vectored(
@@ -125,7 +56,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for GuardIo<S> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
-        self.written(cx, result)
+        self.written(result)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -134,85 +65,64 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for GuardIo<S> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let result = Pin::new(&mut self.inner).poll_flush(cx);
-        self.written(cx, result)
+        self.written(result)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let result = Pin::new(&mut self.inner).poll_shutdown(cx);
-        self.written(cx, result)
+        self.written(result)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
     use super::*;
+    use crate::net::seats::Seats;
 
-    const PATIENCE: Patience =
-        Patience { header: Duration::from_secs(10), idle: Duration::from_secs(120), write: Duration::from_secs(30) };
-
-    /// Seconds until a read fails when the peer stays silent.
-    async fn silent_for(io: &mut GuardIo<tokio::io::DuplexStream>) -> u64 {
-        let start = Instant::now();
-        let error = io.read_u8().await.unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-        start.elapsed().as_secs()
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_new_connection_must_send_a_head() {
+    #[tokio::test]
+    async fn the_first_byte_begins_a_head() {
+        let seated = Arc::new(Seats::new(1)).take(IpAddr::from([10, 0, 0, 1])).unwrap();
+        let seat = &seated.seat;
         let (io, mut peer) = duplex(64);
-        let mut io = GuardIo::new(io, Busy::default(), PATIENCE);
-        peer.write_u8(b'G').await.unwrap();
-        io.read_u8().await.unwrap();
-        assert_eq!(silent_for(&mut io).await, 10);
+        let mut io = GuardIo::new(io, Arc::clone(seat));
+        let mut check = async |before: Phase, bytes: usize, after: Phase| {
+            seat.enter(before);
+            peer.write_all(&vec![b'G'; bytes]).await.unwrap();
+            let mut read = [0; 8];
+            assert_eq!(futures::poll!(std::pin::pin!(io.read(&mut read))).is_ready(), bytes > 0, "{before:?}");
+            assert_eq!(seat.phase(), after, "{before:?}, {bytes} bytes");
+        };
+        check(Phase::Fresh, 0, Phase::Fresh).await;
+        check(Phase::Fresh, 1, Phase::Head).await;
+        check(Phase::Head, 1, Phase::Head).await;
+        check(Phase::Body, 1, Phase::Body).await;
+        check(Phase::Busy, 0, Phase::Busy).await;
+        check(Phase::Answered, 0, Phase::Idle).await;
+        check(Phase::Answered, 1, Phase::Head).await;
+        check(Phase::Idle, 1, Phase::Head).await;
     }
 
     #[tokio::test(start_paused = true)]
-    async fn bytes_do_not_buy_time_for_a_head() {
-        let (io, mut peer) = duplex(64);
-        let mut io = GuardIo::new(io, Busy::default(), PATIENCE);
-        let drip = tokio::spawn(async move {
-            while peer.write_u8(b'G').await.is_ok() {
-                tokio::time::sleep(Duration::from_secs(1)).await;
-            }
-        });
-        let start = Instant::now();
-        while io.read_u8().await.is_ok() {}
-        assert_eq!(start.elapsed().as_secs(), 10);
-        drop(io);
-        drip.await.unwrap();
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn between_requests_the_peer_may_idle() {
-        let (io, mut peer) = duplex(64);
-        let busy = Busy::default();
-        let mut io = GuardIo::new(io, busy.clone(), PATIENCE);
-        busy.set(true);
-        peer.write_u8(b'b').await.unwrap();
-        io.read_u8().await.unwrap();
-        busy.set(false);
-        let waiting = tokio::time::timeout(Duration::from_secs(100), io.read_u8()).await;
-        assert!(waiting.is_err(), "idle is not over");
-        peer.write_u8(b'G').await.unwrap();
-        io.read_u8().await.unwrap();
-        assert_eq!(silent_for(&mut io).await, 10, "a head has begun");
-        busy.set(true);
-        let body = tokio::time::timeout(Duration::from_secs(1000), io.read_u8()).await;
-        assert!(body.is_err(), "a body has the deadline of its request");
-        busy.set(false);
-        assert_eq!(silent_for(&mut io).await, 120);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_peer_that_takes_nothing_is_given_up() {
-        let (io, _peer) = duplex(4);
-        let mut io = GuardIo::new(io, Busy::default(), PATIENCE);
-        let start = Instant::now();
-        let error = io.write_all(b"more than four").await.unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-        assert_eq!(start.elapsed().as_secs(), 30);
+    async fn a_peer_that_takes_nothing_is_noticed() {
+        let seats = Arc::new(Seats::new(1));
+        let seated = seats.take(IpAddr::from([10, 0, 0, 1])).unwrap();
+        let (io, mut peer) = duplex(4);
+        let mut io = GuardIo::new(io, Arc::clone(&seated.seat));
+        seated.seat.enter(Phase::Answered);
+        let taken = |seats: &Arc<Seats>| seats.take(IpAddr::from([10, 0, 0, 2])).is_some();
+        assert!(futures::poll!(std::pin::pin!(io.write_all(b"more than four"))).is_pending());
+        tokio::time::advance(std::time::Duration::from_millis(999)).await;
+        assert!(!taken(&seats), "not for long");
+        peer.read_exact(&mut [0; 4]).await.unwrap();
+        assert!(futures::poll!(std::pin::pin!(io.write(b"more"))).is_ready());
+        tokio::time::advance(std::time::Duration::from_secs(1)).await;
+        assert!(!taken(&seats), "it took some");
+        assert!(futures::poll!(std::pin::pin!(io.write(b"more"))).is_pending());
+        tokio::time::advance(std::time::Duration::from_secs(1)).await;
+        assert!(taken(&seats));
     }
 }

@@ -12,8 +12,10 @@ mod ca_rotation;
 mod ca_secret;
 #[cfg(test)]
 mod ca_testing;
+pub mod client_ca;
 mod guard_io;
 pub mod probes;
+mod seats;
 pub mod server;
 pub mod shutdown;
 pub mod socket;

@@ -1,59 +1,69 @@
 //! A bounded HTTP/1.1 server: every connection and every request is limited in size, count and time.
 
-use std::any::Any;
 use std::io::ErrorKind;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use axum::Router;
-use axum::body::Body;
-use axum::extract::DefaultBodyLimit;
-use axum::http::{Request, Response, StatusCode};
-use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{sleep, timeout};
-use tokio_rustls::TlsAcceptor;
+use tokio::sync::Semaphore;
+use tokio::task::yield_now;
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
-use tower::ServiceExt;
-use tower_http::catch_panic::CatchPanicLayer;
-use tower_http::limit::RequestBodyLimitLayer;
-use tower_http::timeout::TimeoutLayer;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
-use super::guard_io::{Busy, GuardIo, Patience};
+use super::seats::{Patience, Seated, Seats};
 use super::tls::SharedTls;
 
+mod connection;
+mod request;
+
+use request::Bodies;
+pub use request::Handler;
+
 /// Largest request head, and the read buffer of a connection, in bytes.
-const MAX_HEAD: usize = 64 * 1024;
+const MAX_HEAD: usize = 16 << 10;
 /// Longest pause after an error of `accept`.
 const MAX_PAUSE: Duration = Duration::from_secs(1);
+/// How long a new connection waits for a seat when nobody can be spared.
+const AT_THE_DOOR: Duration = Duration::from_millis(300);
+/// How many connections are accepted before other work gets a turn.
+const ACCEPTS: usize = 8;
+/// How long a drain waits for the first request of a connection that was just made.
+const FIRST_REQUEST: Duration = Duration::from_secs(1);
 
 /// The limits of a server. Times are upper bounds; the defaults suit a webhook.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerOptions {
-    /// Connections at once, handshakes included; further ones wait in the kernel's queue. Default 1000.
+    /// Connections at once, handshakes included. A further one takes the place of one that waits for its client: first
+    /// of an address that holds more than half of all, then of those without a whole request, then of idle ones. None
+    /// that is being answered is ever closed for another; if all are, the new one is closed after 0.3 s. Default 512.
     pub max_connections: usize,
     /// For a TLS handshake. Default 10 s.
     pub handshake_timeout: Duration,
-    /// For a request head, from its first byte (from the end of the handshake for the first one). Default 10 s.
+    /// For a request head, from its first byte. Default 10 s.
     pub header_timeout: Duration,
-    /// Between two requests of a connection. Default 120 s: more than the 90 s after which the API server closes idle
-    /// connections itself, so that it never sends a review into a connection that is being closed here.
+    /// Before the first request of a connection, and between two. Default 120 s: more than the 90 s after which the API
+    /// server closes idle connections itself, so that it never sends a review into a connection that is being closed
+    /// here.
     pub idle_timeout: Duration,
     /// For the client to take some bytes of an answer. Default 30 s.
     pub write_timeout: Duration,
-    /// From the end of the head to the start of the answer, reading the body included; then 504. Default 30 s, the
-    /// longest `timeoutSeconds` of a webhook.
+    /// For a request body, from the end of the head; then 408. Default 10 s, the longest that the API server waits for
+    /// kimup's webhook.
+    pub body_timeout: Duration,
+    /// From the end of the body to the start of the answer; then 504. Default 30 s, the longest `timeoutSeconds` of a
+    /// webhook.
     pub request_timeout: Duration,
-    /// Bytes of a request body; more is answered 413. Default 7 MiB: a review holds an object twice at most, and the
-    /// API server takes objects of up to 3 MiB.
+    /// Bytes of a request body; more is answered 413, and the connection is closed without reading on. Default 7 MiB: a
+    /// review holds an object twice at most, and the API server takes objects of up to 3 MiB.
     pub body_limit: usize,
-    /// How long new connections are still taken after `shutdown`, while the endpoint is removed from its Service
-    /// everywhere. Default 0. With `drain` it must stay below the Pod's `terminationGracePeriodSeconds`.
+    /// Bytes of all request bodies that are being read or answered, 16 KiB of each aside. A further one waits 0.25 s and
+    /// is then answered 503 with `Retry-After`. At least [`body_limit`](Self::body_limit). Default 12 MiB.
+    pub bodies_in_memory: usize,
+    /// How long everything is still served after `shutdown`, while the endpoint is removed from its Service everywhere:
+    /// each answer then says `Connection: close`. Default 0. With `drain` it must stay below the Pod's
+    /// `terminationGracePeriodSeconds`.
     pub shutdown_delay: Duration,
     /// How long requests in flight may take after that; then their connections are cut. Default 25 s.
     pub drain: Duration,
@@ -62,13 +72,15 @@ pub struct ServerOptions {
 impl Default for ServerOptions {
     fn default() -> Self {
         Self {
-            max_connections: 1000,
+            max_connections: 512,
             handshake_timeout: Duration::from_secs(10),
             header_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(120),
             write_timeout: Duration::from_secs(30),
+            body_timeout: Duration::from_secs(10),
             request_timeout: Duration::from_secs(30),
             body_limit: 7 << 20,
+            bodies_in_memory: 12 << 20,
             shutdown_delay: Duration::ZERO,
             drain: Duration::from_secs(25),
         }
@@ -82,111 +94,184 @@ pub struct Drained {
     pub cut: usize,
 }
 
-/// Serves `router` over TLS until `shutdown`, then drains.
+impl ServerOptions {
+    fn patience(&self) -> Patience {
+        Patience {
+            handshake: self.handshake_timeout,
+            header: self.header_timeout,
+            idle: self.idle_timeout,
+            write: self.write_timeout,
+        }
+    }
+}
+
+/// Serves `handler` (a [`axum::Router`], for example) over TLS until `shutdown`, then drains.
 ///
-/// Each connection takes the configuration that `tls` holds when it is accepted. A panic in a handler is answered 500;
-/// errors of single connections are logged at debug level, because anybody can cause them.
-pub async fn serve_https(
+/// Each connection takes the configuration that `tls` holds when it is accepted. Errors of single connections are logged
+/// at debug level, because anybody can cause them.
+pub async fn serve_https<H: Handler>(
     listener: TcpListener,
     tls: SharedTls,
-    router: Router,
+    handler: H,
     options: ServerOptions,
     shutdown: CancellationToken,
 ) -> Drained {
-    serve(listener, Transport::Tls(tls), router, options, shutdown).await
+    serve(listener, Transport::Tls(tls), handler, options, shutdown).await
 }
 
 /// As [`serve_https`], without TLS.
-pub async fn serve_http(
+pub async fn serve_http<H: Handler>(
     listener: TcpListener,
-    router: Router,
+    handler: H,
     options: ServerOptions,
     shutdown: CancellationToken,
 ) -> Drained {
-    serve(listener, Transport::Plain, router, options, shutdown).await
+    serve(listener, Transport::Plain, handler, options, shutdown).await
 }
 
-#[derive(Clone)]
 enum Transport {
     Plain,
     Tls(SharedTls),
 }
 
 /// What every connection of a server shares.
-struct Shared {
+struct Shared<H> {
     transport: Transport,
-    router: Router,
+    handler: H,
     options: ServerOptions,
-    /// Cancelled: finish the request in flight and close.
-    closing: CancellationToken,
-    /// Cancelled: close now.
-    cut: CancellationToken,
+    seats: Arc<Seats>,
+    bodies: Bodies,
+    /// How many handshakes may use a processor at a time.
+    handshakes: Semaphore,
+    stopping: AtomicBool,
 }
 
-async fn serve(
+impl<H> Shared<H> {
+    fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+}
+
+async fn serve<H: Handler>(
     listener: TcpListener,
     transport: Transport,
-    router: Router,
+    handler: H,
     options: ServerOptions,
     shutdown: CancellationToken,
 ) -> Drained {
-    let router = bounded(router, &options);
-    let (closing, cut) = (CancellationToken::new(), CancellationToken::new());
-    let slots = Arc::new(Semaphore::new(options.max_connections));
-    let shared = Arc::new(Shared { transport, router, options, closing, cut });
+    let seats = Arc::new(Seats::new(options.max_connections));
+    let sweeper = AbortOnDropHandle::new(tokio::spawn(sweep(Arc::clone(&seats), options.patience())));
+    let bodies = Bodies::new(options.body_limit, options.bodies_in_memory);
+    // Half of the processors: the other half is for requests.
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let handshakes = Semaphore::new((processors / 2).max(1));
+    let stopping = AtomicBool::new(false);
+    let shared = Arc::new(Shared { transport, handler, options, seats, bodies, handshakes, stopping });
     let connections = TaskTracker::new();
     let stop = async {
         shutdown.cancelled().await;
+        shared.stopping.store(true, Ordering::Release);
         sleep(shared.options.shutdown_delay).await;
     };
-    tokio::pin!(stop);
-    let mut pause = Duration::ZERO;
-    loop {
-        let (stream, permit) = tokio::select! {
-            biased;
-            () = &mut stop => break,
-            accepted = accept(&listener, &slots, &mut pause) => accepted,
-        };
-        let shared = Arc::clone(&shared);
-        connections.spawn(async move {
-            let cut = shared.cut.clone();
-            cut.run_until_cancelled_owned(connection(stream, &shared)).await;
-            drop(permit);
-        });
+    tokio::select! {
+        biased;
+        () = stop => {}
+        never = accept_all(&listener, &shared, &connections) => match never {},
     }
+    accept_waiting(&listener, &shared, &connections).await;
     drop(listener);
-    drain(&shared, connections).await
+    let drained = drain(&shared, connections).await;
+    drop(sweeper);
+    drained
 }
 
-async fn drain(shared: &Shared, connections: TaskTracker) -> Drained {
-    shared.closing.cancel();
+async fn sweep(seats: Arc<Seats>, patience: Patience) {
+    loop {
+        sleep(patience.tick()).await;
+        seats.sweep(&patience);
+    }
+}
+
+async fn drain<H>(shared: &Shared<H>, connections: TaskTracker) -> Drained {
+    shared.seats.finish_all();
     connections.close();
-    let cut = match timeout(shared.options.drain, connections.wait()).await {
+    let (all, first) = (shared.options.drain, FIRST_REQUEST.min(shared.options.drain / 2));
+    if timeout(first, connections.wait()).await.is_err() {
+        shared.seats.expel_unbegun();
+    }
+    let cut = match timeout(all.saturating_sub(first), connections.wait()).await {
         Ok(()) => 0,
         Err(_) => connections.len(),
     };
     if cut > 0 {
         tracing::warn!(connections = cut, "requests did not end in time: their connections are cut");
     }
-    shared.cut.cancel();
+    shared.seats.expel_everybody();
     connections.wait().await;
     Drained { cut }
 }
 
-/// The next connection, with its slot. Waits for a slot first, so that a full server queues in the kernel.
-async fn accept(
+/// Accepts connections until it is dropped.
+async fn accept_all<H: Handler>(
     listener: &TcpListener,
-    slots: &Arc<Semaphore>,
-    pause: &mut Duration,
-) -> (TcpStream, Option<OwnedSemaphorePermit>) {
-    // The semaphore is never closed; without a permit a connection would only not be counted.
-    let permit = Arc::clone(slots).acquire_owned().await.ok();
+    shared: &Arc<Shared<H>>,
+    connections: &TaskTracker,
+) -> std::convert::Infallible {
+    let mut pause = Duration::ZERO;
+    let mut full_since = None;
+    for nth in 1_usize.. {
+        let (stream, peer) = accept(listener, &mut pause).await;
+        if let Some(seated) = seat(&shared.seats, peer.ip(), &mut full_since).await {
+            connections.spawn(connection::run(stream, seated, Arc::clone(shared)));
+        }
+        if nth.is_multiple_of(ACCEPTS) {
+            yield_now().await;
+        }
+    }
+    std::future::pending().await
+}
+
+/// Takes the connections that the kernel has accepted already: closing the listener would reset them.
+async fn accept_waiting<H: Handler>(listener: &TcpListener, shared: &Arc<Shared<H>>, connections: &TaskTracker) {
+    yield_now().await; // so that the runtime hears of them
+    while let Ok(Ok((stream, peer))) = timeout(Duration::ZERO, listener.accept()).await {
+        let Some(seated) = shared.seats.take(peer.ip()) else {
+            return;
+        };
+        connections.spawn(connection::run(stream, seated, Arc::clone(shared)));
+    }
+}
+
+/// A seat for a new connection. When there is none the first one waits shortly; those behind it are closed at once until
+/// there is one again, so that what cannot be served is told so quickly.
+async fn seat(seats: &Arc<Seats>, peer: std::net::IpAddr, full_since: &mut Option<Instant>) -> Option<Seated> {
+    let mut waited = false;
     loop {
-        sleep(*pause).await;
+        if let Some(seated) = seats.take(peer) {
+            *full_since = None;
+            return Some(seated);
+        }
+        if full_since.get_or_insert_with(Instant::now).elapsed() >= AT_THE_DOOR {
+            if waited {
+                tracing::warn!("every connection is in use: new ones are closed");
+            }
+            return None;
+        }
+        waited = true;
+        seats.freed(Duration::from_millis(20)).await;
+    }
+}
+
+/// The next connection.
+async fn accept(listener: &TcpListener, pause: &mut Duration) -> (TcpStream, std::net::SocketAddr) {
+    loop {
+        if !pause.is_zero() {
+            sleep(*pause).await;
+        }
         match listener.accept().await {
-            Ok((stream, _)) => {
+            Ok(accepted) => {
                 *pause = Duration::ZERO;
-                return (stream, permit);
+                return accepted;
             }
             Err(error) => {
                 let next = pause_after(error.kind(), *pause);
@@ -209,76 +294,6 @@ fn pause_after(kind: ErrorKind, before: Duration) -> Duration {
         | ErrorKind::Interrupted => Duration::ZERO,
         _ => (before * 2).clamp(Duration::from_millis(10), MAX_PAUSE),
     }
-}
-
-async fn connection(stream: TcpStream, shared: &Shared) {
-    // An answer is one small write: waiting for more bytes to send only delays it.
-    let _ = stream.set_nodelay(true);
-    match &shared.transport {
-        Transport::Plain => exchange(stream, shared).await,
-        Transport::Tls(tls) => {
-            let handshake = TlsAcceptor::from(tls.load_full()).accept(stream);
-            match timeout(shared.options.handshake_timeout, handshake).await {
-                Ok(Ok(stream)) => exchange(stream, shared).await,
-                Ok(Err(error)) => tracing::debug!(%error, "TLS handshake failed"),
-                Err(_) => tracing::debug!("TLS handshake took too long"),
-            }
-        }
-    }
-}
-
-/// The requests of one connection.
-async fn exchange<S>(stream: S, shared: &Shared)
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send,
-{
-    let busy = Busy::default();
-    let patience = Patience {
-        header: shared.options.header_timeout,
-        idle: shared.options.idle_timeout,
-        write: shared.options.write_timeout,
-    };
-    let io = TokioIo::new(GuardIo::new(stream, busy.clone(), patience));
-    let service = service_fn(|request: Request<Incoming>| {
-        busy.set(true);
-        let (busy, router) = (busy.clone(), shared.router.clone());
-        async move {
-            let response = router.oneshot(request.map(Body::new)).await;
-            busy.set(false);
-            response
-        }
-    });
-    // No timer is given to hyper: the deadlines are those of GuardIo.
-    let connection = hyper::server::conn::http1::Builder::new().max_buf_size(MAX_HEAD).serve_connection(io, service);
-    tokio::pin!(connection);
-    let result = tokio::select! {
-        result = connection.as_mut() => result,
-        () = shared.closing.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    if let Err(error) = result {
-        tracing::debug!(error = &error as &dyn std::error::Error, "connection ended");
-    }
-}
-
-/// `router` with the limits of each request.
-fn bounded(router: Router, options: &ServerOptions) -> Router {
-    router
-        // axum's own limit of 2 MB would refuse large reviews before the one below.
-        .layer(DefaultBodyLimit::disable())
-        .layer(RequestBodyLimitLayer::new(options.body_limit))
-        .layer(TimeoutLayer::with_status_code(StatusCode::GATEWAY_TIMEOUT, options.request_timeout))
-        .layer(CatchPanicLayer::custom(panicked))
-}
-
-/// The panic itself is on stderr by then, and may quote what is not the client's to read.
-fn panicked(_panic: Box<dyn Any + Send>) -> Response<Body> {
-    tracing::error!("a request handler panicked");
-    let mut response = Response::new(Body::from("internal error, see kimup's log\n"));
-    *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
-    response
 }
 
 #[cfg(test)]

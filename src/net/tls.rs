@@ -11,6 +11,8 @@ use jiff::Timestamp;
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use secrecy::{ExposeSecret, SecretSlice};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -90,9 +92,10 @@ pub enum TlsError {
 /// Gets the first certificate and keeps it fresh in a task until `shutdown`.
 ///
 /// `served` becomes true with the first certificate and false when the one in use has expired and there is no other.
-/// Its expiry goes to `metrics`. The first certificate must be good: there is nothing older to fall back to.
+/// Its expiry goes to `metrics`. With `clients` only clients with a certificate that it accepts may connect. The first certificate must be good: there is nothing older to fall back to.
 pub async fn start(
     source: CertSource,
+    clients: Option<Arc<dyn ClientCertVerifier>>,
     clock: Clock,
     served: Condition,
     metrics: Metrics,
@@ -102,19 +105,20 @@ pub async fn start(
         CertSource::SelfManaged { .. } => POLL_LEAF,
         CertSource::Files { .. } => POLL_FILES,
     };
-    start_every(poll, source, clock, served, metrics, shutdown).await
+    start_every(poll, source, clients, clock, served, metrics, shutdown).await
 }
 
 /// As [`start`], looking as often as `poll` says.
 pub(super) async fn start_every(
     poll: Duration,
     source: CertSource,
+    clients: Option<Arc<dyn ClientCertVerifier>>,
     clock: Clock,
     served: Condition,
     metrics: Metrics,
     shutdown: CancellationToken,
 ) -> Result<(SharedTls, JoinHandle<()>), TlsError> {
-    let keeper = Keeper::start(source, clock, served, metrics).await?;
+    let keeper = Keeper::start(source, clients, clock, served, metrics).await?;
     let shared = Arc::clone(&keeper.shared);
     Ok((shared, tokio::spawn(keeper.run(poll, shutdown))))
 }
@@ -134,6 +138,7 @@ impl Pair {
 /// What is served now and where the next comes from.
 struct Keeper {
     source: CertSource,
+    clients: Option<Arc<dyn ClientCertVerifier>>,
     clock: Clock,
     served: Condition,
     metrics: Metrics,
@@ -146,13 +151,19 @@ struct Keeper {
 }
 
 impl Keeper {
-    async fn start(source: CertSource, clock: Clock, served: Condition, metrics: Metrics) -> Result<Self, TlsError> {
+    async fn start(
+        source: CertSource,
+        clients: Option<Arc<dyn ClientCertVerifier>>,
+        clock: Clock,
+        served: Condition,
+        metrics: Metrics,
+    ) -> Result<Self, TlsError> {
         let now = clock();
         let (pair, signer) = source.next(now).await?;
-        let (config, validity) = source.judge(&pair, now)?;
+        let (config, validity) = source.judge(&pair, clients.clone(), now)?;
         let shared = Arc::new(ArcSwap::from_pointee(config));
         let trouble = Trouble::new(CertificatePart::Serving, metrics.clone());
-        let keeper = Self { source, clock, served, metrics, shared, pair, validity, signer, trouble };
+        let keeper = Self { source, clients, clock, served, metrics, shared, pair, validity, signer, trouble };
         keeper.report(now);
         Ok(keeper)
     }
@@ -197,7 +208,7 @@ impl Keeper {
         if pair.same_bytes(&self.pair) {
             return Ok(false);
         }
-        let (config, validity) = self.source.judge(&pair, now)?;
+        let (config, validity) = self.source.judge(&pair, self.clients.clone(), now)?;
         self.shared.store(Arc::new(config));
         (self.pair, self.validity, self.signer) = (pair, validity, signer);
         Ok(true)
@@ -247,7 +258,12 @@ impl CertSource {
     }
 
     /// The server configuration for a pair, if it is whole, matched and valid now.
-    fn judge(&self, pair: &Pair, now: Timestamp) -> Result<(ServerConfig, Validity), TlsError> {
+    fn judge(
+        &self,
+        pair: &Pair,
+        clients: Option<Arc<dyn ClientCertVerifier>>,
+        now: Timestamp,
+    ) -> Result<(ServerConfig, Validity), TlsError> {
         let refuse = |reason: String| TlsError::Pair { origin: self.origin(), reason };
         let chain = CertificateDer::pem_slice_iter(&pair.chain)
             .collect::<Result<Vec<_>, _>>()
@@ -266,7 +282,7 @@ impl CertSource {
         let key = PrivateKeyDer::from_pem_slice(pair.key.expose_secret())
             .map_err(|_| refuse("the private key is no PEM".to_owned()))?;
         // Refuses a key that is not the certificate's.
-        let config = server_config(chain, key).map_err(|e| refuse(e.to_string()))?;
+        let config = server_config(chain, key, clients).map_err(|e| refuse(e.to_string()))?;
         Ok((config, validity))
     }
 
@@ -282,12 +298,17 @@ impl CertSource {
 fn server_config(
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
+    clients: Option<Arc<dyn ClientCertVerifier>>,
 ) -> Result<ServerConfig, rustls::Error> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
-        .with_no_client_auth()
+        .with_client_cert_verifier(clients.unwrap_or_else(WebPkiClientVerifier::no_client_auth))
         .with_single_cert(chain, key)?;
+    // The API server resumes no sessions: keeping them would cost time at each handshake, and a resumed one would not be
+    // checked against a client CA that has changed since.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(config)
 }

@@ -20,6 +20,8 @@ const CONTROLLER: &str = "kimup.cloudavenue.io/kimup";
 pub enum Reason {
     /// A newer tag was chosen.
     TagSelected,
+    /// A newer tag waits for something.
+    TagPending,
     /// A workload's Pod template was stamped.
     RolloutStarted,
     /// A rollout ended well.
@@ -50,6 +52,7 @@ impl Reason {
     /// Every reason, for the reference documentation.
     pub const ALL: &[Self] = &[
         Self::TagSelected,
+        Self::TagPending,
         Self::RolloutStarted,
         Self::RolloutSettled,
         Self::Held,
@@ -68,6 +71,7 @@ impl Reason {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::TagSelected => "TagSelected",
+            Self::TagPending => "TagPending",
             Self::RolloutStarted => "RolloutStarted",
             Self::RolloutSettled => "RolloutSettled",
             Self::Held => "Held",

@@ -9,19 +9,20 @@ use tokio::sync::SemaphorePermit;
 use tokio::time::Instant;
 
 use crate::api::annotations::{ACTION, REQUESTED_AT};
-use crate::api::{self, CompiledSpec, Image, ImageStatus, SyncResult, Tagged};
+use crate::api::{self, Closed, CompiledSpec, Image, ImageStatus, Seen, SyncResult, Tagged};
 use crate::policy::Repository;
 use crate::registry::Asker;
 use crate::rollout::PullAccess;
 
 use super::decide::Known;
 use super::engine::{Key, Sync};
+use super::gates::{self, Gate, Waits};
 use super::managed;
 use super::observe;
 use super::pace::{self, RETRY_MAX, Wanted};
 use super::records;
 use super::status::{self, Failure, Outcome, Subject};
-use super::verify::{Checks, Given};
+use super::verify::{Checks, Chosen, Given};
 use super::world::{Cached, ImageKey, status_of};
 use super::write::{self, WriteError};
 
@@ -130,13 +131,14 @@ impl Sync {
         let mut began = None;
         let mut gone = None;
         let wanted = self.wanted(key, &image, &old, &request, compiled.as_ref().ok(), now);
+        let wanted = wanted.or_else(|| self.gate_opened(&image, &old, compiled.as_ref().ok(), now));
         let due = wanted.is_some();
         if let Some(wanted) = wanted {
             began = Some(Instant::now());
             let spec = compiled.as_ref().ok();
             // A registry may take long: the place is for others until it has answered.
             drop(place);
-            let outcome = self.sync(key, &image, &old, compiled.as_ref(), wanted).await;
+            let (outcome, waits) = self.sync(key, &image, &old, compiled.as_ref(), wanted).await;
             place = self.places.take().await.ok_or(WriteError::NotLeader)?;
             if let Outcome::Tag { gone: Some(digest), .. } = &outcome {
                 gone = Some(digest.clone());
@@ -144,8 +146,11 @@ impl Sync {
             let retry = matches!(&outcome, Outcome::Failed(failure) if !failure.stalled);
             let subject = self.subject(&image, spec);
             selected = status::after_sync(&mut new, &subject, &outcome);
+            if let Some((waits, seen)) = waits {
+                status::after_gates(&mut new, &subject, waits.as_ref(), seen);
+            }
             self.metrics.sync(new.result.map_or("Error", SyncResult::as_str));
-            self.schedule(key, &image, spec, retry);
+            self.schedule(key, &image, spec, retry, &new);
             self.mark_stale(key, &mut new, &subject, spec, retry);
             if request.requested_at.is_some() {
                 new.last_handled_request.clone_from(&request.requested_at);
@@ -177,6 +182,7 @@ impl Sync {
             (memo.synced, memo.forced) = (Some(began), false);
         }
         self.report(key, &written, &old, &new, selected, &holds, settled).await;
+        self.report_pending(key, &written, &old, &new).await;
         self.report_left_out(&written, &old, &new, compiled.as_ref().ok()).await;
         if let Some(digest) = gone {
             self.report_gone(&written, &new, &digest).await;
@@ -197,12 +203,13 @@ impl Sync {
         status: &ImageStatus,
         compiled: Result<&CompiledSpec, &api::SpecError>,
         wanted: Wanted,
-    ) -> Outcome {
+    ) -> (Outcome, Option<(Option<Waits>, Vec<Seen>)>) {
+        let failed = |failure: Failure| (Outcome::Failed(failure), None);
         let spec = match compiled {
             Ok(spec) => spec,
             Err(error) => {
                 let (result, reason, message) = (error.result(), error.reason(), format!("Image {key}: {error}"));
-                return Outcome::Failed(Failure { result, reason, message, stalled: true });
+                return failed(Failure { result, reason, message, stalled: true });
             }
         };
         if let Some(other) = self.duplicate_of(image, &spec.repository) {
@@ -211,17 +218,13 @@ impl Sync {
                 spec.repository,
                 other.name_any()
             );
-            return Outcome::Failed(Failure {
-                result: SyncResult::Error,
-                reason: status::DUPLICATE,
-                message,
-                stalled: true,
-            });
+            return failed(Failure { result: SyncResult::Error, reason: status::DUPLICATE, message, stalled: true });
         }
         let access = self.world.access_of(image);
-        let outcome = self.choose(key, image, status, spec, access.as_ref(), wanted).await;
-        outcome
-            .unwrap_or_else(|failure| Outcome::Failed(failure.tried_again(pace::longest_wait(spec, Timestamp::now()))))
+        match self.choose(key, image, status, spec, access.as_ref(), wanted).await {
+            Ok(Chosen { outcome, waits, seen }) => (outcome, Some((waits, seen))),
+            Err(failure) => failed(failure.tried_again(pace::longest_wait(spec, Timestamp::now()))),
+        }
     }
 
     /// The older Image of a person that counts for the repository. An Image that kimup made counts beside it.
@@ -243,7 +246,7 @@ impl Sync {
         spec: &CompiledSpec,
         access: Option<&PullAccess>,
         wanted: Wanted,
-    ) -> Result<Outcome, Failure> {
+    ) -> Result<Chosen, Failure> {
         let stopping = || Failure {
             result: SyncResult::Error,
             reason: "Stopping",
@@ -259,7 +262,12 @@ impl Sync {
         let listing = self.places.outside(observe::list_tags(&self.registry, &asked, wanted)).await;
         let listing = listing.ok_or_else(stopping)??;
         self.host_answers(spec.repository.host());
+        let tags: Vec<&str> = listing.tags().collect();
         let stamped = self.newest_stamp(image, spec);
+        let frozen = self.frozen(&key.namespace);
+        // Where a newer tag may have to wait, what the manifest says counts as chosen meanwhile.
+        let gated = spec.gate.is_some() || spec.gates.any() || frozen.is_some();
+        let stamped = stamped.or_else(|| gates::own_tag(spec, &tags).filter(|_| gated));
         let known = Known {
             settled: status.tag.as_deref(),
             in_flight: status.rollout.as_ref().map(|r| r.tag.as_str()),
@@ -267,8 +275,12 @@ impl Sync {
             stamped: stamped.as_ref(),
             of_one_text: managed::is_managed(&image.metadata),
         };
-        let tags: Vec<&str> = listing.tags().collect();
-        let given = Given::new(key, spec, status, known, &tags);
+        let now = Timestamp::now();
+        let nothing_runs = known.settled.is_none() && known.in_flight.is_none() && known.stamped.is_none();
+        // Nobody asked a frozen namespace to be without tags: the first one rolls nothing.
+        let closed = spec.gates.closed(now).or(frozen.filter(|_| !nothing_runs));
+        let gate = Gate { closed, min_age: spec.gates.min_age, seen: status.seen.clone(), now };
+        let given = Given::new(key, spec, status, known, &tags, gate);
         self.places.outside(self.verified(image, &given, &asked.request)).await.ok_or_else(stopping)?
     }
 
@@ -302,8 +314,28 @@ impl Sync {
             pin: api::pins_digest(&image.spec),
             follows: compiled.and_then(|spec| spec.tag_to_follow().map(str::to_owned)),
             used,
+            closed: self.closed(image, compiled),
             now: Timestamp::now(),
         }
+    }
+
+    /// Why no rollout of an Image may start now.
+    fn closed(&self, image: &Image, spec: Option<&CompiledSpec>) -> Option<Closed> {
+        let namespace = image.metadata.namespace.as_deref().unwrap_or_default();
+        spec.and_then(|spec| spec.gates.closed(Timestamp::now())).or_else(|| self.frozen(namespace))
+    }
+
+    /// What held a tag back does so no longer: a sync is due.
+    fn gate_opened(
+        &self,
+        image: &Image,
+        status: &ImageStatus,
+        spec: Option<&CompiledSpec>,
+        now: Timestamp,
+    ) -> Option<Wanted> {
+        let spec = spec.filter(|spec| status::was_closed(status) && self.closed(image, Some(spec)).is_none())?;
+        self.free_waiting();
+        Some(Wanted::shared_list(Asker::Schedule, spec, now))
     }
 
     fn asker(&self, key: &ImageKey) -> Asker {
@@ -330,7 +362,7 @@ impl Sync {
             // Taken over from an earlier process: its last sync counts, so that a restart is not a burst.
             let last = status.time.as_deref().and_then(|time| time.parse().ok()).filter(|_| status.tag.is_some());
             let resume = |(last, spec)| pace::resume(spec, last, now, self.options.status_heartbeat);
-            memo.next = Some(last.zip(spec).and_then(resume).unwrap_or(now));
+            memo.next = earlier(last.zip(spec).and_then(resume).or(Some(now)), status::opens(status));
         }
         let changed = memo.generation != image.metadata.generation;
         let fresh = status.observed_generation.is_none();
@@ -347,13 +379,14 @@ impl Sync {
     }
 
     /// Remembers when the next sync is due.
-    fn schedule(&self, key: &ImageKey, image: &Image, spec: Option<&CompiledSpec>, failed: bool) {
+    fn schedule(&self, key: &ImageKey, image: &Image, spec: Option<&CompiledSpec>, failed: bool, status: &ImageStatus) {
         let now = Timestamp::now();
         let mut memos = self.memos();
         let memo = memos.entry(key.clone()).or_default();
         memo.generation = image.metadata.generation;
         memo.forced = true; // until the outcome is written: a conflict must not lose it
         (memo.failures, memo.next) = pace::after(spec, memo.failures, failed, now);
+        memo.next = earlier(memo.next, status::opens(status).filter(|opens| *opens > now));
         if !failed {
             memo.last_success = Some(now);
         }
@@ -393,4 +426,9 @@ impl Sync {
             self.queue.add(Key::Image(key.clone()), Instant::now() + wait);
         }
     }
+}
+
+/// The earlier of two times, of which there may be none.
+fn earlier(a: Option<Timestamp>, b: Option<Timestamp>) -> Option<Timestamp> {
+    a.into_iter().chain(b).min()
 }

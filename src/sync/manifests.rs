@@ -8,8 +8,8 @@ use crate::rollout::Placement;
 use super::engine::Sync;
 use super::nodes::{self, Needed};
 use super::observe;
-use super::status::{Failure, Outcome};
-use super::verify::{self, Given, Manifests};
+use super::status::Failure;
+use super::verify::{self, Chosen, Given, Manifests};
 
 impl Sync {
     /// Decides over the listed tags, and makes sure that what is newly chosen can be run.
@@ -18,15 +18,15 @@ impl Sync {
         image: &Image,
         given: &Given<'_>,
         listed: &ListRequest,
-    ) -> Result<Outcome, Failure> {
+    ) -> Result<Chosen, Failure> {
         let mut checks = self.memos().get(given.image).map(|memo| memo.checks.clone()).unwrap_or_default();
         let asks = Asks { sync: self, image, given, listed };
-        let outcome = verify::choose(given, &mut checks, &asks).await;
+        let chosen = verify::choose(given, &mut checks, &asks).await;
         // Also after a failure: what was learned before it need not be asked for again.
         if let Some(memo) = self.memos().get_mut(given.image) {
             memo.checks = checks;
         }
-        outcome
+        chosen
     }
 }
 

@@ -7,6 +7,7 @@ mod access;
 mod decide;
 mod engine;
 mod follow;
+mod gates;
 mod image;
 mod managed;
 mod manifests;

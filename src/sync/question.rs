@@ -77,11 +77,15 @@ impl Sync {
         // Even with the time used up a cached token and a near registry can still answer.
         let deadline = deadline.max(Instant::now() + Duration::from_millis(50));
         match tokio::time::timeout_at(deadline, self.choose(key, image, &status, &spec, access, wanted)).await {
-            Ok(Ok(Outcome::Tag { tag, why, adopted, digest, .. })) => {
-                let tagged = status::pinned(spec.pin, &adopted.unwrap_or(Tagged { tag, digest }));
-                Ok(Answered::new(Some(tagged.to_string()), why))
-            }
-            Ok(Ok(Outcome::Failed(failure)) | Err(failure)) => Ok(Answered::new(None, failure.message)),
+            Ok(Ok(chosen)) => Ok(match chosen.outcome {
+                Outcome::Tag { tag, why, adopted, digest, .. } => {
+                    let tagged = status::pinned(spec.pin, &adopted.unwrap_or(Tagged { tag, digest }));
+                    Answered::new(Some(tagged.to_string()), why)
+                }
+                Outcome::Waiting { why } => Answered::new(None, why),
+                Outcome::Failed(failure) => Answered::new(None, failure.message),
+            }),
+            Ok(Err(failure)) => Ok(Answered::new(None, failure.message)),
             Err(_) => Err(format!("Image {key}: the registry did not answer in time")),
         }
     }

@@ -89,6 +89,21 @@ impl Sync {
         }
     }
 
+    /// Says, once, that a tag waits.
+    pub(super) async fn report_pending(&self, key: &ImageKey, image: &Image, old: &ImageStatus, new: &ImageStatus) {
+        let Some(pending) = new.pending.as_ref().filter(|pending| {
+            old.pending.as_ref().is_none_or(|before| (&before.tag, &before.reason) != (&pending.tag, &pending.reason))
+        }) else {
+            return;
+        };
+        let until = pending.at.as_ref().map(|at| format!(", until {at}")).unwrap_or_default();
+        let note = format!("{}: {} waits: {}{until}", image.spec.image, pending.tag, pending.reason);
+        self.events.say(&reference(image), Reason::TagPending, &note).await;
+        let (image, from) = (format!("Image {key}"), new.tag.clone().unwrap_or_default());
+        let to = &pending.tag;
+        Audit { image: &image, workload: "", what: "wait", from: &from, to, digest: "", rule: "", rollout: "" }.log();
+    }
+
     async fn report_failure(&self, key: &ImageKey, on: &ObjectReference, old: &ImageStatus, new: &ImageStatus) {
         let ready = |s: &ImageStatus| s.conditions.iter().find(|c| c.type_ == api::condition::READY).cloned();
         let (Some(now), before) = (ready(new), ready(old)) else {

@@ -6,7 +6,11 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
-use crate::api::{Held, HistoryEntry, ImageStatus, RolloutStatus, SyncResult, Tagged, condition};
+use crate::api::{
+    Closed, Held, HistoryEntry, ImageStatus, Pending, RolloutStatus, Seen, SyncResult, Tagged, condition,
+};
+
+use super::gates::{self, Waits};
 
 /// Tags that the history keeps.
 const MAX_HISTORY: usize = 10;
@@ -26,6 +30,11 @@ pub fn rfc3339(time: Timestamp) -> String {
 pub enum Outcome {
     /// It failed; the tag stays as it is.
     Failed(Failure),
+    /// There is no tag yet, and none may be chosen now.
+    Waiting {
+        /// Why, in a sentence.
+        why: String,
+    },
     /// The Image should run this tag.
     Tag {
         /// The tag.
@@ -87,6 +96,8 @@ pub struct Subject<'a> {
     pub follows: Option<String>,
     /// Whether any opted-in workload uses the Image.
     pub used: bool,
+    /// No rollout may start.
+    pub closed: Option<Closed>,
     /// The time.
     pub now: Timestamp,
 }
@@ -133,6 +144,13 @@ pub fn after_sync(status: &mut ImageStatus, subject: &Subject<'_>, outcome: &Out
             status.result = Some(failure.result);
             None
         }
+        Outcome::Waiting { why } => {
+            conditions.set(condition::READY, true, "Waiting", why);
+            conditions.clear(condition::STALLED);
+            conditions.clear(condition::STALE);
+            status.result = Some(SyncResult::Success);
+            None
+        }
         Outcome::Tag { tag, rule, why, missing, adopted, digest, passed_over, .. } => {
             let mut message = if *missing {
                 format!("{tag} is kept: no rule allows a newer one; the registry no longer lists it")
@@ -159,6 +177,36 @@ pub fn after_sync(status: &mut ImageStatus, subject: &Subject<'_>, outcome: &Out
             }
             select(status, subject, &Tagged { tag: tag.clone(), digest: digest.clone() }, rule, why)
         }
+    }
+}
+
+/// Records which tag waits, and which tags to remember.
+pub fn after_gates(status: &mut ImageStatus, subject: &Subject<'_>, waits: Option<&Waits>, seen: Vec<Seen>) {
+    status.seen = seen;
+    wait(status, subject, waits);
+}
+
+/// Whether a tag waited for a closed gate, as the status has it.
+pub fn was_closed(status: &ImageStatus) -> bool {
+    let waits = |c: &Condition| c.type_ == condition::PENDING && gates::waits_for_opening(&c.reason);
+    status.conditions.iter().any(waits)
+}
+
+/// When the tag that waits may go, as the status has it.
+pub fn opens(status: &ImageStatus) -> Option<Timestamp> {
+    status.pending.as_ref()?.at.as_ref()?.parse().ok()
+}
+
+/// Records that a tag waits, or that none does.
+fn wait(status: &mut ImageStatus, subject: &Subject<'_>, waits: Option<&Waits>) {
+    status.pending = waits.map(|waits| waits.pending.clone());
+    let mut conditions = Conditions { list: &mut status.conditions, subject };
+    match waits {
+        Some(Waits { reason, pending: Pending { tag, reason: why, at } }) => {
+            let until = at.as_ref().map(|at| format!(", until {at}")).unwrap_or_default();
+            conditions.set(condition::PENDING, true, reason, &format!("{tag} waits: {why}{until}"));
+        }
+        None => conditions.clear(condition::PENDING),
     }
 }
 
@@ -235,6 +283,8 @@ pub struct Progress {
     pub done: u32,
     /// How many have nothing left to do: those, and those that are held.
     pub at_rest: u32,
+    /// How many are being rolled.
+    pub moving: u32,
     /// Those that keep another tag (`since` is filled in here).
     pub held: Vec<Held>,
     /// Those not planned or not written yet for the tag: what held them is kept, because a plan needs to know what was
@@ -285,7 +335,17 @@ pub fn after_progress(status: &mut ImageStatus, subject: &Subject<'_>, progress:
     if let Some(rollout) = &mut status.rollout {
         (rollout.total, rollout.updated) = (progress.total, progress.done);
     }
-    let moving = status.rollout.as_ref().map(|r| format!("rolling out {}", r.tag));
+    let under_way = status.rollout.as_ref().filter(|_| !progress.is_complete()).map(|r| r.tag.clone());
+    // What has started ends, and nothing starts: the rollout waits with the workloads that are left.
+    if let Some(tag) = under_way {
+        match &subject.closed {
+            Some(closed) => wait(status, subject, Some(&Waits::closed(&tag, closed))),
+            None if status.pending.as_ref().is_some_and(|pending| pending.tag == tag) => wait(status, subject, None),
+            None => {}
+        }
+    }
+    let moves = subject.closed.is_none() || progress.moving > 0;
+    let moving = status.rollout.as_ref().filter(|_| moves).map(|r| format!("rolling out {}", r.tag));
     let mut conditions = Conditions { list: &mut status.conditions, subject };
     match moving {
         Some(message) => conditions.set(condition::RECONCILING, true, "RollingOut", &message),

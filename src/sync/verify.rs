@@ -6,10 +6,11 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-use crate::api::{CompiledSpec, ImageStatus, SyncResult};
+use crate::api::{CompiledSpec, ImageStatus, Seen, SyncResult, Tagged};
 use crate::registry::Manifest;
 
 use super::decide::{self, Known, Verdict};
+use super::gates::{Age, Ages, Gate, Waits};
 use super::nodes::Needed;
 use super::status::{self, Failure, Outcome};
 use super::world::ImageKey;
@@ -41,6 +42,18 @@ pub(super) struct Given<'a> {
     pub digest: Option<String>,
     /// Every tag that the registry lists.
     pub tags: &'a [&'a str],
+    /// What newer tags wait for.
+    pub gate: Gate,
+}
+
+/// What a sync comes to.
+#[derive(Debug)]
+pub(super) struct Chosen {
+    pub outcome: Outcome,
+    /// The newer tag that waits, and for what.
+    pub waits: Option<Waits>,
+    /// Which tags to remember, and since when they are known.
+    pub seen: Vec<Seen>,
 }
 
 /// A tag that can be run, or why it cannot.
@@ -54,17 +67,30 @@ pub(super) async fn choose<M: Manifests>(
     given: &Given<'_>,
     checks: &mut Checks,
     manifests: &M,
-) -> Result<Outcome, Failure> {
+) -> Result<Chosen, Failure> {
     let mut tags = Cow::Borrowed(given.tags);
+    let mut ages = Ages::new(&given.gate);
     let mut passed_over: Vec<(String, String)> = Vec::new();
     let chosen = loop {
         let verdict = decide::decide(given.spec, given.known, &tags);
         let Verdict::Tag { tag, rule, why, missing, adopted } = verdict else {
-            break given.nothing(verdict, &passed_over)?;
+            break given.nothing(verdict, &passed_over, ages.waits())?;
         };
         if given.current() == Some(&tag) {
             let missing = missing && !given.tags.contains(&&*tag);
             break Outcome::Tag { tag, rule, why, missing, adopted, digest: None, passed_over: Vec::new(), gone: None };
+        }
+        // The starting tag is a person's word: no rule chose it.
+        match if rule.is_empty() { Age::Old } else { ages.of(&tag) } {
+            Age::Old => {}
+            Age::Young => {
+                tags.to_mut().retain(|other| *other != tag);
+                continue;
+            }
+            Age::Untold => {
+                tags.to_mut().retain(|other| ages.knows(other) || given.stays(other));
+                continue;
+            }
         }
         if passed_over.len() >= MAX_PASSED_OVER {
             break given.keep(&passed_over)?;
@@ -80,7 +106,8 @@ pub(super) async fn choose<M: Manifests>(
             }
         }
     };
-    finish(given, chosen, passed_over, checks, manifests).await
+    let chosen = finish(given, chosen, passed_over, &mut ages, checks, manifests).await?;
+    Ok(given.hold_back(chosen, ages))
 }
 
 /// Adds what is known of the digest, and forgets what was learned of tags that play no part any more.
@@ -88,6 +115,7 @@ async fn finish<M: Manifests>(
     given: &Given<'_>,
     chosen: Outcome,
     mut passed_over: Vec<(String, String)>,
+    ages: &mut Ages,
     checks: &mut Checks,
     manifests: &M,
 ) -> Result<Outcome, Failure> {
@@ -95,7 +123,7 @@ async fn finish<M: Manifests>(
         return Ok(chosen);
     };
     if given.current() == Some(&tag) {
-        let present = current_digest(given, &tag, missing, checks, manifests).await?;
+        let present = current_digest(given, &tag, missing, ages, checks, manifests).await?;
         digest = present.digest;
         missing |= present.missing;
         gone = present.gone;
@@ -128,6 +156,7 @@ async fn current_digest<M: Manifests>(
     given: &Given<'_>,
     tag: &str,
     missing: bool,
+    ages: &mut Ages,
     checks: &mut Checks,
     manifests: &M,
 ) -> Result<Present, Failure> {
@@ -142,6 +171,7 @@ async fn current_digest<M: Manifests>(
     let (now, gone) = if spec.follows_digest.is_some() {
         match manifests.digest(tag).await? {
             Some(now) if now == before => return Ok(kept),
+            Some(now) if ages.of(&Tagged::new(tag, Some(&now)).to_string()) != Age::Old => return Ok(kept),
             None => return Ok(Present { missing: true, ..kept }),
             now => (now, None),
         }
@@ -223,13 +253,55 @@ impl<'a> Given<'a> {
         status: &ImageStatus,
         known: Known<'a>,
         tags: &'a [&'a str],
+        gate: Gate,
     ) -> Self {
         let current = status::current(status).or_else(|| known.stamped.cloned());
-        Self { image, spec, known, digest: current.and_then(|current| current.digest), tags }
+        Self { image, spec, known, digest: current.and_then(|current| current.digest), tags, gate }
     }
 }
 
 impl Given<'_> {
+    /// Whether a tag may be run whatever its age: it runs already, or a person wrote it down.
+    fn stays(&self, tag: &str) -> bool {
+        self.current() == Some(tag) || self.spec.base_tag.as_deref() == Some(tag)
+    }
+
+    /// The outcome as the gates let it be: while they are closed the current tag stays, and the chosen one waits.
+    fn hold_back(&self, outcome: Outcome, ages: Ages) -> Chosen {
+        let young = ages.waits();
+        let Outcome::Tag { tag, digest, adopted, passed_over, gone: None, .. } = &outcome else {
+            return Chosen { seen: ages.seen("", |tag| self.lists(tag)), waits: young, outcome };
+        };
+        let to = Tagged::new(tag, digest.as_deref());
+        let moved = self.spec.pin && self.digest.is_some() && *digest != self.digest;
+        let closed = self.gate.closed.as_ref().filter(|_| self.current() != Some(tag) || moved);
+        let seen = ages.seen(&if moved { to.to_string() } else { tag.clone() }, |tag| self.lists(tag));
+        let Some(closed) = closed else {
+            return Chosen { outcome, waits: young, seen };
+        };
+        let waits = Some(Waits::closed(&if moved { to.to_string() } else { tag.clone() }, closed));
+        let outcome = match self.current() {
+            None => Outcome::Waiting { why: format!("no tag is chosen yet: {tag} waits, {}", closed.why) },
+            Some(current) => Outcome::Tag {
+                tag: current.to_owned(),
+                rule: String::new(),
+                why: closed.why.clone(),
+                missing: !self.lists(current),
+                adopted: adopted.clone(),
+                digest: self.digest.clone(),
+                passed_over: passed_over.clone(),
+                gone: None,
+            },
+        };
+        Chosen { outcome, waits, seen }
+    }
+
+    /// Whether the registry lists a tag, with or without a digest.
+    fn lists(&self, tag: &str) -> bool {
+        let tag = tag.split_once('@').map_or(tag, |(tag, _)| tag);
+        self.tags.contains(&tag)
+    }
+
     fn current(&self) -> Option<&str> {
         let stamped = self.known.stamped.map(|stamped| stamped.tag.as_str());
         self.known.in_flight.or(self.known.settled).or(stamped)
@@ -259,7 +331,24 @@ impl Given<'_> {
         })
     }
 
-    fn nothing(&self, verdict: Verdict, passed_over: &[(String, String)]) -> Result<Outcome, Failure> {
+    fn nothing(
+        &self,
+        verdict: Verdict,
+        passed_over: &[(String, String)],
+        young: Option<Waits>,
+    ) -> Result<Outcome, Failure> {
+        match (verdict, young) {
+            // Every tag that the rules would choose has to wait.
+            (_, Some(_)) if self.current().is_some() => self.keep(passed_over),
+            (_, Some(Waits { pending, .. })) => {
+                let why = format!("no tag is chosen yet: {} waits, {}", pending.tag, pending.reason);
+                Ok(Outcome::Waiting { why })
+            }
+            (verdict, None) => self.nothing_at_all(verdict, passed_over),
+        }
+    }
+
+    fn nothing_at_all(&self, verdict: Verdict, passed_over: &[(String, String)]) -> Result<Outcome, Failure> {
         let repository = &self.spec.repository;
         match verdict {
             _ if !passed_over.is_empty() => self.keep(passed_over),

@@ -364,6 +364,9 @@ impl Sync {
     }
 
     fn queue_namespace(&self, namespace: &str) {
+        for key in self.world.image_keys().into_iter().filter(|key| key.namespace == namespace) {
+            self.queue.add_now(Key::Image(key));
+        }
         for workload in self.world.workloads(Some(namespace)) {
             self.queue.add_now(Key::Workload(workload.key.clone()));
         }

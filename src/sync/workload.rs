@@ -4,17 +4,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::ResourceExt;
 use tokio::time::Instant;
 
-use crate::api::{self, Held, Image, ImageStatus, Order, Tagged, annotations};
+use crate::api::{self, Closed, Held, Image, ImageStatus, Order, Tagged, annotations};
 use crate::notify::{Audit, Reason};
 use crate::policy::Repository;
 use crate::rollout::{self, ApplyError, Blocked, FIELD_MANAGER, Hold, Plan, Target, Workload, WorkloadKey};
 use crate::telemetry::RolloutOutcome;
 
 use super::engine::{Key, Sync};
+use super::gates;
 use super::managed;
 use super::status::{self, Progress};
 use super::world::{Cached, ImageKey, User, same_group, status_of};
@@ -284,11 +286,10 @@ impl Sync {
         }
     }
 
-    /// The limits of design section 5, and `freeze`. The caller holds `rolling`, so that two workloads cannot take one place.
+    /// The limits of design section 5, and the gates. The caller holds `rolling`, so that two workloads cannot take one place.
     fn limits_allow(&self, workload: &Workload, targets: &BTreeMap<String, Target>, plan: &Plan) -> bool {
         let namespace = &workload.key.namespace;
-        let frozen = |namespace: &str| self.world.settings(namespace).frozen;
-        if frozen(namespace) || frozen(&self.options.own_namespace) {
+        if self.frozen(namespace).is_some() {
             return false;
         }
         let moving: Vec<Arc<Workload>> = {
@@ -312,6 +313,10 @@ impl Sync {
             let Some(Cached::Read(image)) = self.world.image(&key) else {
                 return true;
             };
+            // A gate that cannot be read is closed: its Image says what is wrong with it.
+            if !api::Gates::parse(&image.spec).is_ok_and(|gates| gates.closed(Timestamp::now()).is_none()) {
+                return false;
+            }
             let moving = used.iter().filter(|used| used.iter().any(|other| same_group(&image, other))).count();
             moving < self.world.max_concurrent(&image)
         })
@@ -376,8 +381,14 @@ impl Sync {
         self.free_waiting();
     }
 
-    /// A place in the limits may be free.
-    fn free_waiting(&self) {
+    /// Why no rollout may start in a namespace.
+    pub(super) fn frozen(&self, namespace: &str) -> Option<Closed> {
+        let mut namespaces = [namespace, &self.options.own_namespace].into_iter();
+        namespaces.find(|namespace| self.world.settings(namespace).frozen).map(gates::frozen)
+    }
+
+    /// A place in the limits may be free, or a gate open.
+    pub(super) fn free_waiting(&self) {
         for key in std::mem::take(&mut *self.waiting()) {
             self.queue.add_now(Key::Workload(key));
         }
@@ -408,6 +419,7 @@ impl Sync {
                 progress.undecided.push(workload.key.to_string());
             }
             progress.held.extend(seen.held.iter().cloned());
+            progress.moving += u32::from(seen.state == State::Moving);
             progress.done += u32::from(seen.state == State::Done);
             progress.at_rest += u32::from(matches!(seen.state, State::Done | State::Held));
             if let State::Failed(why) = &seen.state {

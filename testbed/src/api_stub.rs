@@ -42,16 +42,33 @@ pub struct ApiStub {
     _server: Task,
 }
 
+/// What becomes of a request instead of an answer, or before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Obstacle {
+    /// It is answered with this status.
+    Refused(u16),
+    /// It is never answered, and its connection stays.
+    Silence,
+    /// It is answered so much later.
+    Delay(Duration),
+}
+
+/// Tells the obstacle in the way of a request, by its path and query.
+type Obstacles = dyn Fn(&str, &HashMap<String, String>) -> Option<Obstacle> + Send + Sync;
+
 #[derive(Default)]
 struct Shared {
     requests: AtomicU64,
     state: Mutex<Cluster>,
+    obstacles: Mutex<Option<Arc<Obstacles>>>,
 }
 
 /// All objects, and what happened to them.
 #[derive(Default)]
 struct Cluster {
     version: u64,
+    /// Up to this version nothing that happened is known any more.
+    forgotten: u64,
     kinds: HashMap<&'static str, Kind>,
 }
 
@@ -139,6 +156,30 @@ impl ApiStub {
             kind.watches.clear();
         }
     }
+
+    /// Forgets what happened so far and says so to those who watch (410 `Expired`): they must list anew.
+    pub fn expire_watches(&self) {
+        let mut state = lock(&self.shared.state);
+        state.version += 1;
+        state.forgotten = state.version;
+        let line = Bytes::from(format!("{}\n", json!({"type": "ERROR", "object": status(410, "Expired")})));
+        for (_, watch) in state.kinds.values_mut().flat_map(|kind| kind.watches.drain(..)) {
+            let _ = watch.send(line.clone()); // who is gone needs no telling
+        }
+    }
+
+    /// From now on puts these in the way of requests, instead of those before.
+    pub fn obstruct(
+        &self,
+        obstacles: impl Fn(&str, &HashMap<String, String>) -> Option<Obstacle> + Send + Sync + 'static,
+    ) {
+        *lock(&self.shared.obstacles) = Some(Arc::new(obstacles));
+    }
+
+    /// From now on nothing is in the way of requests.
+    pub fn clear(&self) {
+        *lock(&self.shared.obstacles) = None;
+    }
 }
 
 fn write_kubeconfig(folder: &Path, address: SocketAddr) -> Result<PathBuf> {
@@ -204,6 +245,9 @@ impl Cluster {
     /// The events since a version and all that follow; none if it is too old.
     fn watch(&mut self, target: &Target, since: u64) -> Option<mpsc::UnboundedReceiver<Bytes>> {
         let kind = self.kinds.entry(target.plural).or_default();
+        if since < self.forgotten {
+            return None;
+        }
         if kind.events.len() == REMEMBERED && kind.events.front().is_some_and(|(oldest, ..)| *oldest > since + 1) {
             return None;
         }
@@ -259,6 +303,13 @@ async fn answer(
     body: Bytes,
 ) -> Response {
     shared.requests.fetch_add(1, Ordering::SeqCst);
+    let obstacles = lock(&shared.obstacles).clone();
+    match obstacles.and_then(|obstacles| obstacles(uri.path(), &query)) {
+        None => {}
+        Some(Obstacle::Refused(code)) => return failure(code, "InternalError"),
+        Some(Obstacle::Silence) => std::future::pending().await,
+        Some(Obstacle::Delay(delay)) => tokio::time::sleep(delay).await,
+    }
     let Some(target) = target(uri.path(), query.get("fieldSelector")) else {
         return failure(404, "NotFound");
     };
@@ -365,9 +416,12 @@ fn json_response(code: u16, body: String) -> Response {
 }
 
 fn failure(code: u16, reason: &str) -> Response {
-    let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-        "message": format!("the stub says {reason}"), "reason": reason, "code": code});
-    json_response(code, status.to_string())
+    json_response(code, status(code, reason).to_string())
+}
+
+fn status(code: u16, reason: &str) -> Value {
+    json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+        "message": format!("the stub says {reason}"), "reason": reason, "code": code})
 }
 
 #[cfg(test)]
@@ -447,6 +501,33 @@ mod tests {
         assert_eq!(stub.requests(), 3);
         stub.end_watches();
         assert!(futures::StreamExt::next(&mut events).await.is_none());
+    }
+
+    #[tokio::test]
+    async fn what_happened_is_forgotten_and_requests_are_obstructed() {
+        let stub = ApiStub::start().await.unwrap();
+        let api: Api<DynamicObject> =
+            Api::all_with(client(&stub).await, &resource("kimup.cloudavenue.io", "v1alpha1", "Image", "images"));
+        let version = async || api.list(&ListParams::default()).await.unwrap().metadata.resource_version.unwrap();
+        let old = version().await;
+        let mut events = std::pin::pin!(api.watch(&WatchParams::default(), &old).await.unwrap());
+        stub.expire_watches();
+        let event = futures::StreamExt::next(&mut events).await.unwrap().unwrap();
+        assert!(matches!(&event, WatchEvent::Error(status) if status.code == 410), "{event:?}");
+        assert!(futures::StreamExt::next(&mut events).await.is_none());
+        let again = api.watch(&WatchParams::default(), &old).await.map(drop).unwrap_err();
+        assert!(matches!(&again, kube::Error::Api(status) if status.code == 410), "{again}");
+        assert!(api.watch(&WatchParams::default(), &version().await).await.is_ok());
+        stub.obstruct(|path, query| {
+            let watched = query.contains_key("watch");
+            (path.ends_with("/images") && !watched).then_some(Obstacle::Refused(500))
+        });
+        assert!(api.list(&ListParams::default()).await.is_err());
+        stub.obstruct(|_, _| Some(Obstacle::Silence));
+        let listed = tokio::time::timeout(Duration::from_millis(200), version()).await;
+        assert!(listed.is_err(), "never answered");
+        stub.clear();
+        version().await;
     }
 
     #[tokio::test]

@@ -1,8 +1,9 @@
 //! A TCP forwarder: what a Service in front of several replicas is in a cluster.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context as _, Result};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -18,8 +19,12 @@ pub struct Balancer {
     address: SocketAddr,
     backends: watch::Sender<Vec<SocketAddr>>,
     held: watch::Sender<bool>,
+    open: Open,
     _server: Task,
 }
+
+/// How many connections there are to each backend.
+type Open = Arc<Mutex<HashMap<SocketAddr, usize>>>;
 
 impl Balancer {
     pub async fn start(backends: &[SocketAddr]) -> Result<Self> {
@@ -27,8 +32,9 @@ impl Balancer {
         let address = listener.local_addr()?;
         let (backends, backends_seen) = watch::channel(backends.to_vec());
         let (held, held_seen) = watch::channel(false);
-        let server = Task::spawn(serve(listener, backends_seen, held_seen))?;
-        Ok(Self { address, backends, held, _server: server })
+        let open = Open::default();
+        let server = Task::spawn(serve(listener, backends_seen, held_seen, Arc::clone(&open)))?;
+        Ok(Self { address, backends, held, open, _server: server })
     }
 
     /// Where it listens.
@@ -41,6 +47,11 @@ impl Balancer {
         self.backends.send_replace(backends.to_vec());
     }
 
+    /// How many connections to a backend are open.
+    pub fn connections_to(&self, backend: SocketAddr) -> usize {
+        lock(&self.open).get(&backend).copied().unwrap_or_default()
+    }
+
     /// While `true`, nothing that the backends send arrives; it is not lost, and no connection breaks. In front of the
     /// API server this is a watch that falls behind.
     pub fn hold_back(&self, held: bool) {
@@ -48,7 +59,16 @@ impl Balancer {
     }
 }
 
-async fn serve(listener: TcpListener, backends: watch::Receiver<Vec<SocketAddr>>, held: watch::Receiver<bool>) {
+fn lock(open: &Open) -> MutexGuard<'_, HashMap<SocketAddr, usize>> {
+    open.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+async fn serve(
+    listener: TcpListener,
+    backends: watch::Receiver<Vec<SocketAddr>>,
+    held: watch::Receiver<bool>,
+    open: Open,
+) {
     let next = Arc::new(AtomicUsize::new(0));
     loop {
         // A failed accept is the client's or passes by itself.
@@ -56,19 +76,24 @@ async fn serve(listener: TcpListener, backends: watch::Receiver<Vec<SocketAddr>>
             continue;
         };
         let (backends, held, next) = (backends.borrow().clone(), held.clone(), Arc::clone(&next));
+        let open = Arc::clone(&open);
         tokio::spawn(async move {
-            if let Some(backend) = connect(&backends, &next).await {
+            if let Some((address, backend)) = connect(&backends, &next).await {
+                *lock(&open).entry(address).or_default() += 1;
                 forward(client, backend, held).await;
+                lock(&open).entry(address).and_modify(|count| *count -= 1);
             }
         });
     }
 }
 
-async fn connect(backends: &[SocketAddr], next: &AtomicUsize) -> Option<TcpStream> {
-    for _ in backends {
-        let backend = backends[next.fetch_add(1, Ordering::Relaxed) % backends.len()];
+async fn connect(backends: &[SocketAddr], next: &AtomicUsize) -> Option<(SocketAddr, TcpStream)> {
+    // Counted once: between two counts another connection could skip the one that accepts.
+    let first = next.fetch_add(1, Ordering::Relaxed);
+    for nth in 0..backends.len() {
+        let backend = backends[(first + nth) % backends.len()];
         if let Ok(stream) = TcpStream::connect(backend).await {
-            return Some(stream);
+            return Some((backend, stream));
         }
     }
     None
@@ -137,6 +162,19 @@ mod tests {
             }
         };
         check(&["a", "b", "a", "b"]).await;
+        let mut stream = TcpStream::connect(balancer.address()).await.unwrap();
+        stream.read_exact(&mut [0; 1]).await.unwrap();
+        let count = |expected: [usize; 2]| {
+            let balancer = &balancer;
+            crate::eventually(Duration::from_secs(5), "the count", async move || {
+                let found = [balancer.connections_to(a), balancer.connections_to(b)];
+                if found == expected { Ok(()) } else { Err(format!("{found:?}")) }
+            })
+        };
+        count([1, 0]).await;
+        drop(stream);
+        count([0, 0]).await;
+        check(&["b"]).await;
         drop(b_server);
         crate::eventually(Duration::from_secs(5), "b refuses", async || TcpStream::connect(b).await.is_err()).await;
         check(&["a", "a", "a"]).await;

@@ -150,6 +150,16 @@ impl KimupProcess {
         self.process.terminate(deadline).await
     }
 
+    /// SIGTERM, without waiting for the end; the second one ends it at once.
+    pub fn ask_to_stop(&mut self) -> Result<()> {
+        self.process.signal(Signal::TERM)
+    }
+
+    /// How it ended, or an error if it has not within `deadline`. Nothing is sent.
+    pub async fn ended(&mut self, deadline: Duration) -> Result<ExitStatus> {
+        self.process.ended(deadline).await
+    }
+
     /// SIGSTOP: it hangs, and its connections stay open.
     pub fn freeze(&mut self) -> Result<()> {
         self.process.signal(Signal::STOP)

@@ -9,6 +9,7 @@
 //! nothing here holds on to a runtime: clients are built by the caller, servers inside this process run on threads of
 //! their own.
 
+mod admission_load;
 mod api_stub;
 mod arguments;
 mod background;
@@ -29,7 +30,8 @@ mod token;
 mod tools;
 mod wait;
 
-pub use api_stub::ApiStub;
+pub use admission_load::{AdmissionLoad, LoadFailure, LoadReport, Reviews, WebhookClient};
+pub use api_stub::{ApiStub, Obstacle};
 pub use arguments::Arguments;
 pub use balancer::Balancer;
 pub use cluster::{Cluster, KubectlOutput};

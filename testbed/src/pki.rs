@@ -92,7 +92,7 @@ impl ServerCertificate {
     }
 
     /// Writes `server.crt` and `server.key`.
-    pub(crate) fn write(&self, folder: &Path) -> Result<()> {
+    pub fn write(&self, folder: &Path) -> Result<()> {
         write(folder, "server.crt", &self.pem)?;
         write(folder, "server.key", &self.key_pem)
     }

@@ -157,13 +157,18 @@ impl Process {
     /// SIGTERM; how it ended, or an error if it has not within `deadline`.
     pub async fn terminate(&mut self, deadline: Duration) -> Result<ExitStatus> {
         self.signal(Signal::TERM)?;
+        self.ended(deadline).await
+    }
+
+    /// How it ended, or an error if it has not within `deadline`. Nothing is sent.
+    pub async fn ended(&mut self, deadline: Duration) -> Result<ExitStatus> {
         let end = Instant::now() + deadline;
         loop {
             if let Some(status) = self.exited() {
                 return Ok(status);
             }
             if Instant::now() > end {
-                bail!("{} still runs {deadline:?} after SIGTERM; {}", self.name, self.log_tail());
+                bail!("{} still runs after {deadline:?}; {}", self.name, self.log_tail());
             }
             sleep(Duration::from_millis(20)).await;
         }

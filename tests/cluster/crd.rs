@@ -174,9 +174,7 @@ async fn what_a_later_version_acts_on_is_accepted_and_named() {
     shop.create_image("gated", &gated).await;
     let status = shop.status_is("gated", "is answered", |s| unsupported(s).is_some()).await;
     let (_, _, message) = unsupported(&status).unwrap();
-    for field in ["spec.suspend", "spec.minAge", "spec.windows", "request-approval"] {
-        assert!(message.contains(field), "{message}");
-    }
+    assert!(message.contains("request-approval"), "{message}");
     assert_eq!((status.tag, status.rollout), (None, None));
     // Nothing of it is lost: the API server keeps what was written.
     let stored: Image = shop.api().get("gated").await.unwrap();

@@ -31,8 +31,12 @@ async fn nothing_starts_while_frozen_and_admission_goes_on() {
     registry.push("z-freeze", "1.1.0").await.unwrap();
     for _ in 0..3 {
         let status = shop.sync("web").await;
-        assert_eq!(status.rollout.map(|r| r.tag).as_deref(), Some("1.1.0"), "the newer tag is known");
-        assert_eq!(status.tag.as_deref(), Some("1.0.0"));
+        let pending = status.pending.expect("the newer tag is known");
+        assert_eq!(
+            (pending.tag.as_str(), pending.reason),
+            ("1.1.0", format!("Namespace {} is frozen", shop.namespace))
+        );
+        assert_eq!((status.tag.as_deref(), status.rollout), (Some("1.0.0"), None));
     }
     assert_eq!(shop.revisions("web").await, 1, "and not rolled");
     let old = with_annotations(pod("old", &format!("{image}:0.9.0")), &[("kimup.cloudavenue.io/enabled", "true")]);

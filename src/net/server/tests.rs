@@ -1,5 +1,6 @@
 use std::sync::Arc;
 
+use axum::Router;
 use axum::body::Bytes;
 use axum::routing::{get, post};
 use jiff::Timestamp;
@@ -48,7 +49,7 @@ impl Served {
         let shutdown = CancellationToken::new();
         let served = Readiness::default().register("certificate");
         let clock = tls::system_clock();
-        let (tls, _) = tls::start(source, clock, served, Metrics::new(), shutdown.clone()).await.unwrap();
+        let (tls, _) = tls::start(source, None, clock, served, Metrics::new(), shutdown.clone()).await.unwrap();
         let (entered, leave) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let router = router(Arc::clone(&entered), Arc::clone(&leave));
         let task = tokio::spawn(serve_https(listener, tls, router, options, shutdown.clone()));
@@ -75,6 +76,14 @@ impl Served {
 }
 
 fn router(entered: Arc<Notify>, leave: Arc<Notify>) -> Router {
+    let hold = {
+        let (entered, leave) = (Arc::clone(&entered), Arc::clone(&leave));
+        async move |body: Bytes| {
+            entered.notify_one();
+            leave.notified().await;
+            body.len().to_string()
+        }
+    };
     let wait = async move || {
         entered.notify_one();
         leave.notified().await;
@@ -82,6 +91,7 @@ fn router(entered: Arc<Notify>, leave: Arc<Notify>) -> Router {
     };
     Router::new()
         .route("/", get(|| async { "hello" }))
+        .route("/hold", post(hold))
         .route("/size", post(|body: Bytes| async move { body.len().to_string() }))
         .route("/panic", get(|| async { panic!("a secret") as &'static str }))
         .route("/wait", get(wait))
@@ -127,6 +137,65 @@ async fn bodies_are_bounded() {
     let request = served.client.post(served.url("/size")).body(reqwest::Body::wrap_stream(chunks));
     assert_eq!(request.send().await.unwrap().status().as_u16(), 413);
     assert_eq!(served.post(10).await, 200);
+}
+
+/// Sends this over plain HTTP and returns all that comes until the server closes.
+async fn raw(options: ServerOptions, parts: &[&[u8]]) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let router = router(Arc::default(), Arc::default());
+    let server = tokio::spawn(serve_http(listener, router, options, CancellationToken::new()));
+    for part in parts {
+        stream.write_all(part).await.unwrap();
+    }
+    let answer = timeout(Duration::from_secs(5), ends(stream)).await.expect("the connection stays open");
+    server.abort();
+    answer
+}
+
+#[tokio::test]
+async fn a_body_that_is_refused_is_not_read_on() {
+    async fn check(head: &str, parts: &[&[u8]], status: &str) {
+        let options = ServerOptions { body_limit: 100, body_timeout: short(), ..ServerOptions::default() };
+        let head = format!("POST /size HTTP/1.1\r\nhost: x\r\n{head}\r\n\r\n");
+        let parts: Vec<&[u8]> = [head.as_bytes()].into_iter().chain(parts.iter().copied()).collect();
+        let answer = raw(options, &parts).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{head}: {answer}");
+        assert!(answer.contains("connection: close\r\n"), "{answer}");
+    }
+    // Nothing of the body is sent, or not all of it: each is answered nevertheless.
+    check("content-length: 101", &[], "413").await;
+    check("content-length: 9223372036854775807", &[], "413").await;
+    check("transfer-encoding: chunked", &[b"65\r\n", &[b'x'; 101]], "413").await;
+    check("transfer-encoding: chunked", &[b"1\r\nx\r\n", b"64\r\n", &[b'x'; 100]], "413").await;
+    check("transfer-encoding: chunked", &[b"64\r\n", &[b'x'; 99]], "408").await;
+    check("content-length: 100", &[], "408").await;
+    check("content-length: 100", &[&[b'x'; 99]], "408").await;
+}
+
+#[tokio::test]
+async fn heads_are_bounded() {
+    let line = format!("x-long: {}\r\n", "x".repeat(1000));
+    let lines = line.repeat(1000);
+    let answer = raw(ServerOptions::default(), &[b"GET / HTTP/1.1\r\n", &lines.as_bytes()[..2 * MAX_HEAD]]).await;
+    assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431"), "{answer}");
+}
+
+#[tokio::test]
+async fn the_bytes_of_all_bodies_are_bounded() {
+    let size = 256 << 10;
+    let served =
+        Served::start(ServerOptions { body_limit: size, bodies_in_memory: size, ..ServerOptions::default() }).await;
+    let post = |path: &str, size: usize| served.client.post(served.url(path)).body(vec![b'x'; size]).send();
+    let held = tokio::spawn(post("/hold", size));
+    served.entered.notified().await;
+    let refused = post("/size", size).await.unwrap();
+    assert_eq!((refused.status().as_u16(), refused.headers()["retry-after"].to_str().unwrap()), (503, "1"));
+    assert!(refused.headers().get("connection").is_none(), "the connection can go on");
+    assert_eq!(post("/size", 16 << 10).await.unwrap().status().as_u16(), 200, "small ones always fit");
+    served.leave.notify_one();
+    assert_eq!(held.await.unwrap().unwrap().text().await.unwrap(), size.to_string());
+    assert_eq!(served.post(size).await, 200);
 }
 
 #[tokio::test]
@@ -196,15 +265,28 @@ async fn a_head_has_a_deadline() {
 }
 
 #[tokio::test]
-async fn connections_are_counted() {
-    let options = ServerOptions { max_connections: 1, ..ServerOptions::default() };
-    let served = Served::start(options).await;
-    let first = TcpStream::connect(served.address).await.unwrap();
-    let second = served.get("/");
-    tokio::pin!(second);
-    assert!(timeout(short() * 3, second.as_mut()).await.is_err(), "served beyond the cap");
-    drop(first);
-    assert_eq!(second.await.unwrap().status().as_u16(), 200);
+async fn a_connection_that_asks_nothing_gives_way() {
+    let served = Served::start(ServerOptions { max_connections: 2, ..ServerOptions::default() }).await;
+    let silent = TcpStream::connect(served.address).await.unwrap();
+    // An idle one that has had its answer comes after one that has asked nothing yet.
+    assert_eq!(served.get("/").await.unwrap().status().as_u16(), 200);
+    let other = TcpStream::connect(served.address).await.unwrap();
+    timeout(Duration::from_secs(5), ends(silent)).await.expect("the longest silent one stays");
+    assert_eq!(served.get("/").await.unwrap().status().as_u16(), 200);
+    drop(other);
+}
+
+#[tokio::test]
+async fn a_request_that_is_being_answered_never_gives_way() {
+    let served = Served::start(ServerOptions { max_connections: 1, ..ServerOptions::default() }).await;
+    let request = tokio::spawn(served.client.get(served.url("/wait")).send());
+    served.entered.notified().await;
+    for _ in 0..3 {
+        let more = TcpStream::connect(served.address).await.unwrap();
+        timeout(Duration::from_secs(5), ends(more)).await.expect("a connection too many is kept waiting");
+    }
+    served.leave.notify_one();
+    assert_eq!(request.await.unwrap().unwrap().text().await.unwrap(), "done");
 }
 
 #[tokio::test]
@@ -233,12 +315,61 @@ async fn a_drain_has_a_deadline() {
 }
 
 #[tokio::test]
-async fn the_shutdown_delay_still_takes_connections() {
-    let options = ServerOptions { shutdown_delay: Duration::from_secs(1), ..ServerOptions::default() };
+async fn while_stopping_every_answer_says_close() {
+    let options = ServerOptions { shutdown_delay: Duration::from_secs(60), ..ServerOptions::default() };
     let served = Served::start(options).await;
+    let before = served.get("/").await.unwrap();
+    assert!(before.headers().get("connection").is_none());
+    before.bytes().await.unwrap();
     served.shutdown.cancel();
-    assert_eq!(served.get("/").await.unwrap().status().as_u16(), 200);
-    assert_eq!(served.stop().await, Drained { cut: 0 });
+    // The connection from before, and each later one is a new one.
+    for _ in 0..3 {
+        let after = served.get("/").await.unwrap();
+        assert_eq!(after.headers()["connection"], "close");
+        assert_eq!(after.text().await.unwrap(), "hello");
+    }
+    served.task.abort();
+}
+
+#[tokio::test]
+async fn a_first_request_that_comes_late_is_answered() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let shutdown = CancellationToken::new();
+    let router = router(Arc::default(), Arc::default());
+    // The one is known to the kernel only when the server stops.
+    let mut early = TcpStream::connect(address).await.unwrap();
+    shutdown.cancel();
+    let server = tokio::spawn(serve_http(listener, router, ServerOptions::default(), shutdown));
+    while TcpStream::connect(address).await.is_ok() {
+        tokio::task::yield_now().await;
+    }
+    early.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    let answer = ends(early).await;
+    assert!(answer.contains("connection: close") && answer.ends_with("hello"), "{answer}");
+    assert_eq!(server.await.unwrap(), Drained { cut: 0 });
+}
+
+#[tokio::test]
+async fn a_request_that_meets_the_end_of_its_idle_connection_is_answered() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let options = ServerOptions { idle_timeout: short(), ..ServerOptions::default() };
+    let router = router(Arc::default(), Arc::default());
+    tokio::spawn(serve_http(listener, router, options, CancellationToken::new()));
+    let answered = async |stream: &mut TcpStream| {
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"hello") {
+            assert_ne!(stream.read_buf(&mut answer).await.unwrap(), 0, "closed");
+        }
+    };
+    let request = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n";
+    stream.write_all(request).await.unwrap();
+    answered(&mut stream).await;
+    // Blocks the only thread of this runtime, so that the server sees the request and the end of its patience at once.
+    std::thread::sleep(short() * 3);
+    assert_eq!(stream.try_write(request).unwrap(), request.len());
+    answered(&mut stream).await;
 }
 
 #[test]

@@ -41,7 +41,7 @@ impl Bed {
     }
     async fn keeper(&self, source: CertSource) -> Result<Keeper, TlsError> {
         let served = self.readiness.register("certificate");
-        Keeper::start(source, self.hands.clock(), served, self.metrics.clone()).await
+        Keeper::start(source, None, self.hands.clock(), served, self.metrics.clone()).await
     }
     fn failing(&self) -> bool {
         self.metrics.encode().contains("kimup_certificate_renewal_failing{part=\"serving\"} 1\n")
@@ -291,7 +291,7 @@ async fn the_task_polls_and_ends() {
     let shutdown = CancellationToken::new();
     let served = bed.readiness.register("certificate");
     let (shared, task) =
-        start(files.source(), bed.hands.clock(), served, bed.metrics.clone(), shutdown.clone()).await.unwrap();
+        start(files.source(), None, bed.hands.clock(), served, bed.metrics.clone(), shutdown.clone()).await.unwrap();
     let before = shared.load_full();
     files.write(&second.chain, &second.key);
     while Arc::ptr_eq(&before, &shared.load_full()) {

@@ -142,17 +142,15 @@ fn a_lost_status_takes_the_stamps_as_settled() {
 
 #[test]
 fn a_gate_keeps_what_there_is() {
-    for (gate, name) in
-        [(json!({"suspend": true}), "spec.suspend"), (json!({"minAge": "24h", "baseTag": "3.0.0"}), "spec.minAge")]
-    {
-        let spec = spec(&["semver-minor"], &gate);
-        check(&spec, settled("1.0.0"), "1.0.0 1.1.0 3.0.0", "1.0.0 kept");
-        check(&spec, settled("1.0.0"), "1.1.0", "1.0.0 kept, missing");
-        check(&spec, Known { in_flight: Some("1.1.0"), ..settled("1.0.0") }, "1.0.0 1.1.0 1.2.0", "1.1.0 kept");
-        check(&spec, Known { stamped: Some(tagged("1.1.0")), ..none() }, "1.1.0 1.2.0", "1.1.0 kept, adopted 1.1.0");
-        check(&spec, none(), "1.0.0 1.1.0", &format!("none: {name} is not acted on by this version…"));
-        check(&spec, settled("1.0.0"), "", "empty");
-    }
+    let asks = json!({"rules": [{"name": "r", "type": "semver-minor",
+        "actions": [{"type": "apply"}, {"type": "request-approval"}]}]});
+    let spec = spec(&["semver-minor"], &asks);
+    check(&spec, settled("1.0.0"), "1.0.0 1.1.0 3.0.0", "1.0.0 kept");
+    check(&spec, settled("1.0.0"), "1.1.0", "1.0.0 kept, missing");
+    check(&spec, Known { in_flight: Some("1.1.0"), ..settled("1.0.0") }, "1.0.0 1.1.0 1.2.0", "1.1.0 kept");
+    check(&spec, Known { stamped: Some(tagged("1.1.0")), ..none() }, "1.1.0 1.2.0", "1.1.0 kept, adopted 1.1.0");
+    check(&spec, none(), "1.0.0 1.1.0", "none: the action request-approval is not acted on by this version…");
+    check(&spec, settled("1.0.0"), "", "empty");
 }
 
 fn any_tag() -> impl Strategy<Value = String> {

@@ -18,6 +18,7 @@ fn a_hold_is_kept_until_its_workload_is_decided() {
             pin: false,
             follows: None,
             used: true,
+            closed: None,
             now: Timestamp::UNIX_EPOCH,
         };
         let undecided = undecided.iter().map(|&name| name.to_owned()).collect();

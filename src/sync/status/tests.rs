@@ -12,6 +12,7 @@ pub(super) fn subject(minute: i64, used: bool) -> Subject<'static> {
         pin: false,
         follows: None,
         used,
+        closed: None,
         now: Timestamp::from_second(minute * 60).unwrap(),
     }
 }

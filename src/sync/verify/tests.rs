@@ -72,6 +72,7 @@ struct Stage {
     followed: Option<&'static str>,
     digest: Option<String>,
     stamped: Option<Tagged>,
+    gate: Gate,
     checks: Checks,
 }
 
@@ -81,7 +82,7 @@ fn stage(rule: &str, patch: &Value, settled: Option<&'static str>, digest_letter
     json_patch::merge(&mut spec, patch);
     let spec = api::compile(&serde_json::from_value(spec).unwrap(), jiff::Timestamp::UNIX_EPOCH).unwrap();
     let digest = digest_letter.map(digest);
-    Stage { spec, settled, followed: None, digest, stamped: None, checks: Checks::default() }
+    Stage { spec, settled, followed: None, digest, stamped: None, gate: Gate::default(), checks: Checks::default() }
 }
 
 impl Stage {
@@ -95,11 +96,23 @@ impl Stage {
             followed: self.followed,
             ..Known::default()
         };
-        let given = Given { image: &key, spec: &self.spec, known, digest: self.digest.clone(), tags: &tags };
-        let said = match choose(&given, &mut self.checks, fake).await {
+        let given = Given {
+            image: &key,
+            spec: &self.spec,
+            known,
+            digest: self.digest.clone(),
+            tags: &tags,
+            gate: self.gate.clone(),
+        };
+        let chosen = choose(&given, &mut self.checks, fake).await.map(|chosen| {
+            self.gate.seen = chosen.seen;
+            (chosen.outcome, chosen.waits.map(|w| format!("; {} {}", w.pending.tag, w.reason)).unwrap_or_default())
+        });
+        let said = match chosen {
             Err(failure) => format!("{:?}: {}", failure.result, failure.message),
-            Ok(Outcome::Failed(_)) => unreachable!("failures are errors"),
-            Ok(Outcome::Tag { tag, rule, missing, adopted, digest, passed_over, gone, .. }) => {
+            Ok((Outcome::Failed(_), _)) => unreachable!("failures are errors"),
+            Ok((Outcome::Waiting { .. }, waits)) => format!("none{waits}"),
+            Ok((Outcome::Tag { tag, rule, missing, adopted, digest, passed_over, gone, .. }, waits)) => {
                 let digest = digest.map_or_else(|| "-".to_owned(), |digest| digest[7..8].to_owned());
                 let mut said = format!("{tag}@{digest}");
                 let mut add = |what: &str, when: bool| said += if when { what } else { "" };
@@ -110,6 +123,7 @@ impl Stage {
                 for sentence in passed_over {
                     add(&format!("; {sentence}"), true);
                 }
+                said += &waits;
                 said
             }
         };
@@ -171,9 +185,9 @@ async fn a_tag_that_cannot_be_run_is_passed_over() {
     let known = Known { settled: web.settled, ..Known::default() };
     let tags: Vec<&str> = many.split(' ').collect();
     let image = ImageKey { namespace: String::new(), name: String::new() };
-    let given = Given { image: &image, spec: &web.spec, known, digest: None, tags: &tags };
+    let given = Given { image: &image, spec: &web.spec, known, digest: None, tags: &tags, gate: Gate::default() };
     let nothing = fake("");
-    let outcome = choose(&given, &mut web.checks, &nothing).await.unwrap();
+    let outcome = choose(&given, &mut web.checks, &nothing).await.unwrap().outcome;
     assert!(
         matches!(outcome, Outcome::Tag { tag, passed_over, missing: true, .. } if tag == "1.0.0" && passed_over.len() == 5)
     );
@@ -197,9 +211,10 @@ async fn a_pinned_digest_stays_as_long_as_it_is_there() {
     let down = Fake { down: true, ..fake("") };
     pinned(Some("a")).check("1.0.0", &down, "RegistryError: down", "HEAD a").await;
     pinned(None).check("1.0.0", &down, "RegistryError: down", "HEAD 1.0.0").await;
-    // A gate keeps what is there.
-    let mut gated = stage("semver", &json!({"pinDigest": true, "suspend": true}), Some("1.0.0"), Some("a"));
-    gated.check("1.0.0", &fake("1.0.0=b"), "1.0.0@a", "").await;
+    // What is gone can run nowhere, whatever the gates say; that no rollout starts is for the limits to see.
+    let mut gated = pinned(Some("a"));
+    gated.gate.closed = Some(closed());
+    gated.check("1.0.0", &fake("1.0.0=b"), "1.0.0@b gone", "HEAD a, GET 1.0.0").await;
     // What the stamps say counts, if the status was lost.
     let mut lost = stage("semver", &pin, None, Some("a"));
     lost.stamped = Some(Tagged::new("1.0.0", Some(&digest("a"))));
@@ -217,7 +232,8 @@ async fn a_followed_digest_moves() {
                 starting tag latest, and ";
     let key = ImageKey { namespace: "shop".to_owned(), name: "web".to_owned() };
     let web = latest(None, None);
-    let given = Given { image: &key, spec: &web.spec, known: Known::default(), digest: None, tags: &["2.0.0"] };
+    let (known, gate) = (Known::default(), Gate::default());
+    let given = Given { image: &key, spec: &web.spec, known, digest: None, tags: &["2.0.0"], gate };
     let failure = choose(&given, &mut Checks::default(), &fake("2.0.0=b")).await.unwrap_err();
     assert!(format!("{:?}: {}", failure.result, failure.message).starts_with(none), "{}", failure.message);
     // Unchanged: a HEAD. Changed: read, and by the rule.
@@ -234,8 +250,6 @@ async fn a_followed_digest_moves() {
     arm.check("1.0.0", &fake("1.0.0=c:amd64"), "1.0.0@c by r", moved).await;
     let down = Fake { down: true, ..fake("") };
     followed(Some("1.0.0"), Some("a")).check("1.0.0", &down, "RegistryError: down", "HEAD 1.0.0").await;
-    let mut gated = stage("digest", &json!({"baseTag": "1.0.0", "suspend": true}), Some("1.0.0"), Some("a"));
-    gated.check("1.0.0", &fake("1.0.0=b"), "1.0.0@a", "").await;
     // Another starting tag is a person's decision.
     let other = || Stage { followed: Some("0.9.0"), ..followed(Some("0.9.0"), Some("a")) };
     other().check("0.9.0 1.0.0", &fake("1.0.0=b"), "1.0.0@b", "GET 1.0.0").await;
@@ -248,4 +262,62 @@ async fn a_followed_digest_moves() {
     let both = || stage("semver", &rules, Some("1.0.0"), Some("a"));
     both().check("1.0.0 1.1.0", &fake("1.1.0=b"), "1.1.0@b by s", "GET 1.1.0").await;
     both().check("1.0.0", &fake("1.0.0=b"), "1.0.0@b by d", moved).await;
+}
+
+fn closed() -> api::Closed {
+    api::Closed { reason: "Suspended", why: "spec.suspend is set".to_owned(), until: None }
+}
+
+#[tokio::test]
+async fn what_is_chosen_waits_while_no_rollout_may_start() {
+    let all = fake("1.0.0=a 1.1.0=b");
+    let mut web = stage("semver", &json!({}), Some("1.0.0"), Some("a"));
+    web.gate.closed = Some(closed());
+    web.check("1.0.0", &all, "1.0.0@a", "").await;
+    web.check("1.0.0 1.1.0", &all, "1.0.0@a; 1.1.0 Suspended", "GET 1.1.0").await;
+    web.gate.closed = None;
+    web.check("1.0.0 1.1.0", &all, "1.1.0@b by r", "HEAD 1.1.0").await;
+    // What an Image that lost its status had is adopted all the same; without any there is no tag.
+    let mut lost = stage("semver", &json!({}), None, None);
+    lost.gate.closed = Some(closed());
+    lost.check("1.0.0 1.1.0", &all, "none; 1.1.0 Suspended", "GET 1.1.0").await;
+    lost.stamped = Some(Tagged::new("1.0.0", None));
+    lost.check("1.0.0 1.1.0", &all, "1.0.0@- adopted; 1.1.0 Suspended", "HEAD 1.1.0").await;
+    // Another digest of the tag waits too.
+    let mut moved = stage("digest", &json!({"baseTag": "1.0.0"}), Some("1.0.0"), Some("b"));
+    moved.gate.closed = Some(closed());
+    let waits = format!("1.0.0@b; 1.0.0@{} Suspended", digest("a"));
+    moved.check("1.0.0", &all, &waits, "HEAD 1.0.0, GET 1.0.0").await;
+}
+
+#[tokio::test]
+async fn what_is_chosen_waits_until_it_is_old_enough() {
+    let minute = |minute: i64| jiff::Timestamp::from_second(minute * 60).unwrap();
+    let all = fake("1.0.0=a 1.1.0=b 1.2.0=c 1.3.0=d");
+    let mut web = stage("semver", &json!({}), Some("1.0.0"), Some("a"));
+    web.gate.min_age = Some(std::time::Duration::from_hours(1));
+    web.gate.now = minute(0);
+    web.check("1.0.0 1.1.0", &all, "1.0.0@a; 1.1.0 TooYoung", "").await;
+    web.gate.now = minute(30);
+    web.check("1.0.0 1.1.0 1.2.0", &all, "1.0.0@a; 1.1.0 TooYoung", "").await;
+    web.gate.now = minute(59);
+    web.check("1.0.0 1.1.0 1.2.0", &all, "1.0.0@a; 1.1.0 TooYoung", "").await;
+    // The newest that is old enough goes; one that vanished in between is not waited for.
+    web.gate.now = minute(60);
+    web.check("1.0.0 1.1.0 1.2.0 1.3.0", &all, "1.1.0@b by r; 1.2.0 TooYoung", "GET 1.1.0").await;
+    (web.settled, web.digest) = (Some("1.1.0"), Some(digest("b")));
+    web.check("1.0.0 1.1.0 1.3.0", &all, "1.1.0@b; 1.3.0 TooYoung", "").await;
+    web.gate.now = minute(120);
+    web.check("1.0.0 1.1.0 1.3.0", &all, "1.3.0@d by r", "GET 1.3.0").await;
+    // Nothing is old enough for a first choice; a starting tag that is raised is a person's word.
+    let mut new = stage("semver", &json!({}), None, None);
+    new.gate.min_age = Some(std::time::Duration::from_hours(1));
+    new.check("1.0.0", &all, "none; 1.0.0 TooYoung", "").await;
+    // Another digest of the tag has an age of its own.
+    let mut moved = stage("digest", &json!({"baseTag": "1.0.0"}), Some("1.0.0"), Some("b"));
+    moved.gate.min_age = Some(std::time::Duration::from_hours(1));
+    let waits = format!("1.0.0@b; 1.0.0@{} TooYoung", digest("a"));
+    moved.check("1.0.0", &all, &waits, "HEAD 1.0.0").await;
+    moved.gate.now = minute(60);
+    moved.check("1.0.0", &all, "1.0.0@a by r", "HEAD 1.0.0, GET 1.0.0").await;
 }
