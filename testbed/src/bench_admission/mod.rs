@@ -306,36 +306,48 @@ impl Bench {
         Ok(Figure::new("requests elsewhere in 10,000 admissions", real(count() - before), "").at_most(0.0))
     }
 
+    /// A fresh process that has just become ready.
+    fn started(&self, program: &Path, api: &ApiStub) -> Result<Started> {
+        let kimup = Server::kimup(program, api, &self.sync.path)?;
+        thread::sleep(Duration::from_millis(200));
+        let (resident, anonymous) = (real(kimup.rss()?) / MIB, real(kimup.anonymous()?) / MIB);
+        Ok(Started { resident, anonymous, ready: kimup.ready_after.as_secs_f64() * 1000.0 })
+    }
+
     fn memory_and_start(&self, program: &Path, empty: &ApiStub) -> Result<Vec<Figure>> {
-        let start = |api: &ApiStub| -> Result<(f64, f64)> {
-            let kimup = Server::kimup(program, api, &self.sync.path)?;
-            thread::sleep(Duration::from_millis(200));
-            Ok((real(kimup.rss()?) / MIB, kimup.ready_after.as_secs_f64() * 1000.0))
-        };
-        let (mut idle, mut grown, mut ready) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut without, mut with) = (Vec::new(), Vec::new());
         for _ in 0..self.effort.starts {
-            let (without, _) = start(empty)?;
-            let (with, after) = start(&self.api)?;
-            idle.push(without);
-            grown.push(with - without);
-            ready.push(after);
+            without.push(self.started(program, empty)?);
+            with.push(self.started(program, &self.api)?);
         }
-        let (low, ready, high) = quartiles(ready);
+        let median = |all: &[Started], what: fn(&Started) -> f64| quartiles(all.iter().map(what).collect());
+        let idle = median(&without, |s| s.resident).1;
+        let heap = median(&without, |s| s.anonymous).1;
+        let more = median(&with, |s| s.resident).1 - idle;
+        let heap_more = median(&with, |s| s.anonymous).1 - heap;
+        let (low, ready, high) = median(&with, |s| s.ready);
         let ready = Figure { spread: Some((low, high)), ..Figure::new("ready with 10,000 Images", ready, " ms") };
         let loaded = real(self.kimup.rss()?) / MIB;
         let mut figures = vec![
-            Figure::new("memory idle, no Images", quartiles(idle).1, " MiB").at_most(16.0),
-            Figure::new("memory of 10,000 Images more", quartiles(grown).1, " MiB").at_most(5.0),
+            Figure::new("memory idle, no Images", idle, " MiB").at_most(16.0).note(format!("heap {heap:.2}")),
+            Figure::new("memory of 10,000 Images more", more, " MiB").at_most(5.0).note(format!("heap {heap_more:.2}")),
             Figure::new("memory after all of the above", loaded, " MiB"),
             ready.at_most(500.0),
         ];
         if self.effort.many {
-            let (memory, after) = start(&cluster(MANY_IMAGES)?)?;
-            let note = format!("aim: 30; ready in {after:.0} ms");
-            figures.push(Figure::new("memory with 100,000 Images", memory, " MiB").note(note));
+            let many = self.started(program, &cluster(MANY_IMAGES)?)?;
+            let note = format!("aim: 30; heap {:.2}; ready in {:.0} ms", many.anonymous, many.ready);
+            figures.push(Figure::new("memory with 100,000 Images", many.resident, " MiB").note(note));
         }
         Ok(figures)
     }
+}
+
+/// Memory in MiB, time in ms.
+struct Started {
+    resident: f64,
+    anonymous: f64,
+    ready: f64,
 }
 
 fn requests(size: usize) -> Vec<Vec<u8>> {
