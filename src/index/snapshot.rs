@@ -99,8 +99,8 @@ pub struct Entry {
     pub managed: bool,
     /// Kind and name of its controller: the workload a managed Image was made for.
     pub owner: Option<Box<(String, String)>>,
-    /// When it was created: of two Images for one repository the older counts.
-    pub created: Option<Timestamp>,
+    /// When it was created, in seconds since the epoch: of two Images for one repository the older counts.
+    created: i64,
     /// The normalised `spec.image`; none if it is no repository, so that the Image covers nothing.
     pub repository: Option<Repository>,
     /// Made for a policy that Pods carry themselves: it does not cover one that carries none.
@@ -108,15 +108,20 @@ pub struct Entry {
     /// The settled tag. None also if the status speaks of another repository, or holds no legal tag.
     pub tag: Option<String>,
     /// Its digest, if Pods are pinned to it.
-    pub digest: Option<String>,
+    pub digest: Option<Box<str>>,
     /// Which of two tags is newer.
     pub order: Order,
-    /// What may delay its first tag.
-    pub gate: Option<&'static str>,
-    /// Why the spec cannot be used, with the field to fix.
-    pub error: Option<String>,
+    /// Mostly none.
+    trouble: Option<Box<Trouble>>,
     #[allow(clippy::box_collection)] // most have none, and the map itself is six pointers wide
     records: Option<Box<HashMap<String, Vec<RevisionRecord>>>>,
+}
+
+/// Why an Image may get no tag.
+#[derive(Clone, Debug)]
+struct Trouble {
+    gate: Option<&'static str>,
+    error: Option<String>,
 }
 
 /// The UID of an object: that of Kubernetes is a UUID, whose text would take five times the room.
@@ -161,6 +166,8 @@ impl Entry {
         for record in status.revisions {
             records.entry(record.uid.clone()).or_default().push(record);
         }
+        let digest = status.digest.filter(|digest| spec.pins && !other && policy::Digest::parse(digest).is_ok());
+        let trouble = spec.gate.is_some() || spec.error.is_some();
         let owner = image.metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
         Self {
             name: image.metadata.name.clone().unwrap_or_default(),
@@ -168,15 +175,24 @@ impl Entry {
             managed,
             owner: owner.map(|owner| Box::new((owner.kind.clone(), owner.name.clone()))),
             uid: Uid::read(image.metadata.uid.as_deref().unwrap_or_default()),
-            created: image.metadata.creation_timestamp.as_ref().map(|t| t.0),
+            created: image.metadata.creation_timestamp.as_ref().map_or(i64::MAX, |t| t.0.as_second()),
             repository,
-            digest: status.digest.filter(|digest| spec.pins && !other && policy::Digest::parse(digest).is_ok()),
+            digest: digest.map(String::into_boxed_str),
             tag: status.tag.filter(|tag| !other && policy::is_legal_tag(tag)),
             order,
-            gate: spec.gate,
-            error: spec.error,
+            trouble: trouble.then(|| Box::new(Trouble { gate: spec.gate, error: spec.error })),
             records: Some(records).filter(|records| !records.is_empty()).map(Box::new),
         }
+    }
+
+    /// What may delay its first tag.
+    pub fn gate(&self) -> Option<&'static str> {
+        self.trouble.as_ref()?.gate
+    }
+
+    /// Why the spec cannot be used, with the field to fix.
+    pub fn error(&self) -> Option<&str> {
+        self.trouble.as_ref()?.error.as_deref()
     }
 
     /// The settled tag, with its digest if Pods are pinned to it.
@@ -195,8 +211,8 @@ impl Entry {
         self.owner.as_ref().is_some_and(|owner| (owner.0.as_str(), owner.1.as_str()) == (kind, name))
     }
 
-    fn age(&self) -> (bool, Option<Timestamp>, &str) {
-        (self.created.is_none(), self.created, &self.name)
+    fn age(&self) -> (i64, &str) {
+        (self.created, &self.name)
     }
 }
 

@@ -94,3 +94,9 @@ fn the_list_of_annotated_namespaces_is_another_one_only_when_it_differs() {
     check(&|s| s.remove_namespace("a"), &["b"], false);
     check(&|s| s.retain_namespaces(&["c".to_owned()].into()), &[], false);
 }
+
+#[test]
+fn an_image_is_small() {
+    // A cluster may have a hundred thousand.
+    assert!(size_of::<Entry>() <= 208, "{}", size_of::<Entry>());
+}
