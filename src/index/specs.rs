@@ -79,8 +79,8 @@ fn key(spec: &ImageSpec) -> Option<String> {
         pin_digest,
         platforms,
     } = spec;
-    let delays = (suspend, min_age.is_some(), windows.is_empty());
-    serde_json::to_string(&(triggers, rules, filter, delays, pin_digest, platforms)).ok()
+    let gates = (suspend, min_age, windows);
+    serde_json::to_string(&(triggers, rules, filter, gates, pin_digest, platforms)).ok()
 }
 
 #[cfg(test)]
@@ -119,6 +119,11 @@ mod tests {
         check(json!({"rules": digest}), 6);
         check(json!({"rules": digest, "baseTag": "latest"}), 6);
         check(json!({"triggers": [{"type": "interval", "value": "never"}]}), 7);
+        check(json!({"minAge": "soon"}), 8);
+        check(json!({"minAge": "24h"}), 9);
+        let window = |duration: &str| json!([{"kind": "deny", "schedule": "0 0 * * *", "duration": duration}]);
+        check(json!({"windows": window("long")}), 10);
+        check(json!({"windows": window("8h")}), 11);
     }
 
     #[test]
