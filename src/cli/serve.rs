@@ -343,7 +343,10 @@ impl Process {
         let source = self.certificates(&roles.endpoint, stages).await;
         let served = self.readiness.register("certificate");
         let clients = match &args.client_ca_file {
-            Some(path) => Some(client_ca::start(path.clone(), stages.server.clone()).await?),
+            Some(path) => {
+                let condition = self.readiness.register("client-ca");
+                Some(client_ca::start(path.clone(), condition, self.metrics.clone(), stages.server.clone()).await?)
+            }
             None => None,
         };
         let (metrics, stop) = (self.metrics.clone(), stages.server.clone());
