@@ -252,7 +252,9 @@ impl CertSource {
                 let key = leaf.key.expose_secret().as_bytes().to_vec().into();
                 Ok((Pair { chain: leaf.chain.into_bytes(), key }, Some(ca)))
             }
-            Self::Files { certificate, key } => Ok((Pair { chain: read(certificate).await?, key: read(key).await?.into() }, None)),
+            Self::Files { certificate, key } => {
+                Ok((Pair { chain: read(certificate).await?, key: read(key).await?.into() }, None))
+            }
         }
     }
 

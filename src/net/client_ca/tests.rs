@@ -104,7 +104,8 @@ async fn a_file_that_cannot_be_used_is_an_error_at_the_start() {
             std::fs::write(&path, content).unwrap();
         }
         let condition = Readiness::default().register("client-ca");
-        let error = start(path.clone(), condition, Metrics::new(), CancellationToken::new()).await.unwrap_err().to_string();
+        let error =
+            start(path.clone(), condition, Metrics::new(), CancellationToken::new()).await.unwrap_err().to_string();
         assert!(error.contains(part) && error.contains(path.to_str().unwrap()), "{error}");
     };
     check(None, "No such file").await;

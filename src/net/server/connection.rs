@@ -132,7 +132,11 @@ mod tests {
             let seats = Arc::new(Seats::new(1));
             let seated = seats.take(IpAddr::from([10, 0, 0, 1])).unwrap();
             let seat = &seated.seat;
-            if cut { seats.expel_everybody() } else { seats.expel_unbegun() }
+            if cut {
+                seats.expel_everybody();
+            } else {
+                seats.expel_unbegun();
+            }
             let mut reached = 0;
             let serving = async {
                 for phase in phases {
