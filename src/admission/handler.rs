@@ -118,8 +118,8 @@ impl Parts {
         let deciding = AssertUnwindSafe(self.decide(body, &snapshot)).catch_unwind();
         match deciding.await {
             Ok(Ok(verdict)) => {
-                if let Some(message) = verdict.refusal() {
-                    tracing::info!(message, "denied a Pod");
+                if let Some(reason) = verdict.refusal() {
+                    tracing::info!(reason, "denied a Pod");
                 }
                 Ok(verdict)
             }

@@ -22,6 +22,7 @@ const MAX_REASON: usize = 512;
 const MAX_CONTAINERS: usize = 1000;
 /// Most bytes of the keys and values of an object's annotations; the API server refuses more.
 const MAX_ANNOTATIONS: usize = 256 << 10;
+
 /// A body that cannot be answered by an `AdmissionReview`. Answered with HTTP 400, so that the API server goes by the
 /// failure policy of the webhook's entry.
 #[derive(Debug, thiserror::Error)]

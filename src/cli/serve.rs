@@ -9,6 +9,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use jiff::Timestamp;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -139,7 +140,7 @@ impl Process {
             let sync = self.start_sync(args, roles, index, stages, parts)?;
             asker = Some(sync);
         } else if let Some(path) = &roles.socket {
-            asker = Some(Arc::new(OverSocket { path: path.clone() }));
+            asker = Some(Arc::new(OverSocket::new(path.clone())));
         }
         if let (Some(args), Some(asker)) = (&roles.server, asker) {
             self.start_webhook(args, roles, index, asker, stages, parts).await?;
@@ -343,7 +344,10 @@ impl Process {
         let source = self.certificates(&roles.endpoint, stages).await;
         let served = self.readiness.register("certificate");
         let clients = match &args.client_ca_file {
-            Some(path) => Some(client_ca::start(path.clone(), stages.server.clone()).await?),
+            Some(path) => {
+                let condition = self.readiness.register("client-ca");
+                Some(client_ca::start(path.clone(), condition, self.metrics.clone(), stages.server.clone()).await?)
+            }
             None => None,
         };
         let (metrics, stop) = (self.metrics.clone(), stages.server.clone());
@@ -414,11 +418,20 @@ fn answer_on(path: PathBuf, sync: Arc<sync::Sync>, stop: CancellationToken) -> J
 /// Sync, beyond a Unix socket.
 struct OverSocket {
     path: PathBuf,
+    /// One Pod may have a thousand questions, and the process only so many descriptors.
+    slots: Semaphore,
+}
+
+impl OverSocket {
+    fn new(path: PathBuf) -> Self {
+        Self { path, slots: Semaphore::new(socket::MAX_CONNECTIONS) }
+    }
 }
 
 impl Ask for OverSocket {
     fn ask(&self, question: Question) -> BoxFuture<'_, Result<Answered, String>> {
         async move {
+            let _slot = self.slots.acquire().await; // never closed
             let asked = Instant::now();
             loop {
                 // The asker's own deadline is the one that counts; this one only bounds what it leaves behind.
@@ -439,4 +452,30 @@ impl Ask for OverSocket {
 fn host_name() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").map(|name| name.trim().to_owned());
     name.ok().filter(|n| !n.is_empty()).unwrap_or_else(|| format!("kimup-{}", Timestamp::now().as_millisecond()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn questions_at_once_are_bounded() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("sync.sock");
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        let sync = OverSocket::new(path);
+        let question = |n: usize| Question { namespace: "shop".to_owned(), image: n.to_string(), pod: None };
+        let asking = futures::future::join_all((0..300).map(|n| sync.ask(question(n))));
+        let accepting = async {
+            let mut open = Vec::new();
+            while open.len() < socket::MAX_CONNECTIONS {
+                open.push(listener.accept().await.unwrap());
+            }
+            assert_eq!(sync.slots.available_permits(), 0, "one more could come");
+        };
+        tokio::select! {
+            _ = asking => panic!("nobody answers"),
+            () = accepting => {}
+        }
+    }
 }

@@ -218,8 +218,7 @@ fn recorded(
     let by_entry = |entry: &'_ Arc<Entry>| Some((entry.name.clone(), entry.record(uid, hash, container)?));
     let elsewhere = || {
         let namespace = snapshot.namespace(pod.namespace()).filter(|_| pod.may_be_on_record())?;
-        let (entry, stamp) = namespace.record(uid, hash, container)?;
-        Some((entry.name.clone(), stamp))
+        pod.on_record(namespace).iter().find_map(by_entry)
     };
     let found = covering.into_iter().flatten().find_map(by_entry).or_else(elsewhere);
     let (image, stamp) = found.filter(|(_, stamp)| stamp.text == text)?;

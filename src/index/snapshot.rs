@@ -259,11 +259,10 @@ impl Namespace {
         self.has_managed() && self.images.iter().any(|entry| entry.managed && made_for(entry))
     }
 
-    /// What the first Pods of a revision got, whichever managed Image has it on record ([`Entry::record`]). Cost: all
-    /// Images.
-    pub fn record(&self, uid: &str, hash: &str, container: &str) -> Option<(&Arc<Entry>, Stamp)> {
-        let mut managed = self.images.iter().filter(|entry| self.has_managed() && entry.managed);
-        managed.find_map(|entry| Some((entry, entry.record(uid, hash, container)?)))
+    /// The managed Images with records ([`Entry::record`]) of this controller's revisions. Cost: all Images.
+    pub fn on_record(&self, uid: &str) -> Vec<Arc<Entry>> {
+        let managed = self.images.iter().filter(|entry| self.has_managed() && entry.managed);
+        managed.filter(|entry| entry.records.as_ref().is_some_and(|of| of.contains_key(uid))).cloned().collect()
     }
 
     fn put(&mut self, entry: Arc<Entry>) {

@@ -119,8 +119,11 @@ mod tests {
         check(json!({"rules": digest}), 6);
         check(json!({"rules": digest, "baseTag": "latest"}), 6);
         check(json!({"triggers": [{"type": "interval", "value": "never"}]}), 7);
-        check(json!({"minAge": "1h"}), 8);
-        check(json!({"minAge": "long"}), 9);
+        check(json!({"minAge": "soon"}), 8);
+        check(json!({"minAge": "24h"}), 9);
+        let window = |duration: &str| json!([{"kind": "deny", "schedule": "0 0 * * *", "duration": duration}]);
+        check(json!({"windows": window("long")}), 10);
+        check(json!({"windows": window("8h")}), 11);
     }
 
     #[test]

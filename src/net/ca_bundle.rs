@@ -75,6 +75,11 @@ impl Bundle {
         self.0.iter().any(|own| own == der)
     }
 
+    /// The first, if there is one.
+    pub fn first(&self) -> Option<&CertificateDer<'static>> {
+        self.0.first()
+    }
+
     /// Whether there is none in it.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

@@ -140,7 +140,8 @@ pub(super) fn next_step(state: &CaState, carried: &Carried, timing: &Timing, now
     let published_since = state.published_since.filter(|since| *since <= now);
     if !carried.everywhere.contains(state.signing.der()) {
         let bundle = state.bundle.clone().and(carried.anywhere.clone().unexpired(now));
-        if bundle != state.bundle {
+        // Also if the Secret knows them all: who signs was put in by hand then, and has to be published first.
+        if bundle != state.bundle || signing_since.is_some() && !carried.anywhere.is_empty() {
             return Step::Adopt(bundle);
         }
     }

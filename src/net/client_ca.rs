@@ -11,13 +11,15 @@ use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, RootCertStore, SignatureScheme};
-use tokio::io::AsyncReadExt;
 use tokio_util::sync::CancellationToken;
 
-/// How often the file is read, as those of the serving certificate.
+use super::file;
+use super::probes::Condition;
+use super::trouble::Trouble;
+use crate::telemetry::{CertificatePart, Metrics};
+
+/// How often the file is read.
 const POLL: Duration = Duration::from_secs(10);
-/// Largest file that is read: more than a `ConfigMap` or Secret can hold.
-const MAX_FILE: u64 = 1 << 20;
 
 /// Why clients cannot be checked.
 #[derive(Debug, thiserror::Error)]
@@ -43,10 +45,15 @@ pub enum ClientCaError {
 }
 
 /// A verifier of client certificates that follows `path` until `shutdown`: the file is read every 10 seconds and compared
-/// by bytes. One that cannot be used is not taken; the last good one stays in use, and the reason is logged once. Connections
-/// that are there already stay. The first one must be good.
-pub async fn start(path: PathBuf, shutdown: CancellationToken) -> Result<Arc<dyn ClientCertVerifier>, ClientCaError> {
-    let mut file = Watched::open(path).await?;
+/// by bytes. One that cannot be used is not taken; the last good one stays in use, and if it lasts, `condition`, a metric
+/// and the log say why. Connections that are there already stay. The first one must be good.
+pub async fn start(
+    path: PathBuf,
+    condition: Condition,
+    metrics: Metrics,
+    shutdown: CancellationToken,
+) -> Result<Arc<dyn ClientCertVerifier>, ClientCaError> {
+    let mut file = Watched::open(path, condition, metrics).await?;
     let verifier = Arc::clone(&file.verifier);
     tokio::spawn(async move {
         while shutdown.run_until_cancelled(tokio::time::sleep(POLL)).await.is_some() {
@@ -61,30 +68,32 @@ struct Watched {
     path: PathBuf,
     bytes: Vec<u8>,
     verifier: Arc<Following>,
-    warned: Option<String>,
+    condition: Condition,
+    trouble: Trouble,
 }
 
 impl Watched {
-    async fn open(path: PathBuf) -> Result<Self, ClientCaError> {
+    async fn open(path: PathBuf, condition: Condition, metrics: Metrics) -> Result<Self, ClientCaError> {
         let bytes = read(&path).await?;
-        let verifier = Following { current: ArcSwap::from_pointee(verifier(&path, &bytes)?) };
-        Ok(Self { path, bytes, verifier: Arc::new(verifier), warned: None })
+        let verifier = Arc::new(Following { current: ArcSwap::from_pointee(verifier(&path, &bytes)?) });
+        condition.set(true, "");
+        let trouble = Trouble::new(CertificatePart::Clients, metrics);
+        Ok(Self { path, bytes, verifier, condition, trouble })
     }
 
     async fn check(&mut self) {
         match self.renew().await {
-            Ok(true) => {
-                self.warned = None;
-                tracing::info!(path = %self.path.display(), "checking clients against a new CA file");
-            }
-            Ok(false) => self.warned = None,
-            Err(error) => {
-                let text = error.to_string();
-                if self.warned.as_ref() != Some(&text) {
-                    tracing::warn!(error = %text, "the client CAs in use stay");
-                    self.warned = Some(text);
+            Ok(changed) => {
+                self.trouble.over();
+                if changed {
+                    tracing::info!(path = %self.path.display(), "checking clients against a new CA file");
                 }
             }
+            Err(error) => self.trouble.failed(&error),
+        }
+        match self.trouble.reason() {
+            Some(reason) => self.condition.degrade(reason),
+            None => self.condition.set(true, ""),
         }
     }
 
@@ -99,15 +108,8 @@ impl Watched {
     }
 }
 
-async fn read(path: &PathBuf) -> Result<Vec<u8>, ClientCaError> {
-    let failed = |source| ClientCaError::Read { path: path.clone(), source };
-    let file = tokio::fs::File::open(path).await.map_err(failed)?;
-    let mut bytes = Vec::new();
-    file.take(MAX_FILE + 1).read_to_end(&mut bytes).await.map_err(failed)?;
-    if bytes.len() as u64 > MAX_FILE {
-        return Err(failed(std::io::Error::other(format!("larger than {MAX_FILE} bytes"))));
-    }
-    Ok(bytes)
+async fn read(path: &Path) -> Result<Vec<u8>, ClientCaError> {
+    file::read(path).await.map_err(|source| ClientCaError::Read { path: path.to_owned(), source })
 }
 
 fn verifier(path: &Path, pem: &[u8]) -> Result<Arc<dyn ClientCertVerifier>, ClientCaError> {

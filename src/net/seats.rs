@@ -192,6 +192,16 @@ impl Seat {
         self.leave.load(Ordering::Acquire).then(|| self.cut.load(Ordering::Acquire))
     }
 
+    /// Whether a connection that has to leave may do so after its request: one is being answered to a peer that takes it, or
+    /// may just be arriving. It was chosen a moment ago, perhaps in another phase.
+    pub fn may_finish(&self) -> bool {
+        match self.phase() {
+            Phase::Idle | Phase::Busy => true,
+            Phase::Answered => self.blocked.load(Ordering::Relaxed) == 0,
+            Phase::Hello | Phase::Queued | Phase::Handshake | Phase::Fresh | Phase::Head | Phase::Body => false,
+        }
+    }
+
     /// Makes the request that the connection has, if it has one, the last.
     pub fn finish(&self) {
         self.finish.store(true, Ordering::Release);

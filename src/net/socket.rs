@@ -22,8 +22,8 @@ use tokio_util::task::TaskTracker;
 
 /// Largest question or answer, in bytes, its newline included.
 const MAX_LINE: u64 = 64 * 1024;
-/// Questions at once; further ones wait in the kernel's queue.
-const MAX_CONNECTIONS: usize = 128;
+/// Questions at once; further ones wait in the kernel's queue, which is short: who asks should not open more.
+pub const MAX_CONNECTIONS: usize = 128;
 /// For a question to arrive, and for its answer to be taken.
 const LINE_DEADLINE: Duration = Duration::from_secs(5);
 /// For the handler: the longest `timeoutSeconds` of a webhook.

@@ -1,6 +1,5 @@
 //! The certificate that is served, and its renewal: from the self-managed CA, or from files that something else renews.
 
-use std::io::Read as _;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::ca::{CaError, CertificateAuthority, Validity};
+use super::file;
 use super::probes::Condition;
 use super::trouble::Trouble;
 use crate::telemetry::{CertificatePart, Metrics};
@@ -28,8 +28,6 @@ use crate::telemetry::{CertificatePart, Metrics};
 const POLL_FILES: Duration = Duration::from_secs(2);
 /// How often the age of a self-signed leaf is looked at.
 const POLL_LEAF: Duration = Duration::from_secs(60);
-/// Largest certificate or key file that is read: more than a Secret can hold.
-const MAX_FILE: u64 = 1 << 20;
 
 /// The wall clock; another one in tests.
 pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
@@ -92,7 +90,8 @@ pub enum TlsError {
 /// Gets the first certificate and keeps it fresh in a task until `shutdown`.
 ///
 /// `served` becomes true with the first certificate and false when the one in use has expired and there is no other.
-/// Its expiry goes to `metrics`. With `clients` only clients with a certificate that it accepts may connect. The first certificate must be good: there is nothing older to fall back to.
+/// Its expiry goes to `metrics`. With `clients` only clients with a certificate that it accepts may connect. The first
+/// certificate must be good: there is nothing older to fall back to.
 pub async fn start(
     source: CertSource,
     clients: Option<Arc<dyn ClientCertVerifier>>,
@@ -253,7 +252,9 @@ impl CertSource {
                 let key = leaf.key.expose_secret().as_bytes().to_vec().into();
                 Ok((Pair { chain: leaf.chain.into_bytes(), key }, Some(ca)))
             }
-            Self::Files { certificate, key } => Ok((read_pair(certificate.clone(), key.clone()).await?, None)),
+            Self::Files { certificate, key } => {
+                Ok((Pair { chain: read(certificate).await?, key: read(key).await?.into() }, None))
+            }
         }
     }
 
@@ -313,21 +314,8 @@ fn server_config(
     Ok(config)
 }
 
-async fn read_pair(certificate: PathBuf, key: PathBuf) -> Result<Pair, TlsError> {
-    let path = certificate.clone();
-    let read = tokio::task::spawn_blocking(move || Ok(Pair { chain: read(&certificate)?, key: read(&key)?.into() }));
-    read.await.unwrap_or_else(|error| Err(TlsError::Read { path, source: std::io::Error::other(error) }))
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
-    let failed = |source| TlsError::Read { path: path.to_owned(), source };
-    let file = std::fs::File::open(path).map_err(failed)?;
-    let mut bytes = Vec::new();
-    file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(failed)?;
-    if bytes.len() as u64 > MAX_FILE {
-        return Err(failed(std::io::Error::other(format!("larger than {MAX_FILE} bytes"))));
-    }
-    Ok(bytes)
+async fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
+    file::read(path).await.map_err(|source| TlsError::Read { path: path.to_owned(), source })
 }
 
 #[cfg(test)]

@@ -40,7 +40,7 @@ pub const METRICS: &[(&str, &str)] = &[
     (CA_EXPIRY, "When the self-managed CA that signs now expires, in seconds since the epoch; 0 without one"),
     (
         CERTIFICATE_FAILING,
-        "1 while a newer certificate or CA cannot be taken and the old one stays in use, by part: serving, ca or rotation",
+        "1 while a newer certificate or CA cannot be taken and the old one stays in use, by part: serving, ca, rotation or client-ca",
     ),
     (BUILD_INFO, "Always 1; the version of kimup is a label"),
     (RESIDENT_MEMORY, "Resident memory of the process (Linux only)"),
@@ -119,6 +119,8 @@ label_value! {
         Ca = "ca",
         /// The CA in the Secret, and in the webhook configuration.
         Rotation = "rotation",
+        /// The CAs that clients are checked against.
+        Clients = "client-ca",
     }
 }
 

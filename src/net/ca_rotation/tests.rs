@@ -95,6 +95,8 @@ fn the_next_step() {
     check("a a", None, None, "|b", Step::Adopt(row.bundle("ab")));
     check("a a", Some(1_000_000), None, "b", Step::Adopt(row.bundle("ab")));
     check("a+b ab", Some(1_000_000), Some(60), "c", Step::Adopt(row.bundle("abc")));
+    check("b ba", Some(1_000_000), None, "a", Step::Adopt(row.bundle("ba")));
+    check("b ba", Some(1_000_000), None, "", Step::Retire);
     check("a a", None, None, "x", Step::Wait);
     check("a ab", None, None, "b", Step::Wait);
     check("a a", Some(1_000_000), None, "abc", Step::Wait); // somebody's own addition: repaired

@@ -104,6 +104,20 @@ async fn an_unusable_secret_is_named_and_left_alone() {
 }
 
 #[tokio::test]
+async fn a_ca_that_somebody_put_in_does_not_inherit_the_time_of_the_one_before() {
+    let api = FakeApi::default();
+    let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+    let ours = fresh().after(&Step::Sign, now).unwrap();
+    api.put(Some(as_value(&ours)));
+    assert_eq!(api.state().await.signing_since, Some(now));
+    let another = as_value(&fresh());
+    api.merge(&json!({"data": {"tls.crt": another["data"]["tls.crt"], "tls.key": another["data"]["tls.key"]}}));
+    let found = api.state().await;
+    assert_eq!((found.signing_since, found.bundle.len()), (None, 2), "the one before stays trusted");
+    assert!(found.bundle.contains(ours.signing.der()));
+}
+
+#[tokio::test]
 async fn a_next_ca_that_cannot_be_used_is_left_out() {
     let api = FakeApi::default();
     api.store().load_or_create().await.unwrap();

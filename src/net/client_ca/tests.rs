@@ -41,16 +41,17 @@ async fn only_clients_of_the_ca_get_in() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("ca.crt");
     std::fs::write(&path, one.pem()).unwrap();
-    let mut watched = Watched::open(path.clone()).await.unwrap();
+    let (readiness, metrics) = (Readiness::default(), Metrics::new());
+    let mut watched = Watched::open(path.clone(), readiness.register("client-ca"), metrics.clone()).await.unwrap();
 
     let ca = Arc::new(CertificateAuthority::generate("test", Timestamp::now()).unwrap());
     let root = reqwest::Certificate::from_pem(ca.certificate_pem().as_bytes()).unwrap();
     let (_signer, ca) = tokio::sync::watch::channel(ca);
     let source = CertSource::SelfManaged { ca, dns: vec![], ips: vec!["127.0.0.1".parse().unwrap()] };
-    let (served, stop) = (Readiness::default().register("certificate"), CancellationToken::new());
+    let (served, stop) = (readiness.register("certificate"), CancellationToken::new());
     let clients: Arc<dyn ClientCertVerifier> = watched.verifier.clone();
-    let (clock, metrics) = (tls::system_clock(), Metrics::new());
-    let (shared, _) = tls::start(source, Some(clients), clock, served, metrics, stop.clone()).await.unwrap();
+    let clock = tls::system_clock();
+    let (shared, _) = tls::start(source, Some(clients), clock, served, metrics.clone(), stop.clone()).await.unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("https://{}", listener.local_addr().unwrap());
     let router = Router::new().route("/", get(|| async { "hello" }));
@@ -59,10 +60,7 @@ async fn only_clients_of_the_ca_get_in() {
     let check = async |who: &str, identity: Option<reqwest::Identity>, allowed: bool| {
         for version in [reqwest::tls::Version::TLS_1_2, reqwest::tls::Version::TLS_1_3] {
             let builder = reqwest::Client::builder().tls_certs_only([root.clone()]).max_tls_version(version);
-            let client = match identity.clone() {
-                Some(identity) => builder.identity(identity),
-                None => builder,
-            };
+            let client = identity.clone().into_iter().fold(builder, reqwest::ClientBuilder::identity);
             let answer = client.build().unwrap().get(&url).send().await;
             assert_eq!(answer.is_ok(), allowed, "{who}: {answer:?}");
         }
@@ -70,12 +68,22 @@ async fn only_clients_of_the_ca_get_in() {
     check("nobody", None, false).await;
     check("one", Some(one.client()), true).await;
     check("two", Some(two.client()), false).await;
-    // Half a file changes nothing.
+    // Half a file changes nothing, and is said if it stays.
+    let said = |expected: bool| {
+        let (ready, conditions) = readiness.report(true);
+        assert!(ready && conditions.contains("[!] client-ca: ") == expected, "{conditions}");
+        let line = "kimup_certificate_renewal_failing{part=\"client-ca\"} 1\n";
+        assert_eq!(metrics.encode().contains(line), expected);
+    };
     std::fs::write(&path, &two.pem()[..100]).unwrap();
     watched.check().await;
+    said(false);
+    watched.check().await;
+    said(true);
     check("one", Some(one.client()), true).await;
     std::fs::write(&path, two.pem()).unwrap();
     watched.check().await;
+    said(false);
     check("one", Some(one.client()), false).await;
     check("two", Some(two.client()), true).await;
     // Both, while one takes the other's place.
@@ -95,7 +103,9 @@ async fn a_file_that_cannot_be_used_is_an_error_at_the_start() {
         if let Some(content) = content {
             std::fs::write(&path, content).unwrap();
         }
-        let error = start(path.clone(), CancellationToken::new()).await.unwrap_err().to_string();
+        let condition = Readiness::default().register("client-ca");
+        let error =
+            start(path.clone(), condition, Metrics::new(), CancellationToken::new()).await.unwrap_err().to_string();
         assert!(error.contains(part) && error.contains(path.to_str().unwrap()), "{error}");
     };
     check(None, "No such file").await;

@@ -23,19 +23,33 @@ use crate::net::tls::SharedTls;
 
 /// Serves a connection until it ends or has to leave.
 pub(super) async fn run<H: Handler>(stream: TcpStream, seated: Seated, shared: Arc<Shared<H>>) {
-    let seat = &seated.seat;
-    let mut serving = pin!(serve(stream, seat, &shared));
+    until_left(&seated.seat, serve(stream, &seated.seat, &shared)).await;
+}
+
+/// Polls `serving` until it ends or has to leave. What was told to leave while its peer owed something may have got a whole
+/// request in the same moment: that is answered, as the last.
+async fn until_left(seat: &Seat, serving: impl Future<Output = ()>) {
+    let mut serving = pin!(serving);
     let mut finishing = false;
     poll_fn(|cx| {
-        if let Some(at_once) = seat.must_leave(cx) {
-            // A request may just have arrived on an idle connection: then it is the last.
-            finishing |= seat.phase() == Phase::Idle;
-            if at_once || !finishing {
-                return Poll::Ready(());
-            }
+        let Some(at_once) = seat.must_leave(cx) else {
+            return serving.as_mut().poll(cx);
+        };
+        if at_once {
+            return Poll::Ready(());
+        }
+        finishing |= seat.may_finish();
+        if finishing {
             seat.finish();
         }
-        serving.as_mut().poll(cx)
+        if serving.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        if !finishing && seat.may_finish() {
+            finishing = true;
+            cx.waker().wake_by_ref(); // so that it is told
+        }
+        if finishing { Poll::Pending } else { Poll::Ready(()) }
     })
     .await;
 }
@@ -91,8 +105,8 @@ where
         if let Poll::Ready(result) = connection.as_mut().poll(cx) {
             return Poll::Ready(result);
         }
-        // Before its first request a connection would be closed by this, while that request may be on its way.
-        if told || !seat.must_finish() || seat.phase() == Phase::Fresh {
+        // Before its first request, and with half a head, a connection would be closed by this, while the rest is on its way.
+        if told || !seat.must_finish() || matches!(seat.phase(), Phase::Fresh | Phase::Head) {
             return Poll::Pending;
         }
         told = true;
@@ -101,5 +115,47 @@ where
     });
     if let Err(error) = result.await {
         tracing::debug!(error = &error as &dyn std::error::Error, "connection ended");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use super::*;
+    use crate::net::seats::Seats;
+
+    #[tokio::test]
+    async fn who_has_a_whole_request_ends_it_before_leaving() {
+        /// Told to leave before the first of these phases; how many of them are reached.
+        async fn check(phases: &[Phase], cut: bool, expected: usize) {
+            let seats = Arc::new(Seats::new(1));
+            let seated = seats.take(IpAddr::from([10, 0, 0, 1])).unwrap();
+            let seat = &seated.seat;
+            if cut {
+                seats.expel_everybody();
+            } else {
+                seats.expel_unbegun();
+            }
+            let mut reached = 0;
+            let serving = async {
+                for phase in phases {
+                    seat.enter(*phase);
+                    reached += 1;
+                    yield_now().await;
+                }
+            };
+            until_left(seat, serving).await;
+            assert_eq!(reached, expected, "{phases:?}, cut {cut}");
+            assert_eq!(seat.must_finish(), expected > 1, "{phases:?}, cut {cut}");
+        }
+        check(&[Phase::Busy, Phase::Answered, Phase::Idle], false, 3).await;
+        check(&[Phase::Answered, Phase::Idle], false, 2).await;
+        check(&[Phase::Idle, Phase::Head, Phase::Body, Phase::Busy], false, 4).await;
+        check(&[Phase::Fresh, Phase::Head, Phase::Busy], false, 1).await;
+        check(&[Phase::Head, Phase::Busy], false, 1).await;
+        check(&[Phase::Body, Phase::Busy], false, 1).await;
+        check(&[Phase::Hello, Phase::Handshake], false, 1).await;
+        check(&[Phase::Busy, Phase::Answered], true, 0).await;
     }
 }

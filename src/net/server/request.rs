@@ -180,8 +180,8 @@ fn close(response: &mut Response<Body>) {
     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
 }
 
-/// The answer to one request. It says `Connection: close` while the server stops: so clients move over by themselves,
-/// and none of them sends a request into a connection that is being closed.
+/// The answer to one request. It says `Connection: close` while the server stops, and when the connection is given to another:
+/// so clients move over by themselves, and none of them sends a request into a connection that is being closed.
 pub(super) async fn answer<H: Handler>(
     request: Request<Incoming>,
     seat: Arc<Seat>,
@@ -209,7 +209,7 @@ pub(super) async fn answer<H: Handler>(
             refusal.response()
         }
     };
-    if shared.is_stopping() {
+    if shared.is_stopping() || seat.must_finish() {
         close(&mut response);
     }
     seat.enter(Phase::Answered);
