@@ -116,13 +116,15 @@ impl Ages {
         Some(Waits { reason: TOO_YOUNG, pending: Pending { tag: tag.clone(), reason, at: Some(rfc3339(ready)) } })
     }
 
-    /// What to remember: of the tags that `listed` says are there, those that wait, and `chosen`. Oldest first.
+    /// What to remember: of the tags that `listed` says are there, those that wait, those that may go and cannot be run
+    /// (else they would wait anew), and `chosen`. Oldest first.
     pub fn seen(mut self, chosen: &str, listed: impl Fn(&str) -> bool) -> Vec<Seen> {
         let Some(min_age) = self.min_age else {
             return Vec::new();
         };
         let waits = |since: Timestamp| ready(since, min_age).is_none_or(|ready| ready > self.now);
-        self.known.retain(|(tag, since)| listed(tag) && (tag == chosen || waits(*since)));
+        let asked = std::mem::take(&mut self.asked);
+        self.known.retain(|(tag, since)| listed(tag) && (tag == chosen || asked.contains(tag) || waits(*since)));
         self.known.sort_by(|a, b| (a.1, &a.0).cmp(&(b.1, &b.0)));
         while self.known.len() > MAX_SEEN {
             // The one whose neighbours are nearest to each other is missed least; the first and the last stay.

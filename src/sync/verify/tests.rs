@@ -321,3 +321,16 @@ async fn what_is_chosen_waits_until_it_is_old_enough() {
     moved.gate.now = minute(60);
     moved.check("1.0.0", &all, "1.0.0@a by r", "HEAD 1.0.0, GET 1.0.0").await;
 }
+
+#[tokio::test]
+async fn a_tag_that_cannot_be_run_does_not_come_of_age_twice() {
+    let arm = fake("1.1.0=b 1.2.0=c:arm64");
+    let mut web = stage("semver", &json!({}), Some("1.1.0"), Some("b"));
+    web.gate.min_age = Some(std::time::Duration::from_hours(1));
+    web.check("1.1.0 1.2.0", &arm, "1.1.0@b; 1.2.0 TooYoung", "").await;
+    web.gate.now = jiff::Timestamp::from_second(3600).unwrap();
+    let passed = "1.1.0@b; 1.2.0 passed over: no linux/amd64";
+    web.check("1.1.0 1.2.0", &arm, passed, "GET 1.2.0").await;
+    web.check("1.1.0 1.2.0", &arm, passed, "HEAD 1.2.0").await;
+    web.check("1.1.0 1.2.0", &fake("1.2.0=a:amd64"), "1.2.0@a by r", "HEAD 1.2.0, GET 1.2.0").await;
+}
