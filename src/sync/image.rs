@@ -131,7 +131,7 @@ impl Sync {
         let mut began = None;
         let mut gone = None;
         let wanted = self.wanted(key, &image, &old, &request, compiled.as_ref().ok(), now);
-        let wanted = wanted.or_else(|| self.gate_opened(&image, &old, compiled.as_ref().ok(), now));
+        let wanted = wanted.or_else(|| self.gate_opened(key, &image, &old, compiled.as_ref().ok(), now));
         let due = wanted.is_some();
         if let Some(wanted) = wanted {
             began = Some(Instant::now());
@@ -325,9 +325,10 @@ impl Sync {
         spec.and_then(|spec| spec.gates.closed(Timestamp::now())).or_else(|| self.frozen(namespace))
     }
 
-    /// What held a tag back does so no longer: a sync is due.
+    /// What held a tag back does so no longer: a sync is due, or it is tried again already.
     fn gate_opened(
         &self,
+        key: &ImageKey,
         image: &Image,
         status: &ImageStatus,
         spec: Option<&CompiledSpec>,
@@ -335,7 +336,8 @@ impl Sync {
     ) -> Option<Wanted> {
         let spec = spec.filter(|spec| status::was_closed(status) && self.closed(image, Some(spec)).is_none())?;
         self.free_waiting();
-        Some(Wanted::shared_list(Asker::Schedule, spec, now))
+        let fails = self.memos().get(key).is_some_and(|memo| memo.failures > 0);
+        (!fails).then(|| Wanted::shared_list(Asker::Schedule, spec, now))
     }
 
     fn asker(&self, key: &ImageKey) -> Asker {
@@ -421,10 +423,13 @@ impl Sync {
     fn queue_next(&self, key: &ImageKey) {
         let next = self.memos().get(key).and_then(|memo| memo.next);
         if let Some(next) = next {
-            let wait = Timestamp::now().duration_until(next);
-            let wait = Duration::try_from(wait).unwrap_or_default();
-            self.queue.add(Key::Image(key.clone()), Instant::now() + wait);
+            self.queue_at(Key::Image(key.clone()), next);
         }
+    }
+
+    pub(super) fn queue_at(&self, key: Key, at: Timestamp) {
+        let wait = Duration::try_from(Timestamp::now().duration_until(at)).unwrap_or_default();
+        self.queue.add(key, Instant::now() + wait);
     }
 }
 

@@ -138,6 +138,9 @@ pub fn after_sync(status: &mut ImageStatus, subject: &Subject<'_>, outcome: &Out
             conditions.set(condition::READY, false, failure.reason, &format!("{}{kept}", failure.message));
             if failure.stalled {
                 conditions.set(condition::STALLED, true, failure.reason, &failure.message);
+                // Nothing goes by itself any more: what waits is found anew once somebody has changed something.
+                conditions.clear(condition::PENDING);
+                status.pending = None;
             } else {
                 conditions.clear(condition::STALLED);
             }
@@ -285,6 +288,8 @@ pub struct Progress {
     pub at_rest: u32,
     /// How many are being rolled.
     pub moving: u32,
+    /// How many are to be rolled, and nothing of that has begun.
+    pub waiting: u32,
     /// Those that keep another tag (`since` is filled in here).
     pub held: Vec<Held>,
     /// Those not planned or not written yet for the tag: what held them is kept, because a plan needs to know what was
@@ -335,15 +340,7 @@ pub fn after_progress(status: &mut ImageStatus, subject: &Subject<'_>, progress:
     if let Some(rollout) = &mut status.rollout {
         (rollout.total, rollout.updated) = (progress.total, progress.done);
     }
-    let under_way = status.rollout.as_ref().filter(|_| !progress.is_complete()).map(|r| r.tag.clone());
-    // What has started ends, and nothing starts: the rollout waits with the workloads that are left.
-    if let Some(tag) = under_way {
-        match &subject.closed {
-            Some(closed) => wait(status, subject, Some(&Waits::closed(&tag, closed))),
-            None if status.pending.as_ref().is_some_and(|pending| pending.tag == tag) => wait(status, subject, None),
-            None => {}
-        }
-    }
+    wait_with_workloads(status, subject, progress);
     let moves = subject.closed.is_none() || progress.moving > 0;
     let moving = status.rollout.as_ref().filter(|_| moves).map(|r| format!("rolling out {}", r.tag));
     let mut conditions = Conditions { list: &mut status.conditions, subject };
@@ -363,6 +360,23 @@ pub fn after_progress(status: &mut ImageStatus, subject: &Subject<'_>, progress:
         None => {}
     }
     fresh
+}
+
+/// What has started ends, and nothing starts: the tag that the Image has already waits with the workloads that are left.
+fn wait_with_workloads(status: &mut ImageStatus, subject: &Subject<'_>, progress: &Progress) {
+    let Some(Tagged { tag, .. }) = current(status) else {
+        return;
+    };
+    let said = status.pending.as_ref().map(|pending| pending.tag == tag);
+    match (&subject.closed, said) {
+        // A newer tag than the settled one says more than a workload that is behind.
+        (Some(_), Some(false)) if status.rollout.is_none() => {}
+        (Some(closed), _) if progress.waiting > 0 => wait(status, subject, Some(&Waits::closed(&tag, closed))),
+        // Not known again yet, after a restart.
+        (Some(_), Some(true)) if !progress.undecided.is_empty() => {}
+        (_, Some(true)) => wait(status, subject, None),
+        (_, _) => {}
+    }
 }
 
 /// Settles the rollout in flight: its tag becomes the settled one. Returns it.
@@ -466,3 +480,5 @@ mod digest;
 mod held;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod waiting;

@@ -39,8 +39,10 @@ pub(super) enum State {
     Done,
     /// Its Pods are being replaced.
     Moving,
-    /// Not begun.
+    /// Its Pods are to be replaced, and that has not begun.
     Waiting,
+    /// Not known yet.
+    Undecided,
     /// Keeps another tag, and nothing else is left to do.
     Held,
     /// Cannot be rolled.
@@ -313,13 +315,25 @@ impl Sync {
             let Some(Cached::Read(image)) = self.world.image(&key) else {
                 return true;
             };
-            // A gate that cannot be read is closed: its Image says what is wrong with it.
-            if !api::Gates::parse(&image.spec).is_ok_and(|gates| gates.closed(Timestamp::now()).is_none()) {
+            if !self.gate_lets_through(&workload.key, &image) {
                 return false;
             }
             let moving = used.iter().filter(|used| used.iter().any(|other| same_group(&image, other))).count();
             moving < self.world.max_concurrent(&image)
         })
+    }
+
+    /// Whether the gates of an Image are open; if not, the workload is looked at again when they open.
+    fn gate_lets_through(&self, key: &WorkloadKey, image: &Image) -> bool {
+        // A gate that cannot be read is closed: its Image says what is wrong with it.
+        let Ok(gates) = api::Gates::parse(&image.spec) else {
+            return false;
+        };
+        let closed = gates.closed(Timestamp::now());
+        if let Some(until) = closed.as_ref().and_then(|closed| closed.until) {
+            self.queue_at(Key::Workload(key.clone()), until); // nobody else tells that a window opens
+        }
+        closed.is_none()
     }
 
     /// Remembers how far the workload is, and tells its Images if that changed.
@@ -335,7 +349,8 @@ impl Sync {
             let state = match failure {
                 _ if held.len() == containers => State::Held,
                 Some(cause) => State::Failed(cause.to_owned()),
-                None if rolling || plan.blocked.is_some() => State::Waiting,
+                None if plan.blocked.is_some() => State::Undecided,
+                None if rolling => State::Waiting,
                 None if !workload.complete => State::Moving,
                 None if held.is_empty() => State::Done,
                 None => State::Held,
@@ -420,6 +435,7 @@ impl Sync {
             }
             progress.held.extend(seen.held.iter().cloned());
             progress.moving += u32::from(seen.state == State::Moving);
+            progress.waiting += u32::from(seen.state == State::Waiting);
             progress.done += u32::from(seen.state == State::Done);
             progress.at_rest += u32::from(matches!(seen.state, State::Done | State::Held));
             if let State::Failed(why) = &seen.state {
