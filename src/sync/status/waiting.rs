@@ -26,8 +26,7 @@ fn a_rollout_waits_with_the_workloads_that_are_left() {
         wait(&mut status, &subject, waits.as_ref());
         let at_rest = 3 - moving - waiting - unknown;
         let undecided = (0..waiting + unknown).map(|n| format!("Deployment/{n}")).collect();
-        let progress =
-            Progress { total: 3, done: at_rest, at_rest, moving, waiting, undecided, ..Progress::default() };
+        let progress = Progress { total: 3, done: at_rest, at_rest, moving, waiting, undecided, ..Progress::default() };
         after_progress(&mut status, &subject, &progress);
         if in_flight && progress.is_complete() {
             settle(&mut status, &subject);
