@@ -314,15 +314,16 @@ impl Sync {
             pin: api::pins_digest(&image.spec),
             follows: compiled.and_then(|spec| spec.tag_to_follow().map(str::to_owned)),
             used,
-            closed: self.closed(image, compiled),
+            closed: self.closed(image),
             now: Timestamp::now(),
         }
     }
 
     /// Why no rollout of an Image may start now.
-    fn closed(&self, image: &Image, spec: Option<&CompiledSpec>) -> Option<Closed> {
-        let namespace = image.metadata.namespace.as_deref().unwrap_or_default();
-        spec.and_then(|spec| spec.gates.closed(Timestamp::now())).or_else(|| self.frozen(namespace))
+    pub(super) fn closed(&self, image: &Image) -> Option<Closed> {
+        let gates = api::Gates::parse(&image.spec);
+        let closed = gates.map_or_else(|error| Some(Closed::from(&error)), |gates| gates.closed(Timestamp::now()));
+        closed.or_else(|| self.frozen(image.metadata.namespace.as_deref().unwrap_or_default()))
     }
 
     /// What held a tag back does so no longer: a sync is due, or it is tried again already.
@@ -334,7 +335,7 @@ impl Sync {
         spec: Option<&CompiledSpec>,
         now: Timestamp,
     ) -> Option<Wanted> {
-        let spec = spec.filter(|spec| status::was_closed(status) && self.closed(image, Some(spec)).is_none())?;
+        let spec = spec.filter(|_| status::was_closed(status) && self.closed(image).is_none())?;
         self.free_waiting();
         let fails = self.memos().get(key).is_some_and(|memo| memo.failures > 0);
         (!fails).then(|| Wanted::shared_list(Asker::Schedule, spec, now))

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::ResourceExt;
 use tokio::time::Instant;
@@ -222,7 +221,8 @@ impl Sync {
         let rolling = self.rolling.lock().await;
         // Before the limits are looked at: a place that comes free meanwhile must find who waits for it.
         self.waiting().insert(key.clone());
-        if !self.limits_allow(workload, targets, plan) {
+        let plan = &self.ungated(workload, plan);
+        if plan.changes.is_empty() || !self.limits_allow(workload, targets, plan) {
             return None;
         }
         self.waiting().remove(key);
@@ -288,12 +288,26 @@ impl Sync {
         }
     }
 
-    /// The limits of design section 5, and the gates. The caller holds `rolling`, so that two workloads cannot take one place.
+    /// The plan without the Images that may start no rollout now: theirs must not hold up the others.
+    fn ungated(&self, workload: &Workload, plan: &Plan) -> Plan {
+        let mut images: BTreeSet<&str> = plan.changes.iter().map(|change| change.image.as_str()).collect();
+        images.retain(|name| {
+            let key = ImageKey { namespace: workload.key.namespace.clone(), name: (*name).to_owned() };
+            let Some(Cached::Read(image)) = self.world.image(&key) else {
+                return false;
+            };
+            let closed = self.closed(&image);
+            if let Some(until) = closed.as_ref().and_then(|closed| closed.until) {
+                self.queue_at(Key::Workload(workload.key.clone()), until); // nobody else tells that a window opens
+            }
+            closed.is_some()
+        });
+        plan.without(workload, &images)
+    }
+
+    /// The limits of design section 5. The caller holds `rolling`, so that two workloads cannot take one place.
     fn limits_allow(&self, workload: &Workload, targets: &BTreeMap<String, Target>, plan: &Plan) -> bool {
         let namespace = &workload.key.namespace;
-        if self.frozen(namespace).is_some() {
-            return false;
-        }
         let moving: Vec<Arc<Workload>> = {
             let views = self.views();
             let in_flight = |w: &Arc<Workload>| {
@@ -315,25 +329,9 @@ impl Sync {
             let Some(Cached::Read(image)) = self.world.image(&key) else {
                 return true;
             };
-            if !self.gate_lets_through(&workload.key, &image) {
-                return false;
-            }
             let moving = used.iter().filter(|used| used.iter().any(|other| same_group(&image, other))).count();
             moving < self.world.max_concurrent(&image)
         })
-    }
-
-    /// Whether the gates of an Image are open; if not, the workload is looked at again when they open.
-    fn gate_lets_through(&self, key: &WorkloadKey, image: &Image) -> bool {
-        // A gate that cannot be read is closed: its Image says what is wrong with it.
-        let Ok(gates) = api::Gates::parse(&image.spec) else {
-            return false;
-        };
-        let closed = gates.closed(Timestamp::now());
-        if let Some(until) = closed.as_ref().and_then(|closed| closed.until) {
-            self.queue_at(Key::Workload(key.clone()), until); // nobody else tells that a window opens
-        }
-        closed.is_none()
     }
 
     /// Remembers how far the workload is, and tells its Images if that changed.
