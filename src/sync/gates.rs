@@ -46,6 +46,11 @@ impl Waits {
         let pending = Pending { tag: tag.to_owned(), reason: closed.why.clone(), at: closed.until.map(rfc3339) };
         Self { reason: closed.reason, pending }
     }
+
+    /// What it means for an Image without any tag.
+    pub fn for_the_first(&self) -> String {
+        format!("no tag is chosen yet: {} waits, {}", self.pending.tag, self.pending.reason)
+    }
 }
 
 /// Why no rollout may start in a namespace that somebody froze.

@@ -9,14 +9,14 @@ use tokio::sync::SemaphorePermit;
 use tokio::time::Instant;
 
 use crate::api::annotations::{ACTION, REQUESTED_AT};
-use crate::api::{self, Closed, CompiledSpec, Image, ImageStatus, Seen, SyncResult, Tagged};
+use crate::api::{self, Closed, CompiledSpec, Image, ImageStatus, SyncResult, Tagged};
 use crate::policy::Repository;
 use crate::registry::Asker;
 use crate::rollout::PullAccess;
 
 use super::decide::Known;
 use super::engine::{Key, Sync};
-use super::gates::{self, Gate, Waits};
+use super::gates::{self, Gate};
 use super::managed;
 use super::observe;
 use super::pace::{self, RETRY_MAX, Wanted};
@@ -138,17 +138,15 @@ impl Sync {
             let spec = compiled.as_ref().ok();
             // A registry may take long: the place is for others until it has answered.
             drop(place);
-            let (outcome, waits) = self.sync(key, &image, &old, compiled.as_ref(), wanted).await;
+            let Chosen { outcome, seen } = self.sync(key, &image, &old, compiled.as_ref(), wanted).await;
             place = self.places.take().await.ok_or(WriteError::NotLeader)?;
-            if let Outcome::Tag { gone: Some(digest), .. } = &outcome {
-                gone = Some(digest.clone());
+            if let Outcome::Tag(choice) = &outcome {
+                gone.clone_from(&choice.gone);
             }
             let retry = matches!(&outcome, Outcome::Failed(failure) if !failure.stalled);
             let subject = self.subject(&image, spec);
             selected = status::after_sync(&mut new, &subject, &outcome);
-            if let Some((waits, seen)) = waits {
-                status::after_gates(&mut new, &subject, waits.as_ref(), seen);
-            }
+            new.seen = seen;
             self.metrics.sync(new.result.map_or("Error", SyncResult::as_str));
             self.schedule(key, &image, spec, retry, &new);
             self.mark_stale(key, &mut new, &subject, spec, retry);
@@ -203,8 +201,8 @@ impl Sync {
         status: &ImageStatus,
         compiled: Result<&CompiledSpec, &api::SpecError>,
         wanted: Wanted,
-    ) -> (Outcome, Option<(Option<Waits>, Vec<Seen>)>) {
-        let failed = |failure: Failure| (Outcome::Failed(failure), None);
+    ) -> Chosen {
+        let failed = |failure| Chosen { outcome: Outcome::Failed(failure), seen: status.seen.clone() };
         let spec = match compiled {
             Ok(spec) => spec,
             Err(error) => {
@@ -222,7 +220,7 @@ impl Sync {
         }
         let access = self.world.access_of(image);
         match self.choose(key, image, status, spec, access.as_ref(), wanted).await {
-            Ok(Chosen { outcome, waits, seen }) => (outcome, Some((waits, seen))),
+            Ok(chosen) => chosen,
             Err(failure) => failed(failure.tried_again(pace::longest_wait(spec, Timestamp::now()))),
         }
     }

@@ -106,13 +106,15 @@ impl Stage {
         };
         let chosen = choose(&given, &mut self.checks, fake).await.map(|chosen| {
             self.gate.seen = chosen.seen;
-            (chosen.outcome, chosen.waits.map(|w| format!("; {} {}", w.pending.tag, w.reason)).unwrap_or_default())
+            chosen.outcome
         });
+        let waiting =
+            |waits: Option<Waits>| waits.map(|w| format!("; {} {}", w.pending.tag, w.reason)).unwrap_or_default();
         let said = match chosen {
             Err(failure) => format!("{:?}: {}", failure.result, failure.message),
-            Ok((Outcome::Failed(_), _)) => unreachable!("failures are errors"),
-            Ok((Outcome::Waiting { .. }, waits)) => format!("none{waits}"),
-            Ok((Outcome::Tag { tag, rule, missing, adopted, digest, passed_over, gone, .. }, waits)) => {
+            Ok(Outcome::Failed(_)) => unreachable!("failures are errors"),
+            Ok(Outcome::Waiting(waits)) => format!("none{}", waiting(Some(waits))),
+            Ok(Outcome::Tag(Choice { tag, rule, missing, adopted, digest, passed_over, gone, waits, .. })) => {
                 let digest = digest.map_or_else(|| "-".to_owned(), |digest| digest[7..8].to_owned());
                 let mut said = format!("{tag}@{digest}");
                 let mut add = |what: &str, when: bool| said += if when { what } else { "" };
@@ -123,7 +125,7 @@ impl Stage {
                 for sentence in passed_over {
                     add(&format!("; {sentence}"), true);
                 }
-                said += &waits;
+                said += &waiting(waits);
                 said
             }
         };
@@ -189,7 +191,7 @@ async fn a_tag_that_cannot_be_run_is_passed_over() {
     let nothing = fake("");
     let outcome = choose(&given, &mut web.checks, &nothing).await.unwrap().outcome;
     assert!(
-        matches!(outcome, Outcome::Tag { tag, passed_over, missing: true, .. } if tag == "1.0.0" && passed_over.len() == 5)
+        matches!(outcome, Outcome::Tag(Choice { tag, passed_over, missing: true, .. }) if tag == "1.0.0" && passed_over.len() == 5)
     );
     assert_eq!(nothing.asked(), "GET 1.7.0, GET 1.6.0, GET 1.5.0, GET 1.4.0, GET 1.3.0");
     let none = "TagsError: Image shop/web: no tag of docker.io/library/app can be run: 1.1.0: no linux/amd64";
