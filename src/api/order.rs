@@ -22,7 +22,7 @@ pub struct Order {
 
 #[derive(Debug)]
 struct Rules {
-    rules: Vec<Rule>,
+    list: Vec<Rule>,
     filter: Filter,
     /// Whether one follows a digest; none for those of a spec that cannot be used otherwise.
     follows_digest: Option<bool>,
@@ -37,7 +37,7 @@ impl Order {
         if rules.is_empty() {
             rules.extend(Rule::parse("semver", None));
         }
-        let rules = Rules { rules, filter: compile_filter(spec).unwrap_or_default(), follows_digest: None };
+        let rules = Rules { list: rules, filter: compile_filter(spec).unwrap_or_default(), follows_digest: None };
         Self { rules: Arc::new(rules), base: Some(spec.base_tag.as_str().into()), of_one_text: false }
     }
 
@@ -75,7 +75,7 @@ impl Order {
 
     /// The order of two tags by the first rule that can compare them; none if no rule can (`latest`, another variant).
     pub fn compare(&self, a: &str, b: &str) -> Option<Ordering> {
-        let Rules { rules, filter, .. } = &*self.rules;
+        let Rules { list: rules, filter, .. } = &*self.rules;
         rules.iter().find_map(|rule| policy::compare(rule, filter, a, b))
     }
 
@@ -103,7 +103,7 @@ impl Order {
 
     /// Whether every rule follows a digest, so that no tag is replaced by another.
     pub fn keeps_tags(&self) -> bool {
-        let rules = &self.rules.rules;
+        let rules = &self.rules.list;
         !rules.is_empty() && rules.iter().all(|rule| *rule == Rule::Digest)
     }
 }
@@ -111,7 +111,7 @@ impl Order {
 impl From<&CompiledSpec> for Order {
     fn from(spec: &CompiledSpec) -> Self {
         let rules = Rules {
-            rules: spec.rules.iter().map(|r| r.rule.clone()).collect(),
+            list: spec.rules.iter().map(|r| r.rule.clone()).collect(),
             filter: spec.filter.clone(),
             follows_digest: Some(spec.follows_digest.is_some()),
         };

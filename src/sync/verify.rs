@@ -352,4 +352,6 @@ impl Given<'_> {
 }
 
 #[cfg(test)]
+mod gated;
+#[cfg(test)]
 mod tests;

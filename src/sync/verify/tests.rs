@@ -16,13 +16,13 @@ type Image = (String, Option<Vec<Platform>>);
 
 /// A registry whose tags are `tag=digest` or `tag=digest:platform,platform`, on nodes for these platforms.
 #[derive(Default)]
-struct Fake {
+pub(super) struct Fake {
     manifests: BTreeMap<String, Image>,
-    down: bool,
+    pub down: bool,
     asked: Mutex<Vec<String>>,
 }
 
-fn fake(manifests: &str) -> Fake {
+pub(super) fn fake(manifests: &str) -> Fake {
     let parse = |text: &str| {
         let (tag, rest) = text.split_once('=').unwrap();
         let (letter, platforms) =
@@ -66,8 +66,8 @@ impl Manifests for Fake {
 }
 
 /// An Image, as it is known from sync to sync.
-struct Stage {
-    spec: CompiledSpec,
+pub(super) struct Stage {
+    pub spec: CompiledSpec,
     settled: Option<&'static str>,
     followed: Option<&'static str>,
     digest: Option<String>,
@@ -76,7 +76,7 @@ struct Stage {
     checks: Checks,
 }
 
-fn stage(rule: &str, patch: &Value, settled: Option<&'static str>, digest_letter: Option<&str>) -> Stage {
+pub(super) fn stage(rule: &str, patch: &Value, settled: Option<&'static str>, digest_letter: Option<&str>) -> Stage {
     let mut spec = json!({"image": "app", "triggers": [{"type": "interval", "value": "5m"}],
         "rules": [{"name": "r", "type": rule, "actions": [{"type": "apply"}]}]});
     json_patch::merge(&mut spec, patch);
@@ -266,7 +266,7 @@ async fn a_followed_digest_moves() {
     both().check("1.0.0", &fake("1.0.0=b"), "1.0.0@b by d", moved).await;
 }
 
-fn closed() -> api::Closed {
+pub(super) fn closed() -> api::Closed {
     api::Closed { reason: "Suspended", why: "spec.suspend is set".to_owned(), until: None }
 }
 
