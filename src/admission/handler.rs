@@ -6,18 +6,16 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::Router;
-use axum::extract::{DefaultBodyLimit, State};
-use axum::response::{IntoResponse, Response};
-use axum::routing::post;
+use axum::body::Body;
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::join_all;
-use http::StatusCode;
-use http::header::CONTENT_TYPE;
+use http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
 
 use crate::index::question::{Answered, Ask, Deduplicated, Question};
 use crate::index::{Index, Snapshot};
+use crate::net::server::Handler;
 use crate::telemetry::{AdmissionOutcome, Metrics};
 
 use super::review::{Review, ReviewError, Step};
@@ -25,24 +23,29 @@ use super::verdict::Verdict;
 
 /// Where reviews are posted; `/mutate/<entry>` does the same, so that a log tells the webhook's entries apart.
 pub const PATH: &str = "/mutate";
-/// Largest body in bytes: as `net::server::ServerOptions`, which must not be cut short by axum's default of 2 MiB.
-const BODY_LIMIT: usize = 7 << 20;
 
-struct Webhook {
+/// Answers what is posted to [`PATH`] or below it. Cheap to clone.
+#[derive(Clone)]
+pub struct Webhook(Arc<Parts>);
+
+struct Parts {
     index: Arc<Index>,
     ask: Deduplicated<dyn Ask>,
     metrics: Metrics,
 }
 
-/// The routes of the webhook. `deadline` bounds all questions of one Pod together; it must be below the webhook
-/// configuration's `timeoutSeconds`.
-pub fn router(index: Arc<Index>, ask: Arc<dyn Ask>, deadline: Duration, metrics: Metrics) -> Router {
-    let webhook = Arc::new(Webhook { index, ask: Deduplicated::new(ask, deadline, metrics.clone()), metrics });
-    Router::new()
-        .route(PATH, post(mutate))
-        .route("/mutate/{*entry}", post(mutate))
-        .layer(DefaultBodyLimit::max(BODY_LIMIT))
-        .with_state(webhook)
+impl Handler for Webhook {
+    // Without a router: there is one path, and looking it up would cost as much as a small Pod.
+    async fn handle(&self, request: Request<Bytes>) -> Response<Body> {
+        let below = request.uri().path().strip_prefix(PATH);
+        if !below.is_some_and(|below| below.is_empty() || below.starts_with('/')) {
+            return plain(StatusCode::NOT_FOUND, &format!("reviews are posted to {PATH}"));
+        }
+        if request.method() != Method::POST {
+            return plain(StatusCode::METHOD_NOT_ALLOWED, "reviews are posted");
+        }
+        self.mutate(request.body()).await
+    }
 }
 
 /// Why there is no `AdmissionReview` to answer with; the API server goes by the failure policy of the entry.
@@ -52,28 +55,31 @@ enum Failure {
     Internal,
 }
 
-impl IntoResponse for Failure {
-    fn into_response(self) -> Response {
-        let (status, message) = match self {
-            Self::NotReady => (StatusCode::SERVICE_UNAVAILABLE, "Namespaces and Images are not listed yet".to_owned()),
-            Self::Unreadable(error) => (StatusCode::BAD_REQUEST, error.to_string()),
-            Self::Internal => {
-                (StatusCode::INTERNAL_SERVER_ERROR, "internal error, see the log of the webhook".to_owned())
+impl Failure {
+    fn response(&self) -> Response<Body> {
+        match self {
+            Self::NotReady => {
+                let mut response = plain(StatusCode::SERVICE_UNAVAILABLE, "Namespaces and Images are not listed yet");
+                // The API server tries again within `timeoutSeconds`, and may reach another replica.
+                response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                response
             }
-        };
-        (status, format!("kimup: {message}\n")).into_response()
+            Self::Unreadable(error) => plain(StatusCode::BAD_REQUEST, &error.to_string()),
+            Self::Internal => plain(StatusCode::INTERNAL_SERVER_ERROR, "internal error, see the log of the webhook"),
+        }
     }
 }
 
-async fn mutate(State(webhook): State<Arc<Webhook>>, body: Bytes) -> Response {
-    let start = Instant::now();
-    let answer = webhook.answer(&body).await.and_then(|verdict| Ok((verdict.outcome(), written(&verdict)?)));
-    let outcome = answer.as_ref().map_or(AdmissionOutcome::Error, |(outcome, _)| *outcome);
-    webhook.metrics.admission(outcome, start.elapsed());
-    match answer {
-        Ok((_, json)) => ([(CONTENT_TYPE, "application/json")], json).into_response(),
-        Err(failure) => failure.into_response(),
-    }
+fn plain(status: StatusCode, message: &str) -> Response<Body> {
+    respond(status, "text/plain; charset=utf-8", format!("kimup: {message}\n").into())
+}
+
+fn respond(status: StatusCode, content_type: &'static str, body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
 }
 
 fn written(verdict: &Verdict) -> Result<Vec<u8>, Failure> {
@@ -84,6 +90,26 @@ fn written(verdict: &Verdict) -> Result<Vec<u8>, Failure> {
 }
 
 impl Webhook {
+    /// `deadline` bounds all questions of one Pod together; it must be below the webhook configuration's
+    /// `timeoutSeconds`.
+    pub fn new(index: Arc<Index>, ask: Arc<dyn Ask>, deadline: Duration, metrics: Metrics) -> Self {
+        let ask = Deduplicated::new(ask, deadline, metrics.clone());
+        Self(Arc::new(Parts { index, ask, metrics }))
+    }
+
+    async fn mutate(&self, body: &[u8]) -> Response<Body> {
+        let start = Instant::now();
+        let answer = self.0.answer(body).await.and_then(|verdict| Ok((verdict.outcome(), written(&verdict)?)));
+        let outcome = answer.as_ref().map_or(AdmissionOutcome::Error, |(outcome, _)| *outcome);
+        self.0.metrics.admission(outcome, start.elapsed());
+        match answer {
+            Ok((_, json)) => respond(StatusCode::OK, "application/json", json.into()),
+            Err(failure) => failure.response(),
+        }
+    }
+}
+
+impl Parts {
     async fn answer(&self, body: &[u8]) -> Result<Verdict, Failure> {
         if !self.index.is_ready() {
             return Err(Failure::NotReady);

@@ -75,8 +75,8 @@ impl Order {
 
     /// The order of two tags by the first rule that can compare them; none if no rule can (`latest`, another variant).
     pub fn compare(&self, a: &str, b: &str) -> Option<Ordering> {
-        let Rules { list: rules, filter, .. } = &*self.rules;
-        rules.iter().find_map(|rule| policy::compare(rule, filter, a, b))
+        let Rules { list, filter, .. } = &*self.rules;
+        list.iter().find_map(|rule| policy::compare(rule, filter, a, b))
     }
 
     /// The tag a container with the own tag `own` runs when its Image says `tag`: the newer of the two. An own tag that

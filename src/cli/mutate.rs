@@ -116,13 +116,12 @@ fn pod(text: &str) -> anyhow::Result<Value> {
 /// Images and Namespaces; other objects are skipped.
 fn cluster(text: &str, namespace: &str) -> anyhow::Result<Cluster> {
     let mut snapshot = Snapshot::default();
-    let mut images = Vec::new();
     for object in input::objects(text)? {
         let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
         if input::is_image(&object) {
             let entry = image(&object).with_context(|| format!("Image {name:?}"))?;
             let of = object["metadata"]["namespace"].as_str().unwrap_or(namespace);
-            images.push((of.to_owned(), name, Seen::Read(entry.into())));
+            snapshot.put_image(of, &name, Seen::Read(entry.into()));
         } else if object["kind"] == "Namespace" && object["apiVersion"] == "v1" {
             let map = |field: &str| {
                 strings(&object["metadata"][field]).with_context(|| format!("Namespace {name:?}: {field}"))
@@ -130,7 +129,6 @@ fn cluster(text: &str, namespace: &str) -> anyhow::Result<Cluster> {
             snapshot.put_namespace(&name, &map("labels")?, &map("annotations")?);
         }
     }
-    snapshot.replace_images(None, images);
     let knows_namespace = snapshot.namespace(namespace).is_some_and(|known| known.settings().is_some());
     if !knows_namespace {
         snapshot.put_namespace(namespace, &Map::new(), &Map::new());

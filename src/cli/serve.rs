@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::configuration::{self, CaBundle, Endpoint, Trust};
-use crate::admission::handler;
+use crate::admission::handler::Webhook;
 use crate::index::question::{Answered, Ask, Question};
 use crate::index::{self, Index};
 use crate::leader::{self, LeaderConfig, Leadership};
@@ -348,7 +348,7 @@ impl Process {
         };
         let (metrics, stop) = (self.metrics.clone(), stages.server.clone());
         let (shared, _) = tls::start(source, clients, tls::system_clock(), served, metrics, stop).await?;
-        let routes = handler::router(index.clone(), asker, args.question_timeout, self.metrics.clone());
+        let routes = Webhook::new(index.clone(), asker, args.question_timeout, self.metrics.clone());
         let in_cluster = roles.endpoint.webhook_url.is_none();
         let options = ServerOptions {
             shutdown_delay: if in_cluster { UNREADY_DELAY } else { Duration::ZERO },

@@ -146,9 +146,9 @@ pub fn answer(snapshot: &Snapshot, pod: &PodView<'_>, container: &str, text: &st
 
 /// The answer for a container of a known Image, but for stamps and records.
 fn covered(pod: &PodView<'_>, container: &str, reference: Reference, entry: &Arc<Entry>) -> Answer {
-    match (entry.settled(), entry.gate, &entry.error) {
+    match (entry.settled(), entry.gate(), entry.error()) {
         (Some(settled), _, _) => newer(entry, container, &reference, &settled),
-        (None, _, Some(error)) => Answer::Refuse { image: entry.name.clone(), reason: error.clone() },
+        (None, _, Some(error)) => Answer::Refuse { image: entry.name.clone(), reason: error.to_owned() },
         (None, Some(gate), None) => Answer::Keep {
             warning: Some(format!(
                 "container {container:?} keeps its own tag: Image {}/{} has no tag yet, and {gate} may keep it from \

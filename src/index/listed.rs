@@ -21,10 +21,10 @@ pub struct Listed {
 
 impl Listed {
     /// The Image, or its metadata with what is wrong.
-    pub fn into_image(self) -> Result<Image, (ObjectMeta, String)> {
+    pub fn into_image(self) -> Result<Image, Box<(ObjectMeta, String)>> {
         match self.read {
             Ok(read) => Ok(Image { metadata: self.metadata, spec: read.0, status: read.1 }),
-            Err(error) => Err((self.metadata, error)),
+            Err(error) => Err(Box::new((self.metadata, error))),
         }
     }
 }

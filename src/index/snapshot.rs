@@ -93,14 +93,14 @@ impl SameRepository {
 pub struct Entry {
     /// Name of the Image.
     pub name: String,
-    /// Its UID: a deleted and made again Image is another one.
-    pub uid: String,
+    /// A deleted and made again Image is another one.
+    uid: Uid,
     /// Whether sync made it for annotations: then it covers what it was made for, and is not found by repository.
     pub managed: bool,
     /// Kind and name of its controller: the workload a managed Image was made for.
     pub owner: Option<Box<(String, String)>>,
-    /// When it was created: of two Images for one repository the older counts.
-    pub created: Option<Timestamp>,
+    /// When it was created, in seconds since the epoch: of two Images for one repository the older counts.
+    created: i64,
     /// The normalised `spec.image`; none if it is no repository, so that the Image covers nothing.
     pub repository: Option<Repository>,
     /// Made for a policy that Pods carry themselves: it does not cover one that carries none.
@@ -108,14 +108,35 @@ pub struct Entry {
     /// The settled tag. None also if the status speaks of another repository, or holds no legal tag.
     pub tag: Option<String>,
     /// Its digest, if Pods are pinned to it.
-    pub digest: Option<String>,
+    pub digest: Option<Box<str>>,
     /// Which of two tags is newer.
     pub order: Order,
-    /// What may delay its first tag.
-    pub gate: Option<&'static str>,
-    /// Why the spec cannot be used, with the field to fix.
-    pub error: Option<String>,
+    /// Mostly none.
+    trouble: Option<Box<Trouble>>,
+    #[allow(clippy::box_collection)] // most have none, and the map itself is six pointers wide
     records: Option<Box<HashMap<String, Vec<RevisionRecord>>>>,
+}
+
+/// Why an Image may get no tag.
+#[derive(Clone, Debug)]
+struct Trouble {
+    gate: Option<&'static str>,
+    error: Option<String>,
+}
+
+/// The UID of an object: that of Kubernetes is a UUID, whose text would take five times the room.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Uid {
+    Uuid([u8; 16]),
+    Other(Box<str>),
+}
+
+impl Uid {
+    fn read(text: &str) -> Self {
+        let digits = text.len() == 36 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f' | b'-'));
+        let uuid = digits.then(|| u128::from_str_radix(&text.replace('-', ""), 16).ok()).flatten();
+        uuid.map_or_else(|| Self::Other(text.into()), |uuid| Self::Uuid(uuid.to_be_bytes()))
+    }
 }
 
 impl Entry {
@@ -145,22 +166,33 @@ impl Entry {
         for record in status.revisions {
             records.entry(record.uid.clone()).or_default().push(record);
         }
+        let digest = status.digest.filter(|digest| spec.pins && !other && policy::Digest::parse(digest).is_ok());
+        let trouble = spec.gate.is_some() || spec.error.is_some();
         let owner = image.metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
         Self {
             name: image.metadata.name.clone().unwrap_or_default(),
             for_carriers: annotations.and_then(|a| a.get(POLICY_FROM)).is_some_and(|from| from == POLICY_OF_PODS),
             managed,
             owner: owner.map(|owner| Box::new((owner.kind.clone(), owner.name.clone()))),
-            uid: image.metadata.uid.clone().unwrap_or_default(),
-            created: image.metadata.creation_timestamp.as_ref().map(|t| t.0),
+            uid: Uid::read(image.metadata.uid.as_deref().unwrap_or_default()),
+            created: image.metadata.creation_timestamp.as_ref().map_or(i64::MAX, |t| t.0.as_second()),
             repository,
-            digest: status.digest.filter(|digest| spec.pins && !other && policy::Digest::parse(digest).is_ok()),
+            digest: digest.map(String::into_boxed_str),
             tag: status.tag.filter(|tag| !other && policy::is_legal_tag(tag)),
             order,
-            gate: spec.gate,
-            error: spec.error,
+            trouble: trouble.then(|| Box::new(Trouble { gate: spec.gate, error: spec.error })),
             records: Some(records).filter(|records| !records.is_empty()).map(Box::new),
         }
+    }
+
+    /// What may delay its first tag.
+    pub fn gate(&self) -> Option<&'static str> {
+        self.trouble.as_ref()?.gate
+    }
+
+    /// Why the spec cannot be used, with the field to fix.
+    pub fn error(&self) -> Option<&str> {
+        self.trouble.as_ref()?.error.as_deref()
     }
 
     /// The settled tag, with its digest if Pods are pinned to it.
@@ -179,8 +211,8 @@ impl Entry {
         self.owner.as_ref().is_some_and(|owner| (owner.0.as_str(), owner.1.as_str()) == (kind, name))
     }
 
-    fn age(&self) -> (bool, Option<Timestamp>, &str) {
-        (self.created.is_none(), self.created, &self.name)
+    fn age(&self) -> (i64, &str) {
+        (self.created, &self.name)
     }
 }
 
@@ -292,11 +324,38 @@ impl Seen {
                 let (namespace, name) = names(&image.metadata);
                 (namespace, name, Self::Read(Arc::new(Entry::read_with(specs, &image, now))))
             }
-            Err((metadata, error)) => {
+            Err(invalid) => {
+                let (metadata, error) = *invalid;
                 let (namespace, name) = names(&metadata);
                 (namespace, name, Self::Broken { uid: metadata.uid.unwrap_or_default(), error })
             }
         }
+    }
+}
+
+/// A list of Images on its way, page by page.
+#[derive(Debug, Default)]
+pub struct ImageList {
+    /// By namespace.
+    read: HashMap<String, Vec<Arc<Entry>>>,
+    /// UIDs by namespace and name.
+    broken: HashMap<(String, String), String>,
+}
+
+impl ImageList {
+    /// Takes in the next one.
+    pub fn push(&mut self, namespace: String, name: String, seen: Seen) {
+        match seen {
+            Seen::Read(entry) => self.read.entry(namespace).or_default().push(entry),
+            Seen::Broken { uid, .. } => {
+                self.broken.insert((namespace, name), uid);
+            }
+        }
+    }
+
+    /// Whether an Image (namespace and name) is among those that cannot be read.
+    pub fn is_broken(&self, key: &(String, String)) -> bool {
+        self.broken.contains_key(key)
     }
 }
 
@@ -373,31 +432,27 @@ impl Snapshot {
     }
 
     /// Replaces the Images of `scope` (a namespace; none: all) by a complete new list.
-    pub fn replace_images(&mut self, scope: Option<&str>, list: Vec<(String, String, Seen)>) {
-        let mut fresh: HashMap<String, Vec<Arc<Entry>>> = HashMap::new();
-        for (namespace, name, seen) in list {
-            let entry = match seen {
-                Seen::Read(entry) => Some(entry),
-                Seen::Broken { uid, .. } => self.known(&namespace, &name, &uid).cloned(),
-            };
-            if let Some(entry) = entry {
-                fresh.entry(namespace).or_default().push(entry);
+    pub fn replace_images(&mut self, scope: Option<&str>, list: ImageList) {
+        let ImageList { mut read, broken } = list;
+        for ((namespace, name), uid) in broken {
+            if let Some(entry) = self.known(&namespace, &name, &uid).cloned() {
+                read.entry(namespace).or_default().push(entry);
             }
         }
         let mut names: BTreeSet<String> = match scope {
             Some(one) => [one.to_owned()].into(),
             None => self.namespaces.iter().map(|namespace| (*namespace.name).to_owned()).collect(),
         };
-        names.extend(fresh.keys().cloned());
+        names.extend(read.keys().cloned());
         for name in names {
-            let entries = fresh.remove(&name).unwrap_or_default();
+            let entries = read.remove(&name).unwrap_or_default();
             self.edit(&name, |namespace| namespace.replace(entries));
         }
     }
 
     /// The last good state of an Image, if it is of this object.
     fn known(&self, namespace: &str, name: &str, uid: &str) -> Option<&Arc<Entry>> {
-        self.namespace(namespace)?.images.get(name).filter(|entry| entry.uid == uid)
+        self.namespace(namespace)?.images.get(name).filter(|entry| entry.uid == Uid::read(uid))
     }
 
     /// Changes a namespace, which is there if it is not empty afterwards, and what is counted over all of them.
@@ -421,3 +476,6 @@ impl Snapshot {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

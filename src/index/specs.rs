@@ -75,12 +75,12 @@ fn key(spec: &ImageSpec) -> Option<String> {
         suspend,
         min_age,
         windows,
-        rollout: _,
+        rollout,
         pin_digest,
         platforms,
     } = spec;
-    let delays = (suspend, min_age.is_some(), windows.is_empty());
-    serde_json::to_string(&(triggers, rules, filter, delays, pin_digest, platforms)).ok()
+    let gates = (suspend, min_age, windows, rollout);
+    serde_json::to_string(&(triggers, rules, filter, gates, pin_digest, platforms)).ok()
 }
 
 #[cfg(test)]
@@ -119,6 +119,8 @@ mod tests {
         check(json!({"rules": digest}), 6);
         check(json!({"rules": digest, "baseTag": "latest"}), 6);
         check(json!({"triggers": [{"type": "interval", "value": "never"}]}), 7);
+        check(json!({"minAge": "1h"}), 8);
+        check(json!({"minAge": "long"}), 9);
     }
 
     #[test]

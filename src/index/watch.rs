@@ -25,12 +25,14 @@ use crate::telemetry::Metrics;
 
 use super::listed::Listed;
 use super::pulse::Pulse;
-use super::snapshot::{Seen, Snapshot};
+use super::snapshot::{ImageList, Seen, Snapshot};
 use super::specs::Specs;
 
 /// How often a Namespace is read that a Role lets us `get` but not watch.
 const NAMESPACE_POLL: Duration = Duration::from_secs(30);
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Images of one page of a list: a page is held whole, as text and as objects, and some kilobytes are usual for one.
+const PAGE: u32 = 100;
 /// Changes taken in before the next snapshot is published, if that many are waiting.
 const BATCH: usize = 256;
 
@@ -247,7 +249,7 @@ fn namespaces(api: Api<PartialObjectMeta<Namespace>>) -> BoxStream<'static, Chan
 }
 
 fn images(api: Api<Listed>, namespace: Option<String>) -> BoxStream<'static, Change> {
-    watcher::watcher(api, watcher::Config::default())
+    watcher::watcher(api, watcher::Config::default().page_size(PAGE))
         .backoff(Pause::default())
         .map(move |event| match event {
             Ok(event) => Change::Image(namespace.clone(), Box::new(event)),
@@ -323,7 +325,7 @@ struct Collector {
     snapshot: Snapshot,
     specs: Specs,
     namespaces: Option<Vec<PartialObjectMeta<Namespace>>>,
-    images: HashMap<Option<String>, Vec<(String, String, Seen)>>,
+    images: HashMap<Option<String>, ImageList>,
     /// Not listed completely yet.
     missing: Vec<Source>,
     failing: Vec<Source>,
@@ -401,20 +403,17 @@ impl Collector {
     fn image(&mut self, scope: Option<String>, event: Event<Listed>, now: Timestamp) -> bool {
         match event {
             Event::Init => {
-                self.images.insert(scope, Vec::new());
+                self.images.insert(scope, ImageList::default());
                 return false;
             }
             Event::InitApply(listed) => {
-                let seen = self.see(listed, now);
-                self.images.entry(scope).or_default().push(seen);
+                let (namespace, name, seen) = self.see(listed, now);
+                self.images.entry(scope).or_default().push(namespace, name, seen);
                 return false;
             }
             Event::InitDone => {
                 let list = self.images.remove(&scope).unwrap_or_default();
-                self.broken.retain(|(namespace, name), _| {
-                    scope.as_ref().is_some_and(|s| s != namespace)
-                        || list.iter().any(|(ns, n, _)| ns == namespace && n == name)
-                });
+                self.broken.retain(|key, _| scope.as_ref().is_some_and(|s| *s != key.0) || list.is_broken(key));
                 self.snapshot.replace_images(scope.as_deref(), list);
             }
             Event::Apply(listed) => {

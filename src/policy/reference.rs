@@ -17,8 +17,10 @@ const DOCKER_HUB: &str = "docker.io";
 /// A repository, normalised: two texts that pull from the same place compare equal.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Repository {
-    host: String,
-    path: String,
+    /// Host and path, with a slash between them.
+    name: Box<str>,
+    /// Length of the host.
+    host: u8,
 }
 
 impl Repository {
@@ -38,12 +40,12 @@ impl Repository {
 
     /// The registry: `docker.io`, `registry:5000`, `[::1]:5000`; lower case.
     pub fn host(&self) -> &str {
-        &self.host
+        &self.name[..usize::from(self.host)]
     }
 
     /// The path below the host, for example `library/alpine`.
     pub fn path(&self) -> &str {
-        &self.path
+        &self.name[usize::from(self.host) + 1..]
     }
 
     fn from_name(name: &str) -> Result<Self, Problem> {
@@ -55,25 +57,26 @@ impl Repository {
             return Err(Problem::NameTooLong);
         }
         let (host, path) = match name.split_once('/') {
-            Some((first, rest)) if is_host(first) => (normalise_host(first)?, rest.to_owned()),
-            _ => (DOCKER_HUB.to_owned(), name.to_owned()),
+            Some((first, rest)) if is_host(first) => (normalise_host(first)?, rest),
+            _ => (DOCKER_HUB.to_owned(), name),
         };
-        check_path(&path)?;
+        check_path(path)?;
         let bare_id = path.len() == 64 && path.bytes().all(is_lower_hex);
         if bare_id && path.len() == name.len() {
             return Err(Problem::ImageId);
         }
-        let path = if host == DOCKER_HUB && !path.contains('/') { format!("library/{path}") } else { path };
-        if host.len() + 1 + path.len() > MAX_NAME_LENGTH {
-            return Err(Problem::NameTooLong);
+        let library = if host == DOCKER_HUB && !path.contains('/') { "library/" } else { "" };
+        let name = format!("{host}/{library}{path}");
+        match u8::try_from(host.len()) {
+            Ok(host) if name.len() <= MAX_NAME_LENGTH => Ok(Self { name: name.into(), host }),
+            _ => Err(Problem::NameTooLong),
         }
-        Ok(Self { host, path })
     }
 }
 
 impl fmt::Display for Repository {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.host, self.path)
+        f.write_str(&self.name)
     }
 }
 

@@ -344,13 +344,12 @@ impl Shared {
         let pause = query.get("allowWatchBookmarks").filter(|wanted| *wanted == "true").map_or(FOREVER, |_| BOOKMARK);
         let (api_version, kind) = kind_of(target.plural);
         let lines = futures::stream::unfold((self, events), move |(shared, mut events)| async move {
-            let line = match tokio::time::timeout(pause, events.recv()).await {
-                Ok(line) => line?,
-                Err(_) => {
-                    let metadata = json!({"resourceVersion": lock(&shared.state).version.to_string()});
-                    let object = json!({"kind": kind, "apiVersion": api_version, "metadata": metadata});
-                    Bytes::from(format!("{}\n", json!({"type": "BOOKMARK", "object": object})))
-                }
+            let line = if let Ok(line) = tokio::time::timeout(pause, events.recv()).await {
+                line?
+            } else {
+                let metadata = json!({"resourceVersion": lock(&shared.state).version.to_string()});
+                let object = json!({"kind": kind, "apiVersion": api_version, "metadata": metadata});
+                Bytes::from(format!("{}\n", json!({"type": "BOOKMARK", "object": object})))
             };
             Some((Ok::<_, Infallible>(line), (shared, events)))
         });
@@ -366,10 +365,10 @@ impl Shared {
         let known = state.kinds.get(target.plural).and_then(|kind| kind.objects.get(&key)).cloned();
         let known: Option<Value> = known.and_then(|text| serde_json::from_str(&text).ok());
         let version = |object: &Value| object["metadata"]["resourceVersion"].as_str().map(str::to_owned);
-        let stale = |known: &Value| version(&sent).is_some_and(|wanted| version(known) != Some(wanted));
+        let is_conflict = |known: &Value| version(&sent).is_some_and(|wanted| version(known) != Some(wanted));
         let (code, object) = match (method.as_str(), known) {
             ("POST", Some(_)) => return failure(409, "AlreadyExists"),
-            ("PUT" | "PATCH", Some(known)) if stale(&known) => return failure(409, "Conflict"),
+            ("PUT" | "PATCH", Some(known)) if is_conflict(&known) => return failure(409, "Conflict"),
             ("POST", None) => (201, sent),
             ("PUT", Some(known)) => {
                 let mut object = sent;

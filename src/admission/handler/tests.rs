@@ -1,12 +1,9 @@
 use super::*;
 use crate::index::testing::snapshot;
-use axum::body::Body;
 use futures::future::BoxFuture;
-use http::Request;
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use tower::ServiceExt;
 
 /// Answers `1.5.0`, panics for the Image `panics`, never answers for `hangs`.
 struct Sync;
@@ -26,15 +23,15 @@ impl Ask for Sync {
 
 const DEADLINE: Duration = Duration::from_secs(2);
 
-fn service(images: &[Value]) -> (Router, Metrics) {
+fn service(images: &[Value]) -> (Webhook, Metrics) {
     let metrics = Metrics::new();
     let index = Index::fixed(snapshot(images));
-    (router(index, Arc::new(Sync), DEADLINE, metrics.clone()), metrics)
+    (Webhook::new(index, Arc::new(Sync), DEADLINE, metrics.clone()), metrics)
 }
 
-async fn post_to(router: Router, path: &str, body: impl Into<Body>) -> (StatusCode, String) {
+async fn post_to(webhook: Webhook, path: &str, body: impl Into<Bytes>) -> (StatusCode, String) {
     let request = Request::post(path).body(body.into()).unwrap();
-    let response = router.oneshot(request).await.unwrap();
+    let response = webhook.handle(request).await;
     let status = response.status();
     let body = response.into_body().collect().await.unwrap().to_bytes();
     (status, String::from_utf8(body.to_vec()).unwrap())
@@ -58,9 +55,9 @@ fn named(name: &str) -> Value {
 async fn answers() {
     async fn check(path: &str, own: &Value, images: &[&str], allowed: bool, expected: &str, outcome: &str) {
         let known = [named("good"), named("panics"), named("hangs")];
-        let (router, metrics) = service(&known);
+        let (webhook, metrics) = service(&known);
         let start = tokio::time::Instant::now();
-        let (status, body) = post_to(router, path, review(own, images)).await;
+        let (status, body) = post_to(webhook, path, review(own, images)).await;
         assert_eq!(status, 200, "{body}");
         let answer: Value = serde_json::from_str(&body).unwrap();
         assert_eq!(answer["response"]["uid"], "u");
@@ -88,30 +85,41 @@ async fn answers() {
 #[tokio::test]
 async fn what_cannot_be_answered_is_a_plain_error() {
     async fn check(body: Vec<u8>, status: u16, expected: &str) {
-        let (router, metrics) = service(&[]);
-        let (found, text) = post_to(router, "/mutate", body).await;
+        let (webhook, metrics) = service(&[]);
+        let (found, text) = post_to(webhook, "/mutate", body).await;
         assert_eq!(found, status, "{text}");
         assert!(text.contains(expected), "{text:?} lacks {expected:?}");
-        if status != 413 {
-            let line = "kimup_admission_requests_total{outcome=\"error\"} 1";
-            assert!(metrics.encode().contains(line));
-        }
+        let line = "kimup_admission_requests_total{outcome=\"error\"} 1";
+        assert!(metrics.encode().contains(line));
     }
     check(b"{".to_vec(), 400, "the body cannot be read").await;
     check(vec![0xff, 0xfe], 400, "the body cannot be read").await;
     check(b"{}".to_vec(), 400, "set admissionReviewVersions: [v1]").await;
-    check(vec![b' '; BODY_LIMIT + 1], 413, "").await;
-    // Larger than axum's own default.
-    check(vec![b' '; BODY_LIMIT], 400, "the body cannot be read").await;
+    check(vec![b' '; 7 << 20], 400, "the body cannot be read").await;
 }
 
 #[tokio::test]
 async fn nothing_is_answered_before_the_caches_are_filled() {
     let index = Index::unfilled();
-    let router = router(index, Arc::new(Sync), DEADLINE, Metrics::new());
-    let (status, text) = post_to(router, "/mutate", review(&json!({}), &["good:1"])).await;
+    let webhook = Webhook::new(index, Arc::new(Sync), DEADLINE, Metrics::new());
+    let (status, text) = post_to(webhook, "/mutate", review(&json!({}), &["good:1"])).await;
     assert_eq!(status, 503);
     assert!(text.contains("not listed yet"), "{text}");
+}
+
+#[tokio::test]
+async fn only_posts_to_the_path_are_answered() {
+    async fn check(method: &str, path: &str, expected: u16) {
+        let request = Request::builder().method(method).uri(path).body(Bytes::from(review(&json!({}), &["good:1"])));
+        let response = service(&[]).0.handle(request.unwrap()).await;
+        assert_eq!(response.status(), expected, "{method} {path}");
+    }
+    check("POST", "/mutate", 200).await;
+    check("POST", "/mutate?timeout=10s", 200).await;
+    check("POST", "/mutate/pod-fail?timeout=10s", 200).await;
+    check("POST", "/mutated", 404).await;
+    check("POST", "/", 404).await;
+    check("GET", "/mutate", 405).await;
 }
 
 /// Counts, and knows nothing.
@@ -129,21 +137,21 @@ impl Ask for Counting {
 async fn a_known_image_is_answered_without_asking_anybody() {
     let asked = Arc::new(Counting::default());
     let index = Index::fixed(snapshot(&[json!({}), named("untagged")]));
-    let router = router(index, Arc::clone(&asked) as Arc<dyn Ask>, DEADLINE, Metrics::new());
+    let webhook = Webhook::new(index, Arc::clone(&asked) as Arc<dyn Ask>, DEADLINE, Metrics::new());
     for round in 0..10_000 {
         let own = format!("ghcr.io/org/app:1.{}.{}", round % 7, round % 11);
-        let (status, body) = post_to(router.clone(), "/mutate", review(&Value::Null, &[&own, "nginx:1"])).await;
+        let (status, body) = post_to(webhook.clone(), "/mutate", review(&Value::Null, &[&own, "nginx:1"])).await;
         assert!(status == 200 && body.contains("\"allowed\":true"), "{body}");
     }
     assert_eq!(asked.0.load(Ordering::SeqCst), 0);
-    post_to(router, "/mutate", review(&Value::Null, &["untagged:1"])).await;
+    post_to(webhook, "/mutate", review(&Value::Null, &["untagged:1"])).await;
     assert_eq!(asked.0.load(Ordering::SeqCst), 1, "the count counts");
 }
 
 #[tokio::test]
 async fn a_panic_before_the_review_is_read_is_an_internal_error() {
     assert!(after_panic(b"{", &snapshot(&[])).is_none());
-    let response = Failure::Internal.into_response();
+    let response = Failure::Internal.response();
     assert_eq!(response.status(), 500);
     let text: Box<dyn Any + Send> = Box::new("text".to_owned());
     assert_eq!(message_of(text.as_ref()), "text");

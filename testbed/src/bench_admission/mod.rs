@@ -50,21 +50,58 @@ struct Effort {
     many: bool,
 }
 
-/// Runs it; whether every bar is met.
-pub fn run(kimup: PathBuf, quick: bool) -> Result<bool> {
+impl Effort {
+    fn of(quick: bool) -> Self {
+        let ms = Duration::from_millis;
+        if quick {
+            Self { rounds: 5, round: ms(150), paced_rounds: 3, paced: ms(1000), starts: 3, many: false }
+        } else {
+            Self { rounds: 15, round: ms(250), paced_rounds: 9, paced: ms(2000), starts: 5, many: true }
+        }
+    }
+}
+
+/// Ratios of CPU time bear some company, latencies none.
+fn warn_of_others() {
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load: f64 = load.split(' ').next().and_then(|load| load.parse().ok()).unwrap_or_default();
+    if load > 0.5 {
+        println!("the machine is not quiet (load {load}): latencies and times will say little");
+    }
+}
+
+/// Loads kimup until this process is killed, for a look with a profiler: with reviews of 10 KB, or with new connections.
+pub fn hold(kimup: &Path, connections: bool) -> Result<bool> {
     kimup_testbed::install_crypto_provider();
     server::move_to_load()?;
-    let ms = Duration::from_millis;
-    let effort = if quick {
-        Effort { rounds: 5, round: ms(150), paced_rounds: 3, paced: ms(1000), starts: 3, many: false }
-    } else {
-        Effort { rounds: 15, round: ms(250), paced_rounds: 9, paced: ms(2000), starts: 5, many: true }
-    };
+    let effort = Effort::of(true);
+    let bench = Bench::start(kimup, cluster(IMAGES)?, effort)?;
+    println!("under load: kimup is process {}, the no-op server {}", bench.kimup.id(), bench.noop.id());
+    let requests = requests(SIZES[1].0);
+    let minute = Duration::from_secs(60);
+    loop {
+        for server in [&bench.kimup, &bench.noop] {
+            let done = if connections {
+                client::handshakes(server.address, &bench.tls, CONNECTIONS, minute / 6)?
+            } else {
+                client::closed_loop(&mut bench.connect(server)?, &requests, minute / 6)?
+            };
+            println!("{done} in 10 s by process {}", server.id());
+        }
+    }
+}
+
+/// Runs it; whether every bar is met.
+pub fn run(kimup: &Path, quick: bool) -> Result<bool> {
+    kimup_testbed::install_crypto_provider();
+    server::move_to_load()?;
+    warn_of_others();
+    let effort = Effort::of(quick);
     let file = figures_file()?;
     let before = figures::read(&file)?;
     let mut figures = Vec::new();
     let (empty, full) = (cluster(0)?, cluster(IMAGES)?);
-    let bench = Bench::start(&kimup, full, effort)?;
+    let bench = Bench::start(kimup, full, effort)?;
     bench.check_answers()?;
     for (size, bar) in SIZES {
         figures.extend(bench.cpu_per_request(size, bar)?);
@@ -73,7 +110,7 @@ pub fn run(kimup: PathBuf, quick: bool) -> Result<bool> {
     figures.extend(bench.paced()?);
     figures.push(bench.changing()?);
     figures.push(bench.requests_elsewhere()?);
-    figures.extend(bench.memory_and_start(&kimup, &empty)?);
+    figures.extend(bench.memory_and_start(kimup, &empty)?);
     let good = figures::report(&figures, before.as_ref());
     if good || before.is_none() {
         figures::write(&file, &figures)?;
@@ -155,7 +192,7 @@ impl Bench {
             let before = server.cpu_time()?;
             let answered = client::closed_loop(connections, &requests, self.effort.round)?;
             thread::sleep(SETTLE);
-            Ok(micros(server.cpu_time()? - before) / real(answered))
+            Ok(micros(server.cpu_time()?.saturating_sub(before)) / real(answered))
         };
         round(&self.kimup, &mut ours)?; // warms the caches, and is not counted
         round(&self.noop, &mut noops)?;
@@ -177,7 +214,7 @@ impl Bench {
             let before = server.cpu_time()?;
             let opened = client::handshakes(server.address, &self.tls, CONNECTIONS, self.effort.round)?;
             thread::sleep(SETTLE);
-            Ok(real(opened) / (server.cpu_time()? - before).as_secs_f64())
+            Ok(real(opened) / server.cpu_time()?.saturating_sub(before).as_secs_f64())
         };
         for _ in 0..self.effort.rounds {
             let (kimup, noop) = (round(&self.kimup)?, round(&self.noop)?);
@@ -192,7 +229,7 @@ impl Bench {
         let (before, began) = (server.cpu_time()?, Instant::now());
         let took = client::paced(connections, requests, RATE, self.effort.paced)?;
         thread::sleep(SETTLE);
-        let (cpu, wall) = (server.cpu_time()? - before, began.elapsed());
+        let (cpu, wall) = (server.cpu_time()?.saturating_sub(before), began.elapsed());
         let p99 = took.get(took.len() * 99 / 100).copied().context("no answers")?;
         let per_request = cpu / u32::try_from(took.len())?;
         Ok(Round { per_request, p99, core: cpu.as_secs_f64() / wall.as_secs_f64() })
@@ -269,36 +306,48 @@ impl Bench {
         Ok(Figure::new("requests elsewhere in 10,000 admissions", real(count() - before), "").at_most(0.0))
     }
 
+    /// A fresh process that has just become ready.
+    fn started(&self, program: &Path, api: &ApiStub) -> Result<Started> {
+        let kimup = Server::kimup(program, api, &self.sync.path)?;
+        thread::sleep(Duration::from_millis(200));
+        let (resident, anonymous) = (real(kimup.rss()?) / MIB, real(kimup.anonymous()?) / MIB);
+        Ok(Started { resident, anonymous, ready: kimup.ready_after.as_secs_f64() * 1000.0 })
+    }
+
     fn memory_and_start(&self, program: &Path, empty: &ApiStub) -> Result<Vec<Figure>> {
-        let start = |api: &ApiStub| -> Result<(f64, f64)> {
-            let kimup = Server::kimup(program, api, &self.sync.path)?;
-            thread::sleep(Duration::from_millis(200));
-            Ok((real(kimup.rss()?) / MIB, kimup.ready_after.as_secs_f64() * 1000.0))
-        };
-        let (mut idle, mut grown, mut ready) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut without, mut with) = (Vec::new(), Vec::new());
         for _ in 0..self.effort.starts {
-            let (without, _) = start(empty)?;
-            let (with, after) = start(&self.api)?;
-            idle.push(without);
-            grown.push(with - without);
-            ready.push(after);
+            without.push(self.started(program, empty)?);
+            with.push(self.started(program, &self.api)?);
         }
-        let (low, ready, high) = quartiles(ready);
+        let median = |all: &[Started], what: fn(&Started) -> f64| quartiles(all.iter().map(what).collect());
+        let idle = median(&without, |s| s.resident).1;
+        let heap = median(&without, |s| s.anonymous).1;
+        let more = median(&with, |s| s.resident).1 - idle;
+        let heap_more = median(&with, |s| s.anonymous).1 - heap;
+        let (low, ready, high) = median(&with, |s| s.ready);
         let ready = Figure { spread: Some((low, high)), ..Figure::new("ready with 10,000 Images", ready, " ms") };
         let loaded = real(self.kimup.rss()?) / MIB;
         let mut figures = vec![
-            Figure::new("memory idle, no Images", quartiles(idle).1, " MiB").at_most(16.0),
-            Figure::new("memory of 10,000 Images more", quartiles(grown).1, " MiB").at_most(5.0),
+            Figure::new("memory idle, no Images", idle, " MiB").at_most(16.0).note(format!("heap {heap:.2}")),
+            Figure::new("memory of 10,000 Images more", more, " MiB").at_most(5.0).note(format!("heap {heap_more:.2}")),
             Figure::new("memory after all of the above", loaded, " MiB"),
             ready.at_most(500.0),
         ];
         if self.effort.many {
-            let (memory, after) = start(&cluster(MANY_IMAGES)?)?;
-            let note = format!("aim: 30; ready in {after:.0} ms");
-            figures.push(Figure::new("memory with 100,000 Images", memory, " MiB").note(note));
+            let many = self.started(program, &cluster(MANY_IMAGES)?)?;
+            let note = format!("aim: 30; heap {:.2}; ready in {:.0} ms", many.anonymous, many.ready);
+            figures.push(Figure::new("memory with 100,000 Images", many.resident, " MiB").note(note));
         }
         Ok(figures)
     }
+}
+
+/// Memory in MiB, time in ms.
+struct Started {
+    resident: f64,
+    anonymous: f64,
+    ready: f64,
 }
 
 fn requests(size: usize) -> Vec<Vec<u8>> {

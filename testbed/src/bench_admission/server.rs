@@ -78,6 +78,11 @@ impl Server {
         Ok(Self { process, address, ready_after: began.elapsed() })
     }
 
+    /// Its process ID.
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
     /// On-CPU time of all its threads, in nanoseconds of the scheduler.
     pub fn cpu_time(&self) -> Result<Duration> {
         let mut total = 0;
@@ -90,10 +95,19 @@ impl Server {
         Ok(Duration::from_nanos(total))
     }
 
-    /// Its resident memory, in bytes.
+    /// Its resident memory, in bytes, the pages of the program itself included.
     pub fn rss(&self) -> Result<u64> {
+        self.status_bytes("VmRSS:")
+    }
+
+    /// What of it is not of a file: heap and stacks, and no more than that of what it keeps.
+    pub fn anonymous(&self) -> Result<u64> {
+        self.status_bytes("RssAnon:")
+    }
+
+    fn status_bytes(&self, name: &str) -> Result<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.process.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS: it has ended")?;
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).context("it has ended")?;
         let kilobytes: u64 = line.trim().trim_end_matches(" kB").trim().parse()?;
         Ok(kilobytes * 1024)
     }

@@ -8,20 +8,21 @@ use std::process::ExitCode;
 use anyhow::Result;
 use kimup_testbed::Arguments;
 
-const USAGE: &str = "usage: kimup-bench-admission --kimup PROGRAM [--quick]
+const USAGE: &str = "usage: kimup-bench-admission --kimup PROGRAM [--quick | --hold | --hold-connections]
 
-  --kimup PROGRAM  the kimup to measure: a release build
-  --quick          shorter rounds and fewer of them: figures that are less exact";
+  --kimup PROGRAM     the kimup to measure: a release build
+  --quick             shorter rounds and fewer of them: figures that are less exact
+  --hold              only load, with reviews of 10 KB and until it is stopped: for a profiler
+  --hold-connections  the same with new connections";
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let done = match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [bench_admission::NOOP, address] => noop(address).map(|()| true),
-        _ => match Arguments::read(USAGE, &["--quick"]) {
-            Ok(arguments) => {
-                let quick = arguments.has("--quick");
-                bench_admission::run(arguments.kimup, quick)
-            }
+        _ => match Arguments::read(USAGE, &["--quick", "--hold", "--hold-connections"]) {
+            Ok(arguments) if arguments.has("--hold") => bench_admission::hold(&arguments.kimup, false),
+            Ok(arguments) if arguments.has("--hold-connections") => bench_admission::hold(&arguments.kimup, true),
+            Ok(arguments) => bench_admission::run(&arguments.kimup, arguments.has("--quick")),
             Err(code) => return code,
         },
     };
