@@ -42,7 +42,7 @@ pub struct Choice {
     /// A pinned digest that the registry has no longer.
     pub gone: Option<String>,
     /// A newer tag that has to wait.
-    pub waits: Option<Waits>,
+    pub waits: Option<Box<Waits>>,
 }
 
 /// The decision.

@@ -152,7 +152,7 @@ pub fn after_sync(status: &mut ImageStatus, subject: &Subject<'_>, outcome: &Out
                 status.tag = Some(adopted.tag.clone());
                 status.digest.clone_from(&adopted.digest);
             }
-            wait(status, subject, choice.waits.as_ref());
+            wait(status, subject, choice.waits.as_deref());
             select(status, subject, &Tagged { tag: tag.clone(), digest: digest.clone() }, rule, why)
         }
     }

@@ -277,7 +277,7 @@ impl Given<'_> {
         // A digest that is gone can run nowhere, whatever the gates say.
         let changes = choice.gone.is_none() && (self.current() != Some(&choice.tag) || moved);
         let outcome = match (self.gate.closed.as_ref().filter(|_| changes), self.current()) {
-            (None, _) => Outcome::Tag(Choice { waits: young, ..choice }),
+            (None, _) => Outcome::Tag(Choice { waits: young.map(Box::new), ..choice }),
             (Some(closed), None) => Outcome::Waiting(Waits::closed(&to, closed)),
             (Some(closed), Some(current)) => Outcome::Tag(Choice {
                 tag: current.to_owned(),
@@ -285,7 +285,7 @@ impl Given<'_> {
                 why: closed.why.clone(),
                 missing: !self.lists(current),
                 digest: self.digest.clone(),
-                waits: Some(Waits::closed(&to, closed)),
+                waits: Some(Box::new(Waits::closed(&to, closed))),
                 ..choice
             }),
         };

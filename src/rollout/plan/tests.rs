@@ -378,7 +378,7 @@ fn what_must_wait_stays_as_it_is() {
         let mut web = workload("app:1.0.0");
         web.containers.push(Container { name: "side".to_owned(), text: "app:1.0.0".to_owned(), init: false });
         stamp(&mut web, "app", "app:1.0.0 app:1.0.5", owners);
-        let changed = |container: &str, from: &str, image: &str, to: &str| Change {
+        let to_change = |container: &str, from: &str, image: &str, to: &str| Change {
             container: container.to_owned(),
             from: from.to_owned(),
             to: to.to_owned(),
@@ -388,7 +388,7 @@ fn what_must_wait_stays_as_it_is() {
             rollout: String::new(),
         };
         let all = Plan {
-            changes: vec![changed("app", "1.0.5", "web", "1.1.0"), changed("side", "1.0.0", "log", "1.2.0")],
+            changes: vec![to_change("app", "1.0.5", "web", "1.1.0"), to_change("side", "1.0.0", "log", "1.2.0")],
             stamps: [("app", "app:1.0.0 app:1.1.0"), ("side", "app:1.0.0 app:1.2.0")]
                 .map(|(name, stamp)| (name.to_owned(), stamp.to_owned()))
                 .into(),

@@ -106,7 +106,7 @@ fn a_sync_is_told_by_conditions() {
     let (none, some) = (ImageStatus::default(), settled("1.0.0"));
     let missing = Choice { tag: "1.0.0".to_owned(), missing: true, ..Choice::default() };
     let closed = Closed { reason: "Suspended", why: "it is suspended".to_owned(), until: None };
-    let waits = Some(Waits::closed("1.1.0", &closed));
+    let waits = Some(Box::new(Waits::closed("1.1.0", &closed)));
     let waiting = |missing| Choice { tag: "1.0.0".to_owned(), missing, waits: waits.clone(), ..Choice::default() };
     check(
         &none,

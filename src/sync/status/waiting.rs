@@ -3,8 +3,8 @@
 use super::tests::{settled, subject, tag};
 use super::*;
 
-fn closed() -> Option<Closed> {
-    Some(Closed { reason: "Suspended", why: "spec.suspend is set".to_owned(), until: None })
+fn closed() -> Closed {
+    Closed { reason: "Suspended", why: "spec.suspend is set".to_owned(), until: None }
 }
 
 fn failed(stalled: bool) -> Outcome {
@@ -17,12 +17,12 @@ fn a_rollout_waits_with_the_workloads_that_are_left() {
     /// Workloads that move, wait and are not known yet, of three; the tag that is said to wait before and after.
     #[track_caller]
     fn check(open: bool, in_flight: bool, [moving, waiting, unknown]: [u32; 3], before: &str, after: &str) {
-        let subject = Subject { closed: closed().filter(|_| !open), ..subject(1, true) };
+        let subject = Subject { closed: (!open).then(closed), ..subject(1, true) };
         let mut status = settled("1.0.0");
         if in_flight {
             after_sync(&mut status, &subject, &tag("1.1.0"));
         }
-        let waits = Some(before).filter(|tag| !tag.is_empty()).map(|tag| Waits::closed(tag, &closed().unwrap()));
+        let waits = Some(before).filter(|tag| !tag.is_empty()).map(|tag| Waits::closed(tag, &closed()));
         wait(&mut status, &subject, waits.as_ref());
         let at_rest = 3 - moving - waiting - unknown;
         let undecided = (0..waiting + unknown).map(|n| format!("Deployment/{n}")).collect();
@@ -63,8 +63,8 @@ fn a_rollout_waits_with_the_workloads_that_are_left() {
 fn what_waits_is_kept_through_failures_that_pass() {
     #[track_caller]
     fn check(stalled: bool, expected: Option<&str>) {
-        let (subject, mut status) = (Subject { closed: closed(), ..subject(1, true) }, settled("1.0.0"));
-        wait(&mut status, &subject, Some(&Waits::closed("1.1.0", &closed().unwrap())));
+        let (subject, mut status) = (Subject { closed: Some(closed()), ..subject(1, true) }, settled("1.0.0"));
+        wait(&mut status, &subject, Some(&Waits::closed("1.1.0", &closed())));
         after_sync(&mut status, &subject, &failed(stalled));
         assert_eq!(status.pending.as_ref().map(|pending| pending.tag.as_str()), expected);
         assert_eq!(was_closed(&status), expected.is_some());

@@ -89,7 +89,7 @@ impl Life {
         prop_assert_eq!(&self.gate.seen, &seen);
         match (again, outcome) {
             (Outcome::Tag(again), Outcome::Tag(first)) => {
-                prop_assert_eq!((again.tag, again.waits), (first.tag, first.waits))
+                prop_assert_eq!((again.tag, again.waits), (first.tag, first.waits));
             }
             (again, first) => prop_assert_eq!(again, first),
         }

@@ -125,7 +125,7 @@ impl Stage {
                 for sentence in passed_over {
                     add(&format!("; {sentence}"), true);
                 }
-                said += &waiting(waits);
+                said += &waiting(waits.map(|waits| *waits));
                 said
             }
         };
