@@ -11,6 +11,8 @@ use super::schedule::{Schedule, ScheduleError};
 
 /// Longest duration of a window, and longest least age.
 const MAX_DURATION: Duration = Duration::from_hours(366 * 24);
+/// Reason of conditions that speak of a gate that cannot be read.
+pub(super) const GATE_INVALID: &str = "GateInvalid";
 /// Most starts and ends of windows that are looked at for the time when rollouts may start again.
 const MAX_STEPS: usize = 1000;
 
@@ -40,6 +42,13 @@ pub struct Closed {
 pub struct GateError {
     field: String,
     cause: String,
+}
+
+/// A gate that cannot be read is closed: ignoring it would roll what somebody wanted to wait.
+impl From<&GateError> for Closed {
+    fn from(error: &GateError) -> Self {
+        Self { reason: GATE_INVALID, why: error.to_string(), until: None }
+    }
 }
 
 /// A time in which rollouts may, or may not, start: from each time of a cron line for so long.

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use crate::policy::{self, Filter, Platform, PlatformError, ReferenceError, Repository, Rule, RuleError};
 
 use super::annotations::{ACTION, APPROVE, Map, REJECT};
-use super::gates::{GateError, Gates};
+use super::gates::{GATE_INVALID, GateError, Gates};
 use super::image::{ActionType, AfterRollback, ImageSpec, RuleSpec, RuleType, TriggerType};
 use super::schedule::{Schedule, ScheduleError};
 use super::status::SyncResult;
@@ -137,7 +137,7 @@ impl SpecError {
             Self::Filter(_) => "FilterInvalid",
             Self::Trigger { .. } => "TriggerInvalid",
             Self::Platform { .. } => "PlatformInvalid",
-            Self::Gate(_) => "GateInvalid",
+            Self::Gate(_) => GATE_INVALID,
         }
     }
 }

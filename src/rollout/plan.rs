@@ -3,7 +3,7 @@
 //! The rules are design section 5: roll only when it matters, never backwards, and leave alone what a person put back.
 
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use aws_lc_rs::digest::{SHA256, digest};
@@ -118,6 +118,26 @@ impl Plan {
         });
         format!("kimup: {}", said.collect::<Vec<_>>().join(", "))
     }
+
+    /// The same, but what these Images change stays as it is on `workload`.
+    #[must_use]
+    pub fn without(&self, workload: &Workload, images: &BTreeSet<&str>) -> Self {
+        let mut plan = self.clone();
+        plan.changes.retain(|change| !images.contains(change.image.as_str()));
+        for change in self.changes.iter().filter(|change| images.contains(change.image.as_str())) {
+            let container = &change.container;
+            match workload.stamp(container).filter(|_| is_ours(workload, container)) {
+                Some(stamp) => _ = plan.stamps.insert(container.clone(), stamp.to_string()),
+                None => _ = plan.stamps.remove(container),
+            }
+        }
+        plan
+    }
+}
+
+/// Whether kimup applied the stamp of a container.
+fn is_ours(workload: &Workload, container: &str) -> bool {
+    workload.stamp_owners.get(container).is_some_and(|owners| owners.contains(FIELD_MANAGER))
 }
 
 /// The rollout ID of a tag (pinned: `tag@sha256:…`) of an Image: the same whoever computes it, so that deciding twice rolls
@@ -139,7 +159,6 @@ pub fn plan(workload: &Workload, targets: &BTreeMap<String, Target>, facts: Opti
             Some(target) => plan_container(workload, container, target, facts),
             None => ContainerPlan::Keep,
         };
-        let ours = workload.stamp_owners.get(&container.name).is_some_and(|o| o.contains(FIELD_MANAGER));
         match decision {
             ContainerPlan::Roll(change, stamp) => {
                 plan.changes.push(change);
@@ -150,7 +169,7 @@ pub fn plan(workload: &Workload, targets: &BTreeMap<String, Target>, facts: Opti
             ContainerPlan::Blocked(why) => plan.blocked = Some(why),
             ContainerPlan::Keep => {}
         }
-        if let Some(stamp) = workload.stamp(&container.name).filter(|_| ours) {
+        if let Some(stamp) = workload.stamp(&container.name).filter(|_| is_ours(workload, &container.name)) {
             plan.stamps.insert(container.name.clone(), stamp.to_string());
         }
     }

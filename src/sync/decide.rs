@@ -5,6 +5,8 @@ use std::cmp::Ordering;
 use crate::api::{CompiledSpec, Order, Tagged};
 use crate::policy::{self, Rule};
 
+use super::gates::Waits;
+
 /// What is known of an Image before the registry is asked.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Known<'a> {
@@ -20,22 +22,34 @@ pub struct Known<'a> {
     pub of_one_text: bool,
 }
 
+/// The tag that an Image should run.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Choice {
+    /// The tag.
+    pub tag: String,
+    /// Name of the rule that chose it; empty if the current tag stays.
+    pub rule: String,
+    /// Why, in a sentence.
+    pub why: String,
+    /// The registry no longer lists it. It is kept: never backwards.
+    pub missing: bool,
+    /// What an Image that lost its status had settled, from the stamps of its namespace.
+    pub adopted: Option<Tagged>,
+    /// The manifest digest that counts for the tag; none if it is not known, or the registry has it no longer.
+    pub digest: Option<String>,
+    /// Newer tags that cannot be run, one sentence each: `1.4.3 passed over: …`.
+    pub passed_over: Vec<String>,
+    /// A pinned digest that the registry has no longer.
+    pub gone: Option<String>,
+    /// A newer tag that has to wait.
+    pub waits: Option<Box<Waits>>,
+}
+
 /// The decision.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Verdict {
     /// The Image should run this tag, the current one or a newer.
-    Tag {
-        /// The tag.
-        tag: String,
-        /// Name of the rule that chose it; empty if the current tag stays.
-        rule: String,
-        /// Why, in a sentence.
-        why: String,
-        /// The registry no longer lists it. It is kept: never backwards.
-        missing: bool,
-        /// What an Image that lost its status had settled, from the stamps of its namespace.
-        adopted: Option<Tagged>,
-    },
+    Tag(Choice),
     /// The registry lists nothing; whatever runs is kept.
     Empty,
     /// There is no current tag, and no rule allows one of those listed.
@@ -53,12 +67,14 @@ pub fn decide<T: AsRef<str>>(spec: &CompiledSpec, known: Known<'_>, tags: &[T]) 
     let stamped = known.stamped.filter(|stamped| known.settled.is_none() && comparable(&stamped.tag));
     let current = known.in_flight.or(known.settled).or(stamped.map(|stamped| stamped.tag.as_str()));
     let adopted = stamped.cloned();
-    let kept = |tag: &str| Verdict::Tag {
-        tag: tag.to_owned(),
-        rule: String::new(),
-        why: "no rule allows a newer one".to_owned(),
-        missing: !tags.iter().any(|t| t.as_ref() == tag),
-        adopted: adopted.clone(),
+    let kept = |tag: &str| {
+        Verdict::Tag(Choice {
+            tag: tag.to_owned(),
+            why: "no rule allows a newer one".to_owned(),
+            missing: !tags.iter().any(|t| t.as_ref() == tag),
+            adopted: adopted.clone(),
+            ..Choice::default()
+        })
     };
     if tags.is_empty() {
         return Verdict::Empty;
@@ -79,7 +95,7 @@ pub fn decide<T: AsRef<str>>(spec: &CompiledSpec, known: Known<'_>, tags: &[T]) 
         }
         (Some(tag), Some(rule), _) => {
             let rule = names.get(rule).copied().unwrap_or_default().to_owned();
-            Verdict::Tag { tag: tag.to_owned(), rule, why, missing: false, adopted }
+            Verdict::Tag(Choice { tag: tag.to_owned(), rule, why, adopted, ..Choice::default() })
         }
         // The starting tag is an input to the choice: nobody runs it unless the registry lists it.
         (_, _, Some(tag)) if current != Some(tag) && !tags.iter().any(|t| t.as_ref() == tag) => match current {

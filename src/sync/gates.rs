@@ -46,6 +46,11 @@ impl Waits {
         let pending = Pending { tag: tag.to_owned(), reason: closed.why.clone(), at: closed.until.map(rfc3339) };
         Self { reason: closed.reason, pending }
     }
+
+    /// What it means for an Image without any tag.
+    pub fn for_the_first(&self) -> String {
+        format!("no tag is chosen yet: {} waits, {}", self.pending.tag, self.pending.reason)
+    }
 }
 
 /// Why no rollout may start in a namespace that somebody froze.
@@ -116,13 +121,15 @@ impl Ages {
         Some(Waits { reason: TOO_YOUNG, pending: Pending { tag: tag.clone(), reason, at: Some(rfc3339(ready)) } })
     }
 
-    /// What to remember: of the tags that `listed` says are there, those that wait, and `chosen`. Oldest first.
+    /// What to remember: of the tags that `listed` says are there, those that wait, those that may go and cannot be run
+    /// (else they would wait anew), and `chosen`. Oldest first.
     pub fn seen(mut self, chosen: &str, listed: impl Fn(&str) -> bool) -> Vec<Seen> {
         let Some(min_age) = self.min_age else {
             return Vec::new();
         };
         let waits = |since: Timestamp| ready(since, min_age).is_none_or(|ready| ready > self.now);
-        self.known.retain(|(tag, since)| listed(tag) && (tag == chosen || waits(*since)));
+        let asked = std::mem::take(&mut self.asked);
+        self.known.retain(|(tag, since)| listed(tag) && (tag == chosen || asked.contains(tag) || waits(*since)));
         self.known.sort_by(|a, b| (a.1, &a.0).cmp(&(b.1, &b.0)));
         while self.known.len() > MAX_SEEN {
             // The one whose neighbours are nearest to each other is missed least; the first and the last stay.

@@ -9,14 +9,14 @@ use tokio::sync::SemaphorePermit;
 use tokio::time::Instant;
 
 use crate::api::annotations::{ACTION, REQUESTED_AT};
-use crate::api::{self, Closed, CompiledSpec, Image, ImageStatus, Seen, SyncResult, Tagged};
+use crate::api::{self, Closed, CompiledSpec, Image, ImageStatus, SyncResult, Tagged};
 use crate::policy::Repository;
 use crate::registry::Asker;
 use crate::rollout::PullAccess;
 
 use super::decide::Known;
 use super::engine::{Key, Sync};
-use super::gates::{self, Gate, Waits};
+use super::gates::{self, Gate};
 use super::managed;
 use super::observe;
 use super::pace::{self, RETRY_MAX, Wanted};
@@ -131,24 +131,22 @@ impl Sync {
         let mut began = None;
         let mut gone = None;
         let wanted = self.wanted(key, &image, &old, &request, compiled.as_ref().ok(), now);
-        let wanted = wanted.or_else(|| self.gate_opened(&image, &old, compiled.as_ref().ok(), now));
+        let wanted = wanted.or_else(|| self.gate_opened(key, &image, &old, compiled.as_ref().ok(), now));
         let due = wanted.is_some();
         if let Some(wanted) = wanted {
             began = Some(Instant::now());
             let spec = compiled.as_ref().ok();
             // A registry may take long: the place is for others until it has answered.
             drop(place);
-            let (outcome, waits) = self.sync(key, &image, &old, compiled.as_ref(), wanted).await;
+            let Chosen { outcome, seen } = self.sync(key, &image, &old, compiled.as_ref(), wanted).await;
             place = self.places.take().await.ok_or(WriteError::NotLeader)?;
-            if let Outcome::Tag { gone: Some(digest), .. } = &outcome {
-                gone = Some(digest.clone());
+            if let Outcome::Tag(choice) = &outcome {
+                gone.clone_from(&choice.gone);
             }
             let retry = matches!(&outcome, Outcome::Failed(failure) if !failure.stalled);
             let subject = self.subject(&image, spec);
             selected = status::after_sync(&mut new, &subject, &outcome);
-            if let Some((waits, seen)) = waits {
-                status::after_gates(&mut new, &subject, waits.as_ref(), seen);
-            }
+            new.seen = seen;
             self.metrics.sync(new.result.map_or("Error", SyncResult::as_str));
             self.schedule(key, &image, spec, retry, &new);
             self.mark_stale(key, &mut new, &subject, spec, retry);
@@ -203,8 +201,8 @@ impl Sync {
         status: &ImageStatus,
         compiled: Result<&CompiledSpec, &api::SpecError>,
         wanted: Wanted,
-    ) -> (Outcome, Option<(Option<Waits>, Vec<Seen>)>) {
-        let failed = |failure: Failure| (Outcome::Failed(failure), None);
+    ) -> Chosen {
+        let failed = |failure| Chosen { outcome: Outcome::Failed(failure), seen: status.seen.clone() };
         let spec = match compiled {
             Ok(spec) => spec,
             Err(error) => {
@@ -222,7 +220,7 @@ impl Sync {
         }
         let access = self.world.access_of(image);
         match self.choose(key, image, status, spec, access.as_ref(), wanted).await {
-            Ok(Chosen { outcome, waits, seen }) => (outcome, Some((waits, seen))),
+            Ok(chosen) => chosen,
             Err(failure) => failed(failure.tried_again(pace::longest_wait(spec, Timestamp::now()))),
         }
     }
@@ -314,28 +312,31 @@ impl Sync {
             pin: api::pins_digest(&image.spec),
             follows: compiled.and_then(|spec| spec.tag_to_follow().map(str::to_owned)),
             used,
-            closed: self.closed(image, compiled),
+            closed: self.closed(image),
             now: Timestamp::now(),
         }
     }
 
     /// Why no rollout of an Image may start now.
-    fn closed(&self, image: &Image, spec: Option<&CompiledSpec>) -> Option<Closed> {
-        let namespace = image.metadata.namespace.as_deref().unwrap_or_default();
-        spec.and_then(|spec| spec.gates.closed(Timestamp::now())).or_else(|| self.frozen(namespace))
+    pub(super) fn closed(&self, image: &Image) -> Option<Closed> {
+        let gates = api::Gates::parse(&image.spec);
+        let closed = gates.map_or_else(|error| Some(Closed::from(&error)), |gates| gates.closed(Timestamp::now()));
+        closed.or_else(|| self.frozen(image.metadata.namespace.as_deref().unwrap_or_default()))
     }
 
-    /// What held a tag back does so no longer: a sync is due.
+    /// What held a tag back does so no longer: a sync is due, or it is tried again already.
     fn gate_opened(
         &self,
+        key: &ImageKey,
         image: &Image,
         status: &ImageStatus,
         spec: Option<&CompiledSpec>,
         now: Timestamp,
     ) -> Option<Wanted> {
-        let spec = spec.filter(|spec| status::was_closed(status) && self.closed(image, Some(spec)).is_none())?;
+        let spec = spec.filter(|_| status::was_closed(status) && self.closed(image).is_none())?;
         self.free_waiting();
-        Some(Wanted::shared_list(Asker::Schedule, spec, now))
+        let fails = self.memos().get(key).is_some_and(|memo| memo.failures > 0);
+        (!fails).then(|| Wanted::shared_list(Asker::Schedule, spec, now))
     }
 
     fn asker(&self, key: &ImageKey) -> Asker {
@@ -421,10 +422,13 @@ impl Sync {
     fn queue_next(&self, key: &ImageKey) {
         let next = self.memos().get(key).and_then(|memo| memo.next);
         if let Some(next) = next {
-            let wait = Timestamp::now().duration_until(next);
-            let wait = Duration::try_from(wait).unwrap_or_default();
-            self.queue.add(Key::Image(key.clone()), Instant::now() + wait);
+            self.queue_at(Key::Image(key.clone()), next);
         }
+    }
+
+    pub(super) fn queue_at(&self, key: Key, at: Timestamp) {
+        let wait = Duration::try_from(Timestamp::now().duration_until(at)).unwrap_or_default();
+        self.queue.add(key, Instant::now() + wait);
     }
 }
 

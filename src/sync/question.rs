@@ -16,6 +16,7 @@ use crate::policy::Repository;
 use crate::registry::Asker;
 use crate::rollout::PullAccess;
 
+use super::decide::Choice;
 use super::engine::{Key, Sync};
 use super::pace::Wanted;
 use super::status::{self, Outcome};
@@ -78,11 +79,11 @@ impl Sync {
         let deadline = deadline.max(Instant::now() + Duration::from_millis(50));
         match tokio::time::timeout_at(deadline, self.choose(key, image, &status, &spec, access, wanted)).await {
             Ok(Ok(chosen)) => Ok(match chosen.outcome {
-                Outcome::Tag { tag, why, adopted, digest, .. } => {
+                Outcome::Tag(Choice { tag, why, adopted, digest, .. }) => {
                     let tagged = status::pinned(spec.pin, &adopted.unwrap_or(Tagged { tag, digest }));
                     Answered::new(Some(tagged.to_string()), why)
                 }
-                Outcome::Waiting { why } => Answered::new(None, why),
+                Outcome::Waiting(waits) => Answered::new(None, waits.for_the_first()),
                 Outcome::Failed(failure) => Answered::new(None, failure.message),
             }),
             Ok(Err(failure)) => Ok(Answered::new(None, failure.message)),

@@ -6,10 +6,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
-use crate::api::{
-    Closed, Held, HistoryEntry, ImageStatus, Pending, RolloutStatus, Seen, SyncResult, Tagged, condition,
-};
+use crate::api::{Closed, Held, HistoryEntry, ImageStatus, Pending, RolloutStatus, SyncResult, Tagged, condition};
 
+use super::decide::Choice;
 use super::gates::{self, Waits};
 
 /// Tags that the history keeps.
@@ -26,34 +25,14 @@ pub fn rfc3339(time: Timestamp) -> String {
 }
 
 /// What a sync came to.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
     /// It failed; the tag stays as it is.
     Failed(Failure),
-    /// There is no tag yet, and none may be chosen now.
-    Waiting {
-        /// Why, in a sentence.
-        why: String,
-    },
+    /// There is no tag yet, and the one that would be chosen has to wait.
+    Waiting(Waits),
     /// The Image should run this tag.
-    Tag {
-        /// The tag.
-        tag: String,
-        /// Name of the rule that chose it; empty if the current one stays.
-        rule: String,
-        /// Why, in a sentence.
-        why: String,
-        /// The registry no longer lists it.
-        missing: bool,
-        /// What an Image that lost its status had settled, from the stamps of its namespace.
-        adopted: Option<Tagged>,
-        /// The manifest digest that counts for the tag; none if it is not known, or the registry has it no longer.
-        digest: Option<String>,
-        /// Newer tags that cannot be run, one sentence each: `1.4.3 passed over: …`.
-        passed_over: Vec<String>,
-        /// A pinned digest that the registry has no longer.
-        gone: Option<String>,
-    },
+    Tag(Choice),
 }
 
 /// Why a sync failed.
@@ -138,29 +117,27 @@ pub fn after_sync(status: &mut ImageStatus, subject: &Subject<'_>, outcome: &Out
             conditions.set(condition::READY, false, failure.reason, &format!("{}{kept}", failure.message));
             if failure.stalled {
                 conditions.set(condition::STALLED, true, failure.reason, &failure.message);
+                // Nothing goes by itself any more: what waits is found anew once somebody has changed something.
+                conditions.clear(condition::PENDING);
+                status.pending = None;
             } else {
                 conditions.clear(condition::STALLED);
             }
             status.result = Some(failure.result);
             None
         }
-        Outcome::Waiting { why } => {
-            conditions.set(condition::READY, true, "Waiting", why);
+        Outcome::Waiting(waits) => {
+            conditions.set(condition::READY, true, "Waiting", &waits.for_the_first());
             conditions.clear(condition::STALLED);
             conditions.clear(condition::STALE);
             status.result = Some(SyncResult::Success);
+            wait(status, subject, Some(waits));
             None
         }
-        Outcome::Tag { tag, rule, why, missing, adopted, digest, passed_over, .. } => {
-            let mut message = if *missing {
-                format!("{tag} is kept: no rule allows a newer one; the registry no longer lists it")
-            } else {
-                format!("{tag} is the newest tag that the rules allow")
-            };
-            for sentence in passed_over {
-                message = format!("{message}; {sentence}");
-            }
-            conditions.set(condition::READY, true, if *missing { "TagMissing" } else { "Synced" }, &message);
+        Outcome::Tag(choice) => {
+            let Choice { tag, rule, why, missing, adopted, digest, .. } = choice;
+            let reason = if *missing { "TagMissing" } else { "Synced" };
+            conditions.set(condition::READY, true, reason, &in_words(choice));
             conditions.clear(condition::STALLED);
             conditions.clear(condition::STALE);
             status.result = Some(SyncResult::Success);
@@ -175,15 +152,27 @@ pub fn after_sync(status: &mut ImageStatus, subject: &Subject<'_>, outcome: &Out
                 status.tag = Some(adopted.tag.clone());
                 status.digest.clone_from(&adopted.digest);
             }
+            wait(status, subject, choice.waits.as_deref());
             select(status, subject, &Tagged { tag: tag.clone(), digest: digest.clone() }, rule, why)
         }
     }
 }
 
-/// Records which tag waits, and which tags to remember.
-pub fn after_gates(status: &mut ImageStatus, subject: &Subject<'_>, waits: Option<&Waits>, seen: Vec<Seen>) {
-    status.seen = seen;
-    wait(status, subject, waits);
+/// The message of `Ready`.
+fn in_words(choice: &Choice) -> String {
+    let Choice { tag, missing, passed_over, waits, .. } = choice;
+    let mut message = match (missing, waits) {
+        (true, None) => format!("{tag} is kept: no rule allows a newer one; the registry no longer lists it"),
+        (true, Some(waits)) => {
+            format!("{tag} is kept while {} waits; the registry no longer lists it", waits.pending.tag)
+        }
+        (false, None) => format!("{tag} is the newest tag that the rules allow"),
+        (false, Some(waits)) => format!("{tag} is the newest tag that may go now: {} waits", waits.pending.tag),
+    };
+    for sentence in passed_over {
+        message = format!("{message}; {sentence}");
+    }
+    message
 }
 
 /// Whether a tag waited for a closed gate, as the status has it.
@@ -285,6 +274,8 @@ pub struct Progress {
     pub at_rest: u32,
     /// How many are being rolled.
     pub moving: u32,
+    /// How many are to be rolled, and nothing of that has begun.
+    pub waiting: u32,
     /// Those that keep another tag (`since` is filled in here).
     pub held: Vec<Held>,
     /// Those not planned or not written yet for the tag: what held them is kept, because a plan needs to know what was
@@ -335,15 +326,7 @@ pub fn after_progress(status: &mut ImageStatus, subject: &Subject<'_>, progress:
     if let Some(rollout) = &mut status.rollout {
         (rollout.total, rollout.updated) = (progress.total, progress.done);
     }
-    let under_way = status.rollout.as_ref().filter(|_| !progress.is_complete()).map(|r| r.tag.clone());
-    // What has started ends, and nothing starts: the rollout waits with the workloads that are left.
-    if let Some(tag) = under_way {
-        match &subject.closed {
-            Some(closed) => wait(status, subject, Some(&Waits::closed(&tag, closed))),
-            None if status.pending.as_ref().is_some_and(|pending| pending.tag == tag) => wait(status, subject, None),
-            None => {}
-        }
-    }
+    wait_with_workloads(status, subject, progress);
     let moves = subject.closed.is_none() || progress.moving > 0;
     let moving = status.rollout.as_ref().filter(|_| moves).map(|r| format!("rolling out {}", r.tag));
     let mut conditions = Conditions { list: &mut status.conditions, subject };
@@ -363,6 +346,23 @@ pub fn after_progress(status: &mut ImageStatus, subject: &Subject<'_>, progress:
         None => {}
     }
     fresh
+}
+
+/// What has started ends, and nothing starts: the tag that the Image has already waits with the workloads that are left.
+fn wait_with_workloads(status: &mut ImageStatus, subject: &Subject<'_>, progress: &Progress) {
+    let Some(Tagged { tag, .. }) = current(status) else {
+        return;
+    };
+    let said = status.pending.as_ref().map(|pending| pending.tag == tag);
+    match (&subject.closed, said) {
+        // A newer tag than the settled one says more than a workload that is behind.
+        (Some(_), Some(false)) if status.rollout.is_none() => {}
+        (Some(closed), _) if progress.waiting > 0 => wait(status, subject, Some(&Waits::closed(&tag, closed))),
+        // Not known again yet, after a restart.
+        (Some(_), Some(true)) if !progress.undecided.is_empty() => {}
+        (_, Some(true)) => wait(status, subject, None),
+        (_, _) => {}
+    }
 }
 
 /// Settles the rollout in flight: its tag becomes the settled one. Returns it.
@@ -466,3 +466,5 @@ mod digest;
 mod held;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod waiting;

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use crate::api::{CompiledSpec, ImageStatus, Seen, SyncResult, Tagged};
 use crate::registry::Manifest;
 
-use super::decide::{self, Known, Verdict};
+use super::decide::{self, Choice, Known, Verdict};
 use super::gates::{Age, Ages, Gate, Waits};
 use super::nodes::Needed;
 use super::status::{self, Failure, Outcome};
@@ -50,8 +50,6 @@ pub(super) struct Given<'a> {
 #[derive(Debug)]
 pub(super) struct Chosen {
     pub outcome: Outcome,
-    /// The newer tag that waits, and for what.
-    pub waits: Option<Waits>,
     /// Which tags to remember, and since when they are known.
     pub seen: Vec<Seen>,
 }
@@ -72,19 +70,20 @@ pub(super) async fn choose<M: Manifests>(
     let mut ages = Ages::new(&given.gate);
     let mut passed_over: Vec<(String, String)> = Vec::new();
     let chosen = loop {
-        let verdict = decide::decide(given.spec, given.known, &tags);
-        let Verdict::Tag { tag, rule, why, missing, adopted } = verdict else {
-            break given.nothing(verdict, &passed_over, ages.waits())?;
+        let choice = match decide::decide(given.spec, given.known, &tags) {
+            Verdict::Tag(choice) => choice,
+            verdict => break given.nothing(verdict, &passed_over, ages.waits())?,
         };
-        if given.current() == Some(&tag) {
-            let missing = missing && !given.tags.contains(&&*tag);
-            break Outcome::Tag { tag, rule, why, missing, adopted, digest: None, passed_over: Vec::new(), gone: None };
+        let tag = &choice.tag;
+        if given.current() == Some(tag) {
+            let missing = choice.missing && !given.tags.contains(&&**tag);
+            break Outcome::Tag(Choice { missing, ..choice });
         }
         // The starting tag is a person's word: no rule chose it.
-        match if rule.is_empty() { Age::Old } else { ages.of(&tag) } {
+        match if choice.rule.is_empty() { Age::Old } else { ages.of(tag) } {
             Age::Old => {}
             Age::Young => {
-                tags.to_mut().retain(|other| *other != tag);
+                tags.to_mut().retain(|other| other != tag);
                 continue;
             }
             Age::Untold => {
@@ -95,47 +94,47 @@ pub(super) async fn choose<M: Manifests>(
         if passed_over.len() >= MAX_PASSED_OVER {
             break given.keep(&passed_over)?;
         }
-        match check(&tag, None, checks, manifests).await? {
-            Fit::Yes(digest) => {
-                let digest = Some(digest);
-                break Outcome::Tag { tag, rule, why, missing, adopted, digest, passed_over: Vec::new(), gone: None };
-            }
+        match check(tag, None, checks, manifests).await? {
+            Fit::Yes(digest) => break Outcome::Tag(Choice { digest: Some(digest), ..choice }),
             Fit::No(reason) => {
-                tags.to_mut().retain(|other| *other != tag);
-                passed_over.push((tag, reason));
+                tags.to_mut().retain(|other| other != tag);
+                passed_over.push((choice.tag, reason));
             }
         }
     };
-    let chosen = finish(given, chosen, passed_over, &mut ages, checks, manifests).await?;
-    Ok(given.hold_back(chosen, ages))
+    Ok(match chosen {
+        Outcome::Tag(choice) => {
+            let choice = finish(given, choice, passed_over, &mut ages, checks, manifests).await?;
+            given.hold_back(choice, ages)
+        }
+        outcome => Chosen { outcome, seen: ages.seen("", |tag| given.lists(tag)) },
+    })
 }
 
 /// Adds what is known of the digest, and forgets what was learned of tags that play no part any more.
 async fn finish<M: Manifests>(
     given: &Given<'_>,
-    chosen: Outcome,
+    mut choice: Choice,
     mut passed_over: Vec<(String, String)>,
     ages: &mut Ages,
     checks: &mut Checks,
     manifests: &M,
-) -> Result<Outcome, Failure> {
-    let Outcome::Tag { tag, mut rule, mut why, mut missing, adopted, mut digest, mut gone, .. } = chosen else {
-        return Ok(chosen);
-    };
-    if given.current() == Some(&tag) {
-        let present = current_digest(given, &tag, missing, ages, checks, manifests).await?;
-        digest = present.digest;
-        missing |= present.missing;
-        gone = present.gone;
+) -> Result<Choice, Failure> {
+    let tag = &choice.tag;
+    if given.current() == Some(tag) {
+        let present = current_digest(given, tag, choice.missing, ages, checks, manifests).await?;
+        choice.digest = present.digest;
+        choice.missing |= present.missing;
+        choice.gone = present.gone;
         passed_over.extend(present.unfit.map(|reason| (format!("the newer digest of {tag}"), reason)));
         if let (Some(name), true) = (&given.spec.follows_digest, present.moved) {
-            rule.clone_from(name);
-            why = format!("the digest of {tag} has changed");
+            choice.rule.clone_from(name);
+            choice.why = format!("the digest of {tag} has changed");
         }
     }
-    checks.retain(|checked, _| *checked == tag || passed_over.iter().any(|(passed, _)| passed == checked));
-    let passed_over = passed_over.iter().map(|(tag, reason)| format!("{tag} passed over: {reason}")).collect();
-    Ok(Outcome::Tag { tag, rule, why, missing, adopted, digest, passed_over, gone })
+    checks.retain(|checked, _| checked == tag || passed_over.iter().any(|(passed, _)| passed == checked));
+    choice.passed_over = passed_over.iter().map(|(tag, reason)| format!("{tag} passed over: {reason}")).collect();
+    Ok(choice)
 }
 
 /// What became of the digest of a tag that stays.
@@ -266,34 +265,31 @@ impl Given<'_> {
         self.current() == Some(tag) || self.spec.base_tag.as_deref() == Some(tag)
     }
 
-    /// The outcome as the gates let it be: while they are closed the current tag stays, and the chosen one waits.
-    fn hold_back(&self, outcome: Outcome, ages: Ages) -> Chosen {
+    /// The choice as the gates let it be: while they are closed the current tag stays, and the chosen one waits.
+    fn hold_back(&self, choice: Choice, ages: Ages) -> Chosen {
         let young = ages.waits();
-        let Outcome::Tag { tag, digest, adopted, passed_over, gone: None, .. } = &outcome else {
-            return Chosen { seen: ages.seen("", |tag| self.lists(tag)), waits: young, outcome };
+        let moved = self.spec.pin && self.digest.is_some() && choice.digest != self.digest;
+        let to = match (moved, &choice.gone) {
+            (true, None) => Tagged::new(&choice.tag, choice.digest.as_deref()).to_string(),
+            _ => choice.tag.clone(),
         };
-        let to = Tagged::new(tag, digest.as_deref());
-        let moved = self.spec.pin && self.digest.is_some() && *digest != self.digest;
-        let closed = self.gate.closed.as_ref().filter(|_| self.current() != Some(tag) || moved);
-        let seen = ages.seen(&if moved { to.to_string() } else { tag.clone() }, |tag| self.lists(tag));
-        let Some(closed) = closed else {
-            return Chosen { outcome, waits: young, seen };
-        };
-        let waits = Some(Waits::closed(&if moved { to.to_string() } else { tag.clone() }, closed));
-        let outcome = match self.current() {
-            None => Outcome::Waiting { why: format!("no tag is chosen yet: {tag} waits, {}", closed.why) },
-            Some(current) => Outcome::Tag {
+        let seen = ages.seen(&to, |tag| self.lists(tag));
+        // A digest that is gone can run nowhere, whatever the gates say.
+        let changes = choice.gone.is_none() && (self.current() != Some(&choice.tag) || moved);
+        let outcome = match (self.gate.closed.as_ref().filter(|_| changes), self.current()) {
+            (None, _) => Outcome::Tag(Choice { waits: young.map(Box::new), ..choice }),
+            (Some(closed), None) => Outcome::Waiting(Waits::closed(&to, closed)),
+            (Some(closed), Some(current)) => Outcome::Tag(Choice {
                 tag: current.to_owned(),
                 rule: String::new(),
                 why: closed.why.clone(),
                 missing: !self.lists(current),
-                adopted: adopted.clone(),
                 digest: self.digest.clone(),
-                passed_over: passed_over.clone(),
-                gone: None,
-            },
+                waits: Some(Box::new(Waits::closed(&to, closed))),
+                ..choice
+            }),
         };
-        Chosen { outcome, waits, seen }
+        Chosen { outcome, seen }
     }
 
     /// Whether the registry lists a tag, with or without a digest.
@@ -319,16 +315,8 @@ impl Given<'_> {
         let tag = self.current().ok_or_else(none)?.to_owned();
         let missing = !self.tags.contains(&&*tag);
         let adopted = self.known.stamped.filter(|_| self.known.settled.is_none()).cloned();
-        Ok(Outcome::Tag {
-            tag,
-            rule: String::new(),
-            why: "no newer one can be run".to_owned(),
-            missing,
-            adopted,
-            digest: None,
-            passed_over: Vec::new(),
-            gone: None,
-        })
+        let why = "no newer one can be run".to_owned();
+        Ok(Outcome::Tag(Choice { tag, why, missing, adopted, ..Choice::default() }))
     }
 
     fn nothing(
@@ -340,10 +328,7 @@ impl Given<'_> {
         match (verdict, young) {
             // Every tag that the rules would choose has to wait.
             (_, Some(_)) if self.current().is_some() => self.keep(passed_over),
-            (_, Some(Waits { pending, .. })) => {
-                let why = format!("no tag is chosen yet: {} waits, {}", pending.tag, pending.reason);
-                Ok(Outcome::Waiting { why })
-            }
+            (_, Some(waits)) => Ok(Outcome::Waiting(waits)),
             (verdict, None) => self.nothing_at_all(verdict, passed_over),
         }
     }
@@ -366,5 +351,7 @@ impl Given<'_> {
     }
 }
 
+#[cfg(test)]
+mod gated;
 #[cfg(test)]
 mod tests;

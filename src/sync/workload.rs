@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::ResourceExt;
 use tokio::time::Instant;
@@ -39,8 +38,10 @@ pub(super) enum State {
     Done,
     /// Its Pods are being replaced.
     Moving,
-    /// Not begun.
+    /// Its Pods are to be replaced, and that has not begun.
     Waiting,
+    /// Not known yet.
+    Undecided,
     /// Keeps another tag, and nothing else is left to do.
     Held,
     /// Cannot be rolled.
@@ -220,7 +221,8 @@ impl Sync {
         let rolling = self.rolling.lock().await;
         // Before the limits are looked at: a place that comes free meanwhile must find who waits for it.
         self.waiting().insert(key.clone());
-        if !self.limits_allow(workload, targets, plan) {
+        let plan = &self.ungated(workload, plan);
+        if plan.changes.is_empty() || !self.limits_allow(workload, targets, plan) {
             return None;
         }
         self.waiting().remove(key);
@@ -286,12 +288,26 @@ impl Sync {
         }
     }
 
-    /// The limits of design section 5, and the gates. The caller holds `rolling`, so that two workloads cannot take one place.
+    /// The plan without the Images that may start no rollout now: theirs must not hold up the others.
+    fn ungated(&self, workload: &Workload, plan: &Plan) -> Plan {
+        let mut images: BTreeSet<&str> = plan.changes.iter().map(|change| change.image.as_str()).collect();
+        images.retain(|name| {
+            let key = ImageKey { namespace: workload.key.namespace.clone(), name: (*name).to_owned() };
+            let Some(Cached::Read(image)) = self.world.image(&key) else {
+                return false;
+            };
+            let closed = self.closed(&image);
+            if let Some(until) = closed.as_ref().and_then(|closed| closed.until) {
+                self.queue_at(Key::Workload(workload.key.clone()), until); // nobody else tells that a window opens
+            }
+            closed.is_some()
+        });
+        plan.without(workload, &images)
+    }
+
+    /// The limits of design section 5. The caller holds `rolling`, so that two workloads cannot take one place.
     fn limits_allow(&self, workload: &Workload, targets: &BTreeMap<String, Target>, plan: &Plan) -> bool {
         let namespace = &workload.key.namespace;
-        if self.frozen(namespace).is_some() {
-            return false;
-        }
         let moving: Vec<Arc<Workload>> = {
             let views = self.views();
             let in_flight = |w: &Arc<Workload>| {
@@ -313,10 +329,6 @@ impl Sync {
             let Some(Cached::Read(image)) = self.world.image(&key) else {
                 return true;
             };
-            // A gate that cannot be read is closed: its Image says what is wrong with it.
-            if !api::Gates::parse(&image.spec).is_ok_and(|gates| gates.closed(Timestamp::now()).is_none()) {
-                return false;
-            }
             let moving = used.iter().filter(|used| used.iter().any(|other| same_group(&image, other))).count();
             moving < self.world.max_concurrent(&image)
         })
@@ -335,7 +347,8 @@ impl Sync {
             let state = match failure {
                 _ if held.len() == containers => State::Held,
                 Some(cause) => State::Failed(cause.to_owned()),
-                None if rolling || plan.blocked.is_some() => State::Waiting,
+                None if plan.blocked.is_some() => State::Undecided,
+                None if rolling => State::Waiting,
                 None if !workload.complete => State::Moving,
                 None if held.is_empty() => State::Done,
                 None => State::Held,
@@ -420,6 +433,7 @@ impl Sync {
             }
             progress.held.extend(seen.held.iter().cloned());
             progress.moving += u32::from(seen.state == State::Moving);
+            progress.waiting += u32::from(seen.state == State::Waiting);
             progress.done += u32::from(seen.state == State::Done);
             progress.at_rest += u32::from(matches!(seen.state, State::Done | State::Held));
             if let State::Failed(why) = &seen.state {

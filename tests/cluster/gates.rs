@@ -24,20 +24,27 @@ async fn running_1_0_0(name: &str, spec: &Value) -> (Shop, String) {
     (shop, image)
 }
 
-async fn push(name: &str, tag: &str) {
+pub async fn push(name: &str, tag: &str) {
     Bed::shared().await.registries.open.push(name, tag).await.unwrap();
 }
 
 /// The condition `Pending` as `reason: message`, and `Ready`.
-fn conditions(status: &ImageStatus) -> (Option<String>, String) {
+pub fn conditions(status: &ImageStatus) -> (Option<String>, String) {
     let find = |kind: &str| status.conditions.iter().find(|c| c.type_ == kind);
     let pending = find("Pending").map(|c| format!("{}: {}", c.reason, c.message));
     (pending, find("Ready").map(|c| c.status.clone()).unwrap_or_default())
 }
 
-async fn edit(shop: &Shop, spec: &Value) {
+pub async fn edit(shop: &Shop, spec: &Value) {
     let patch = Patch::Merge(json!({"spec": spec}));
     shop.api::<Image>().patch("web", &PatchParams::default(), &patch).await.unwrap();
+}
+
+/// `spec.windows` that let nothing start for two minutes before `end`, every year again.
+pub fn denied_until(end: Timestamp) -> Value {
+    let start = (end - 120.seconds()).in_tz("UTC").unwrap();
+    let cron = format!("{} {} {} {} {} *", start.second(), start.minute(), start.hour(), start.day(), start.month());
+    json!([{"kind": "deny", "schedule": cron, "duration": "120s"}])
 }
 
 #[tokio::test]
@@ -64,15 +71,10 @@ async fn what_is_suspended_waits_and_goes_when_it_is_released() {
 #[tokio::test]
 async fn a_window_opens_by_itself() {
     let name = "gate-window";
-    // Denied from a minute ago until some seconds from now, every year again.
-    let now = Timestamp::from_second(Timestamp::now().as_second()).unwrap();
-    let start = (now - 60.seconds()).in_tz("UTC").unwrap();
-    let cron = format!("{} {} {} {} {} *", start.second(), start.minute(), start.hour(), start.day(), start.month());
-    let windows = json!([{"kind": "deny", "schedule": cron, "duration": "85s"}]);
-    let (shop, image) = running_1_0_0(name, &json!({"windows": windows})).await;
+    let end = Timestamp::from_second(Timestamp::now().as_second() + 25).unwrap();
+    let (shop, image) = running_1_0_0(name, &json!({"windows": denied_until(end)})).await;
     push(name, "1.1.0").await;
     let status = shop.sync("web").await;
-    let end = start.timestamp() + 85.seconds();
     if Timestamp::now() + 2.seconds() < end {
         let pending = status.pending.expect("it waits");
         assert_eq!((pending.tag.as_str(), pending.at), ("1.1.0", Some(format!("{end:.0}"))));

@@ -20,6 +20,7 @@ mod down;
 mod examples;
 mod failing;
 mod frozen;
+mod gated_rollouts;
 mod gates;
 mod hostile;
 mod killed;

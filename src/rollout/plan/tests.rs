@@ -369,3 +369,41 @@ fn deciding_again_with_the_plan_applied_changes_nothing() {
 }
 
 mod pinned;
+
+#[test]
+fn what_must_wait_stays_as_it_is() {
+    /// The stamps of `app` (Image web) and `side` (Image log), of which neither is changed by a closed Image.
+    #[track_caller]
+    fn check(owners: &[&str], closed: &[&str], changes: &[&str], app: Option<&str>, side: Option<&str>) {
+        let mut web = workload("app:1.0.0");
+        web.containers.push(Container { name: "side".to_owned(), text: "app:1.0.0".to_owned(), init: false });
+        stamp(&mut web, "app", "app:1.0.0 app:1.0.5", owners);
+        let to_change = |container: &str, from: &str, image: &str, to: &str| Change {
+            container: container.to_owned(),
+            from: from.to_owned(),
+            to: to.to_owned(),
+            digest: None,
+            image: image.to_owned(),
+            rule: String::new(),
+            rollout: String::new(),
+        };
+        let all = Plan {
+            changes: vec![to_change("app", "1.0.5", "web", "1.1.0"), to_change("side", "1.0.0", "log", "1.2.0")],
+            stamps: [("app", "app:1.0.0 app:1.1.0"), ("side", "app:1.0.0 app:1.2.0")]
+                .map(|(name, stamp)| (name.to_owned(), stamp.to_owned()))
+                .into(),
+            ..Plan::default()
+        };
+        let left = all.without(&web, &closed.iter().copied().collect());
+        assert_eq!(left.changes.iter().map(|c| c.image.as_str()).collect::<Vec<_>>(), changes);
+        assert_eq!(left.stamps.get("app").map(String::as_str), app);
+        assert_eq!(left.stamps.get("side").map(String::as_str), side);
+    }
+    let (old, new, side) = (Some("app:1.0.0 app:1.0.5"), Some("app:1.0.0 app:1.1.0"), Some("app:1.0.0 app:1.2.0"));
+    check(&[OURS], &[], &["web", "log"], new, side);
+    check(&[OURS], &["web"], &["log"], old, side);
+    check(&[OURS], &["log"], &["web"], new, None);
+    check(&[OURS], &["web", "log"], &[], old, None);
+    // A stamp that somebody else owns is not taken over.
+    check(&["kubectl"], &["web"], &["log"], None, side);
+}

@@ -23,7 +23,7 @@ fn say(verdict: &Verdict) -> String {
     match verdict {
         Verdict::Empty => "empty".to_owned(),
         Verdict::None { why } => format!("none: {why}"),
-        Verdict::Tag { tag, rule, missing, adopted, .. } => {
+        Verdict::Tag(Choice { tag, rule, missing, adopted, .. }) => {
             let by = if rule.is_empty() { "kept" } else { rule };
             let missing = if *missing { ", missing" } else { "" };
             let adopted = adopted.as_ref().map(|tag| format!(", adopted {tag}")).unwrap_or_default();
@@ -202,14 +202,14 @@ proptest! {
         let current = known.in_flight.or(known.settled).or(known.stamped.map(|stamped| stamped.tag.as_str()));
         let comparable = current.filter(|tag| order.compare(tag, tag).is_some());
         match &verdict {
-            Verdict::Tag { tag, missing, .. } => {
+            Verdict::Tag(Choice { tag, missing, .. }) => {
                 if let Some(current) = current {
                     prop_assert_ne!(order.compare(tag, current), Some(Ordering::Less), "went backwards");
                 }
                 prop_assert_eq!(*missing, !tags.contains(tag));
                 prop_assert!(!missing || current == Some(&**tag), "{} is not listed", tag);
                 let again = decide(&spec, settled(tag), &tags);
-                prop_assert!(matches!(&again, Verdict::Tag { tag: kept, .. } if kept == tag), "{again:?}");
+                prop_assert!(matches!(&again, Verdict::Tag(again) if again.tag == *tag), "{again:?}");
             }
             Verdict::Empty => prop_assert!(tags.is_empty()),
             Verdict::None { .. } => prop_assert!(comparable.is_none(), "the current tag is lost"),
@@ -224,7 +224,7 @@ proptest! {
         tags in prop::collection::vec(any_tag(), 1..12),
     ) {
         let spec = spec(&rules, &json!({}));
-        let Verdict::Tag { tag, .. } = decide(&spec, settled(&current), &tags) else {
+        let Verdict::Tag(Choice { tag, .. }) = decide(&spec, settled(&current), &tags) else {
             return Err(TestCaseError::fail("the current tag is lost"));
         };
         prop_assert_ne!(Order::from(&spec).compare(&tag, &current), Some(Ordering::Less));

@@ -49,8 +49,7 @@ fn a_sync_brings_digests() {
         let mut status = before(settled, in_flight);
         let Tagged { tag, digest } = tagged(now);
         let (rule, why) = ("r".to_owned(), String::new());
-        let outcome =
-            Outcome::Tag { tag, rule, why, missing: false, adopted: None, digest, passed_over: Vec::new(), gone: None };
+        let outcome = Outcome::Tag(Choice { tag, rule, why, digest, ..Choice::default() });
         let selected = after_sync(&mut status, &Subject { pin, ..subject(1, true) }, &outcome);
         assert_eq!(say(&status, selected.as_ref()), expected, "{pin} {settled} {in_flight} {now}");
         let ids = status.rollout.iter().filter(|r| !r.id.is_empty()).map(|r| r.id.clone()).collect::<Vec<_>>();
@@ -88,7 +87,7 @@ fn what_was_adopted_is_what_the_stamps_say() {
         let Tagged { tag, digest } = tagged(now);
         let (rule, why) = (String::new(), String::new());
         let (adopted, passed_over) = (Some(tagged(adopted)), Vec::new());
-        let outcome = Outcome::Tag { tag, rule, why, missing: false, adopted, digest, passed_over, gone: None };
+        let outcome = Outcome::Tag(Choice { tag, rule, why, adopted, digest, passed_over, ..Choice::default() });
         let selected = after_sync(&mut status, &Subject { pin: true, ..subject(1, true) }, &outcome);
         assert_eq!(say(&status, selected.as_ref()), expected);
     }
@@ -137,7 +136,7 @@ fn what_was_passed_over_is_said() {
     let mut status = settled("1");
     let passed_over = vec!["2 passed over: no linux/arm64".to_owned(), "3 passed over: it is gone".to_owned()];
     let (tag, rule, why) = ("1".to_owned(), String::new(), String::new());
-    let outcome = Outcome::Tag { tag, rule, why, missing: false, adopted: None, digest: None, passed_over, gone: None };
+    let outcome = Outcome::Tag(Choice { tag, rule, why, passed_over, ..Choice::default() });
     after_sync(&mut status, &subject(1, true), &outcome);
     let said = "1 is the newest tag that the rules allow; 2 passed over: no linux/arm64; 3 passed over: it is gone";
     assert_eq!(status.conditions[0].message, said);

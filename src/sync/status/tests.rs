@@ -23,16 +23,7 @@ fn at(minute: i64) -> String {
 
 pub(super) fn tag(tag: &str) -> Outcome {
     let (rule, why) = ("minor".to_owned(), "newest".to_owned());
-    Outcome::Tag {
-        tag: tag.to_owned(),
-        rule,
-        why,
-        missing: false,
-        adopted: None,
-        digest: None,
-        passed_over: Vec::new(),
-        gone: None,
-    }
+    Outcome::Tag(Choice { tag: tag.to_owned(), rule, why, ..Choice::default() })
 }
 
 fn failed(result: SyncResult, stalled: bool) -> Outcome {
@@ -85,17 +76,8 @@ fn a_sync_chooses() {
         ..settled(from)
     };
     let adopt = |from: &str, to: &str| {
-        let (tag, rule, why) = (to.to_owned(), String::new(), String::new());
-        Outcome::Tag {
-            tag,
-            rule,
-            why,
-            missing: false,
-            adopted: Some(Tagged::new(from, None)),
-            digest: None,
-            passed_over: Vec::new(),
-            gone: None,
-        }
+        let adopted = Some(Tagged::new(from, None));
+        Outcome::Tag(Choice { tag: to.to_owned(), adopted, ..Choice::default() })
     };
     // The first tag counts at once, and is rolled out to those that run something else.
     check(ImageStatus::default(), &tag("1.0.0"), true, "1.0.0 | 1.0.0 | - -> 1.0.0");
@@ -122,16 +104,10 @@ fn a_sync_is_told_by_conditions() {
         assert_eq!(status.time, Some(at(1)));
     };
     let (none, some) = (ImageStatus::default(), settled("1.0.0"));
-    let missing = Outcome::Tag {
-        tag: "1.0.0".to_owned(),
-        rule: String::new(),
-        why: String::new(),
-        missing: true,
-        adopted: None,
-        digest: None,
-        passed_over: Vec::new(),
-        gone: None,
-    };
+    let missing = Choice { tag: "1.0.0".to_owned(), missing: true, ..Choice::default() };
+    let closed = Closed { reason: "Suspended", why: "it is suspended".to_owned(), until: None };
+    let waits = Some(Box::new(Waits::closed("1.1.0", &closed)));
+    let waiting = |missing| Choice { tag: "1.0.0".to_owned(), missing, waits: waits.clone(), ..Choice::default() };
     check(
         &none,
         &tag("1.0.0"),
@@ -139,7 +115,13 @@ fn a_sync_is_told_by_conditions() {
         ["True Synced: 1.0.0 is the newest tag that the rules allow", "-"],
     );
     let kept = "True TagMissing: 1.0.0 is kept: no rule allows a newer one; the registry no longer lists it";
-    check(&some, &missing, SyncResult::Success, [kept, "-"]);
+    check(&some, &Outcome::Tag(missing), SyncResult::Success, [kept, "-"]);
+    let waits_for = "True Synced: 1.0.0 is the newest tag that may go now: 1.1.0 waits";
+    check(&some, &Outcome::Tag(waiting(false)), SyncResult::Success, [waits_for, "-"]);
+    let waits_for = "True TagMissing: 1.0.0 is kept while 1.1.0 waits; the registry no longer lists it";
+    check(&some, &Outcome::Tag(waiting(true)), SyncResult::Success, [waits_for, "-"]);
+    let first = "True Waiting: no tag is chosen yet: 1.1.0 waits, it is suspended";
+    check(&none, &Outcome::Waiting(Waits::closed("1.1.0", &closed)), SyncResult::Success, [first, "-"]);
     let wrong = "False Wrong: it is wrong";
     for result in [SyncResult::RegistryError, SyncResult::TagsError, SyncResult::PullSecretsError] {
         check(&none, &failed(result, false), result, [wrong, "-"]);

@@ -16,13 +16,13 @@ type Image = (String, Option<Vec<Platform>>);
 
 /// A registry whose tags are `tag=digest` or `tag=digest:platform,platform`, on nodes for these platforms.
 #[derive(Default)]
-struct Fake {
+pub(super) struct Fake {
     manifests: BTreeMap<String, Image>,
-    down: bool,
+    pub down: bool,
     asked: Mutex<Vec<String>>,
 }
 
-fn fake(manifests: &str) -> Fake {
+pub(super) fn fake(manifests: &str) -> Fake {
     let parse = |text: &str| {
         let (tag, rest) = text.split_once('=').unwrap();
         let (letter, platforms) =
@@ -66,8 +66,8 @@ impl Manifests for Fake {
 }
 
 /// An Image, as it is known from sync to sync.
-struct Stage {
-    spec: CompiledSpec,
+pub(super) struct Stage {
+    pub spec: CompiledSpec,
     settled: Option<&'static str>,
     followed: Option<&'static str>,
     digest: Option<String>,
@@ -76,7 +76,7 @@ struct Stage {
     checks: Checks,
 }
 
-fn stage(rule: &str, patch: &Value, settled: Option<&'static str>, digest_letter: Option<&str>) -> Stage {
+pub(super) fn stage(rule: &str, patch: &Value, settled: Option<&'static str>, digest_letter: Option<&str>) -> Stage {
     let mut spec = json!({"image": "app", "triggers": [{"type": "interval", "value": "5m"}],
         "rules": [{"name": "r", "type": rule, "actions": [{"type": "apply"}]}]});
     json_patch::merge(&mut spec, patch);
@@ -106,13 +106,15 @@ impl Stage {
         };
         let chosen = choose(&given, &mut self.checks, fake).await.map(|chosen| {
             self.gate.seen = chosen.seen;
-            (chosen.outcome, chosen.waits.map(|w| format!("; {} {}", w.pending.tag, w.reason)).unwrap_or_default())
+            chosen.outcome
         });
+        let waiting =
+            |waits: Option<Waits>| waits.map(|w| format!("; {} {}", w.pending.tag, w.reason)).unwrap_or_default();
         let said = match chosen {
             Err(failure) => format!("{:?}: {}", failure.result, failure.message),
-            Ok((Outcome::Failed(_), _)) => unreachable!("failures are errors"),
-            Ok((Outcome::Waiting { .. }, waits)) => format!("none{waits}"),
-            Ok((Outcome::Tag { tag, rule, missing, adopted, digest, passed_over, gone, .. }, waits)) => {
+            Ok(Outcome::Failed(_)) => unreachable!("failures are errors"),
+            Ok(Outcome::Waiting(waits)) => format!("none{}", waiting(Some(waits))),
+            Ok(Outcome::Tag(Choice { tag, rule, missing, adopted, digest, passed_over, gone, waits, .. })) => {
                 let digest = digest.map_or_else(|| "-".to_owned(), |digest| digest[7..8].to_owned());
                 let mut said = format!("{tag}@{digest}");
                 let mut add = |what: &str, when: bool| said += if when { what } else { "" };
@@ -123,7 +125,7 @@ impl Stage {
                 for sentence in passed_over {
                     add(&format!("; {sentence}"), true);
                 }
-                said += &waits;
+                said += &waiting(waits.map(|waits| *waits));
                 said
             }
         };
@@ -189,7 +191,7 @@ async fn a_tag_that_cannot_be_run_is_passed_over() {
     let nothing = fake("");
     let outcome = choose(&given, &mut web.checks, &nothing).await.unwrap().outcome;
     assert!(
-        matches!(outcome, Outcome::Tag { tag, passed_over, missing: true, .. } if tag == "1.0.0" && passed_over.len() == 5)
+        matches!(outcome, Outcome::Tag(Choice { tag, passed_over, missing: true, .. }) if tag == "1.0.0" && passed_over.len() == 5)
     );
     assert_eq!(nothing.asked(), "GET 1.7.0, GET 1.6.0, GET 1.5.0, GET 1.4.0, GET 1.3.0");
     let none = "TagsError: Image shop/web: no tag of docker.io/library/app can be run: 1.1.0: no linux/amd64";
@@ -264,7 +266,7 @@ async fn a_followed_digest_moves() {
     both().check("1.0.0", &fake("1.0.0=b"), "1.0.0@b by d", moved).await;
 }
 
-fn closed() -> api::Closed {
+pub(super) fn closed() -> api::Closed {
     api::Closed { reason: "Suspended", why: "spec.suspend is set".to_owned(), until: None }
 }
 
@@ -320,4 +322,17 @@ async fn what_is_chosen_waits_until_it_is_old_enough() {
     moved.check("1.0.0", &all, &waits, "HEAD 1.0.0").await;
     moved.gate.now = minute(60);
     moved.check("1.0.0", &all, "1.0.0@a by r", "HEAD 1.0.0, GET 1.0.0").await;
+}
+
+#[tokio::test]
+async fn a_tag_that_cannot_be_run_does_not_come_of_age_twice() {
+    let arm = fake("1.1.0=b 1.2.0=c:arm64");
+    let mut web = stage("semver", &json!({}), Some("1.1.0"), Some("b"));
+    web.gate.min_age = Some(std::time::Duration::from_hours(1));
+    web.check("1.1.0 1.2.0", &arm, "1.1.0@b; 1.2.0 TooYoung", "").await;
+    web.gate.now = jiff::Timestamp::from_second(3600).unwrap();
+    let passed = "1.1.0@b; 1.2.0 passed over: no linux/amd64";
+    web.check("1.1.0 1.2.0", &arm, passed, "GET 1.2.0").await;
+    web.check("1.1.0 1.2.0", &arm, passed, "HEAD 1.2.0").await;
+    web.check("1.1.0 1.2.0", &fake("1.2.0=a:amd64"), "1.2.0@a by r", "HEAD 1.2.0, GET 1.2.0").await;
 }
