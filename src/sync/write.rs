@@ -93,7 +93,13 @@ pub(super) async fn broken(
     let resource = ApiResource::erase::<Image>(&());
     let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &key.namespace, &resource);
     let object = call(api.get(&key.name)).await?;
-    let cause = unreadable(&object).unwrap_or_else(|| error.to_owned());
+    // Repaired since: the watch is about to bring it, and what was said of it must not be said of what it is now.
+    let repaired = object.metadata.resource_version != metadata.resource_version;
+    let cause = match unreadable(&object) {
+        Some(cause) => cause,
+        None if repaired => return Ok(None),
+        None => error.to_owned(),
+    };
     let message = format!("Image {key} cannot be read: {cause}; fix that field");
     let said = object.data.pointer("/status/conditions/0/message").and_then(Value::as_str);
     if said == Some(&message) {
