@@ -40,7 +40,7 @@ pub fn retry_after(value: &[u8]) -> Option<Duration> {
 
 /// The tags of one page that arrives in these chunks, and the number of illegal ones.
 pub fn tag_list<'a>(max_tags: usize, chunks: impl IntoIterator<Item = &'a [u8]>) -> Option<(Vec<String>, usize)> {
-    let mut collector = Collector::new(max_tags);
+    let mut collector = Collector::new(max_tags, usize::MAX);
     collector.begin();
     for chunk in chunks {
         collector.chunk(chunk).ok()?;
