@@ -61,6 +61,13 @@ struct Window {
     zone: TimeZone,
 }
 
+impl GateError {
+    /// What is wrong with `spec.FIELD`.
+    pub(super) const fn new(field: String, cause: String) -> Self {
+        Self { field, cause }
+    }
+}
+
 impl Gates {
     /// Reads the gates of a spec.
     pub fn parse(spec: &ImageSpec) -> Result<Self, GateError> {
@@ -144,7 +151,7 @@ impl Window {
     }
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let duration = humantime::parse_duration(text.trim()).map_err(|e| e.to_string())?;
     match duration {
         Duration::ZERO => Err("it is nothing".to_owned()),

@@ -11,6 +11,7 @@ mod order;
 mod schedule;
 mod spec;
 mod status;
+mod strategy;
 mod tagged;
 
 pub use applied::Applied;
@@ -25,6 +26,7 @@ pub use spec::{CompiledRule, CompiledSpec, SpecError, compile, pins_digest, unsu
 pub use status::{
     Held, HistoryEntry, ImageStatus, Pending, Rejected, RevisionRecord, RolloutStatus, Seen, SyncResult, condition,
 };
+pub use strategy::Strategy;
 pub use tagged::Tagged;
 
 use kube::CustomResourceExt;

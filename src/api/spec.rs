@@ -9,6 +9,7 @@ use super::gates::{GATE_INVALID, GateError, Gates};
 use super::image::{ActionType, AfterRollback, ImageSpec, RuleSpec, RuleType, TriggerType};
 use super::schedule::{Schedule, ScheduleError};
 use super::status::SyncResult;
+use super::strategy::Strategy;
 
 /// What a spec means.
 #[derive(Clone, Debug)]
@@ -27,6 +28,8 @@ pub struct CompiledSpec {
     pub unsupported: Vec<String>,
     /// What makes newer tags wait.
     pub gates: Gates,
+    /// How the workloads are rolled.
+    pub strategy: Strategy,
     /// A field that is meant to delay a newer tag and that this version cannot honour: nothing newer is chosen while
     /// it is set, since ignoring it would roll what somebody wanted to wait.
     pub gate: Option<&'static str>,
@@ -168,6 +171,7 @@ pub fn compile(spec: &ImageSpec, now: Timestamp) -> Result<CompiledSpec, SpecErr
         filter,
         unsupported: unsupported(spec),
         gates: Gates::parse(spec)?,
+        strategy: Strategy::parse(spec)?,
         gate: gate(spec),
         pin: pins_digest(spec),
         follows_digest,

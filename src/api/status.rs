@@ -136,10 +136,22 @@ pub struct RolloutStatus {
     /// The settled tag when it began.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub from: Option<String>,
+    /// The rejected tag that this rollout goes back from; none if it goes forward.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub back_from: Option<String>,
     /// Name of the rule that chose the tag.
     pub rule: String,
+    /// Who or what asked for it, where that was not a rule alone: `approved by alice`, `rejected: …`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
     /// When it began (RFC 3339, UTC).
     pub started_at: String,
+    /// The workload that goes first, for example `Deployment/web`, where others follow it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first: Option<String>,
+    /// Since when that one runs the tag with all Pods ready (RFC 3339): `spec.rollout.soak` counts from here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first_ready_at: Option<String>,
     /// How many workloads use this Image.
     #[schemars(extend("format" = "int32"))] // Kubernetes knows no unsigned formats
     pub total: u32,
@@ -175,7 +187,7 @@ pub struct Seen {
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Rejected {
-    /// The tag.
+    /// The tag; `tag@sha256:…` if one digest of it alone was rejected.
     pub tag: String,
     /// What went wrong.
     pub reason: String,
@@ -239,6 +251,9 @@ pub struct HistoryEntry {
     /// When its rollout settled (RFC 3339).
     #[serde(skip_serializing_if = "String::is_empty")]
     pub finished: String,
+    /// Who or what asked for it, where that was not a rule alone: `approved by alice`, `rejected: …`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
     /// `Settled`.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub outcome: String,

@@ -24,8 +24,8 @@ use super::outage::Outages;
 use super::pace::Places;
 use super::queue::Queue;
 use super::source::SourceKey;
+use super::view::View;
 use super::watch;
-use super::workload::View;
 use super::world::{ImageKey, World};
 
 /// Images at once that use the API server. Those that wait for a registry do not count: the registry client has limits of

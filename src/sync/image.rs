@@ -8,7 +8,6 @@ use kube::ResourceExt;
 use tokio::sync::SemaphorePermit;
 use tokio::time::Instant;
 
-use crate::api::annotations::{ACTION, REQUESTED_AT};
 use crate::api::{self, Closed, CompiledSpec, Image, ImageStatus, SyncResult, Tagged};
 use crate::policy::Repository;
 use crate::registry::Asker;
@@ -21,6 +20,7 @@ use super::managed;
 use super::observe;
 use super::pace::{self, RETRY_MAX, Wanted};
 use super::records;
+use super::request::Request;
 use super::status::{self, Failure, Outcome, Subject};
 use super::verify::{Checks, Chosen, Given};
 use super::world::{Cached, ImageKey, status_of};
@@ -34,39 +34,18 @@ const CONFLICT_PAUSE: Duration = Duration::from_millis(200);
 /// What this process remembers of an Image between syncs. Losing it costs one more listing, nothing else.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Memo {
-    uid: String,
-    generation: Option<i64>,
+    pub(super) uid: String,
+    pub(super) generation: Option<i64>,
     /// When the next sync is due; none: when asked.
-    next: Option<Timestamp>,
-    failures: u32,
-    last_success: Option<Timestamp>,
+    pub(super) next: Option<Timestamp>,
+    pub(super) failures: u32,
+    pub(super) last_success: Option<Timestamp>,
     /// When the last sync began whose outcome, whatever it is, is in the status.
     pub(super) synced: Option<Instant>,
     /// Sync at the next occasion, whatever the triggers say.
     pub(super) forced: bool,
     /// What was learned of its tags.
     pub(super) checks: Checks,
-}
-
-/// What a person asked for by annotation.
-struct Request {
-    refresh: bool,
-    requested_at: Option<String>,
-}
-
-impl Request {
-    fn of(image: &Image, status: &ImageStatus) -> Self {
-        let annotations = image.annotations();
-        let requested_at = annotations.get(REQUESTED_AT).filter(|at| status.last_handled_request.as_ref() != Some(*at));
-        Self {
-            refresh: annotations.get(ACTION).is_some_and(|action| action == "refresh"),
-            requested_at: requested_at.cloned(),
-        }
-    }
-
-    fn any(&self) -> bool {
-        self.refresh || self.requested_at.is_some()
-    }
 }
 
 impl Sync {
@@ -338,101 +317,4 @@ impl Sync {
         let fails = self.memos().get(key).is_some_and(|memo| memo.failures > 0);
         (!fails).then(|| Wanted::shared_list(Asker::Schedule, spec, now))
     }
-
-    fn asker(&self, key: &ImageKey) -> Asker {
-        if self.asked().contains_key(key) { Asker::Question } else { Asker::Schedule }
-    }
-
-    /// Whether a sync is due, and how new the list of tags must be.
-    fn wanted(
-        &self,
-        key: &ImageKey,
-        image: &Image,
-        status: &ImageStatus,
-        request: &Request,
-        spec: Option<&CompiledSpec>,
-        now: Timestamp,
-    ) -> Option<Wanted> {
-        let asker = self.asker(key);
-        let mut memos = self.memos();
-        let memo = memos.entry(key.clone()).or_default();
-        let uid = image.uid().unwrap_or_default();
-        if memo.uid != uid {
-            let last_success = Some(status::failing_since(status).unwrap_or(now));
-            *memo = Memo { uid, generation: status.observed_generation, last_success, ..Memo::default() };
-            // Taken over from an earlier process: its last sync counts, so that a restart is not a burst.
-            let last = status.time.as_deref().and_then(|time| time.parse().ok()).filter(|_| status.tag.is_some());
-            let resume = |(last, spec)| pace::resume(spec, last, now, self.options.status_heartbeat);
-            memo.next = earlier(last.zip(spec).and_then(resume).or(Some(now)), status::opens(status));
-        }
-        let changed = memo.generation != image.metadata.generation;
-        let fresh = status.observed_generation.is_none();
-        if request.any() {
-            memo.forced = false;
-            return Some(Wanted::new_list(Asker::Person));
-        }
-        // Whoever creates or changes an Image, or waits for all Images of a workload, means what is there by now.
-        if std::mem::take(&mut memo.forced) || changed || fresh {
-            return Some(Wanted::new_list(asker));
-        }
-        let passed = memo.next.is_some_and(|next| next <= now);
-        passed.then(|| spec.map_or_else(|| Wanted::new_list(asker), |spec| Wanted::shared_list(asker, spec, now)))
-    }
-
-    /// Remembers when the next sync is due.
-    fn schedule(&self, key: &ImageKey, image: &Image, spec: Option<&CompiledSpec>, failed: bool, status: &ImageStatus) {
-        let now = Timestamp::now();
-        let mut memos = self.memos();
-        let memo = memos.entry(key.clone()).or_default();
-        memo.generation = image.metadata.generation;
-        memo.forced = true; // until the outcome is written: a conflict must not lose it
-        (memo.failures, memo.next) = pace::after(spec, memo.failures, failed, now);
-        memo.next = earlier(memo.next, status::opens(status).filter(|opens| *opens > now));
-        if !failed {
-            memo.last_success = Some(now);
-        }
-    }
-
-    fn mark_stale(
-        &self,
-        key: &ImageKey,
-        status: &mut ImageStatus,
-        subject: &Subject<'_>,
-        spec: Option<&CompiledSpec>,
-        failed: bool,
-    ) {
-        let Some(last) = self.memos().get(key).and_then(|memo| memo.last_success).filter(|_| failed) else {
-            return;
-        };
-        if spec.is_some_and(|spec| pace::is_stale(spec, last, subject.now)) {
-            status::mark_stale(status, subject, &status::rfc3339(last));
-        }
-    }
-
-    /// A sync that changed nothing writes nothing, but for the time now and then.
-    fn must_write(&self, old: &ImageStatus, new: &ImageStatus, synced: bool, requested: bool) -> bool {
-        if !status::says_the_same(old, new) || requested {
-            return true;
-        }
-        let written = old.time.as_deref().and_then(|time| time.parse::<Timestamp>().ok());
-        let heartbeat = self.options.status_heartbeat;
-        synced && written.is_none_or(|at| at.saturating_add(heartbeat).is_ok_and(|next| next <= Timestamp::now()))
-    }
-
-    fn queue_next(&self, key: &ImageKey) {
-        let next = self.memos().get(key).and_then(|memo| memo.next);
-        if let Some(next) = next {
-            self.queue_at(Key::Image(key.clone()), next);
-        }
-    }
-
-    pub(super) fn queue_at(&self, key: Key, at: Timestamp) {
-        let wait = Duration::try_from(Timestamp::now().duration_until(at)).unwrap_or_default();
-        self.queue.add(key, Instant::now() + wait);
-    }
-}
-
-/// The earlier of two times, of which there may be none.
-fn earlier(a: Option<Timestamp>, b: Option<Timestamp>) -> Option<Timestamp> {
-    a.into_iter().chain(b).min()
 }
