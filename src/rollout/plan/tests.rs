@@ -42,6 +42,7 @@ fn workload(text: &str) -> Workload {
         access: PullAccess::default(),
         deleting: false,
         stamp_owners: BTreeMap::new(),
+        stamped_at: None,
         selector: None,
         replicas: 2,
         observed: true,
