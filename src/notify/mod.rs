@@ -44,6 +44,12 @@ pub enum Reason {
     DigestGone,
     /// A workload could not be rolled.
     RolloutFailed,
+    /// A tag failed, or a person refused it: it is not tried again.
+    TagRejected,
+    /// A workload, or all of an Image, went back from a rejected tag.
+    RolledBack,
+    /// Rejected tags may be tried again, because a person said so.
+    Retried,
     /// Pods came to be without kimup, and do not run what they should.
     PodsUnmutated,
 }
@@ -64,6 +70,9 @@ impl Reason {
         Self::SyncFailed,
         Self::DigestGone,
         Self::RolloutFailed,
+        Self::TagRejected,
+        Self::RolledBack,
+        Self::Retried,
         Self::PodsUnmutated,
     ];
 
@@ -83,6 +92,9 @@ impl Reason {
             Self::SyncFailed => "SyncFailed",
             Self::DigestGone => "DigestGone",
             Self::RolloutFailed => "RolloutFailed",
+            Self::TagRejected => "TagRejected",
+            Self::RolledBack => "RolledBack",
+            Self::Retried => "Retried",
             Self::PodsUnmutated => "PodsUnmutated",
         }
     }
@@ -96,6 +108,8 @@ impl Reason {
                 | Self::SyncFailed
                 | Self::DigestGone
                 | Self::RolloutFailed
+                | Self::TagRejected
+                | Self::RolledBack
                 | Self::PodsUnmutated
         )
     }
@@ -158,7 +172,7 @@ pub struct Audit<'a> {
     pub image: &'a str,
     /// `Deployment/web`; empty for a decision that concerns all workloads of the Image.
     pub workload: &'a str,
-    /// What was done: `select`, `roll`, `settle` or `hold`.
+    /// What was done: `select`, `roll`, `settle`, `hold`, `reject`, `rollback` or `retry`.
     pub what: &'static str,
     /// The tag before.
     pub from: &'a str,

@@ -45,6 +45,8 @@ pub(super) struct Memo {
     pub(super) synced: Option<Instant>,
     /// Sync at the next occasion, whatever the triggers say.
     pub(super) forced: bool,
+    /// Somebody wants what it rejected tried again.
+    pub(super) forgets: bool,
     /// What was learned of its tags.
     pub(super) checks: Checks,
 }
@@ -102,10 +104,21 @@ impl Sync {
             let status = ImageStatus { result: Some(SyncResult::Scheduled), ..status_of(&image) };
             image = write::status(self, key, &image, &status).await?;
         }
+        let request = Request::of(&image, &status_of(&image));
+        if request.retry && !self.retry(key, &image).await? {
+            return Ok(()); // others of its group come first
+        }
+        let forgets = self.memos().get_mut(key).is_some_and(|memo| std::mem::take(&mut memo.forgets));
+        if request.retry || forgets {
+            image = self.forget_rejected(key, &image).await?;
+        }
         let old = status_of(&image);
+        // Before anything else: a registry may take long to answer.
+        if self.go_back(key, &image, &old).await? {
+            return Ok(());
+        }
         let now = Timestamp::now();
         let compiled = api::compile(&image.spec, now);
-        let request = Request::of(&image, &old);
         let mut new = old.clone();
         let mut selected = None;
         let mut began = None;
@@ -159,13 +172,18 @@ impl Sync {
             let memo = memos.entry(key.clone()).or_default();
             (memo.synced, memo.forced) = (Some(began), false);
         }
+        if settled.as_ref().is_some_and(|rollout| rollout.back_from.is_some()) {
+            // A newer tag may have come meanwhile: it waited for the way back.
+            self.memos().entry(key.clone()).or_default().forced = true;
+            self.queue.add_now(Key::Image(key.clone()));
+        }
         self.report(key, &written, &old, &new, selected, &holds, settled).await;
         self.report_pending(key, &written, &old, &new).await;
         self.report_left_out(&written, &old, &new, compiled.as_ref().ok()).await;
         if let Some(digest) = gone {
             self.report_gone(&written, &new, &digest).await;
         }
-        if due && request.refresh {
+        if due && (request.refresh || request.retry) {
             write::remove_action(self, key, &written).await?;
         }
         drop(place);

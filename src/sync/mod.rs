@@ -6,6 +6,7 @@
 mod access;
 mod decide;
 mod engine;
+mod failing;
 mod follow;
 mod gates;
 mod image;
@@ -23,6 +24,7 @@ mod records;
 mod repair;
 mod report;
 mod request;
+mod rollback;
 mod settle;
 mod source;
 mod status;

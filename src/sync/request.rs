@@ -8,6 +8,8 @@ use crate::api::{Image, ImageStatus};
 /// What a person asked for by annotation.
 pub(super) struct Request {
     pub refresh: bool,
+    /// Rejected tags are tried again.
+    pub retry: bool,
     pub requested_at: Option<String>,
 }
 
@@ -15,13 +17,11 @@ impl Request {
     pub fn of(image: &Image, status: &ImageStatus) -> Self {
         let annotations = image.annotations();
         let requested_at = annotations.get(REQUESTED_AT).filter(|at| status.last_handled_request.as_ref() != Some(*at));
-        Self {
-            refresh: annotations.get(ACTION).is_some_and(|action| action == "refresh"),
-            requested_at: requested_at.cloned(),
-        }
+        let asks = |wanted: &str| annotations.get(ACTION).is_some_and(|action| action == wanted);
+        Self { refresh: asks("refresh"), retry: asks("retry"), requested_at: requested_at.cloned() }
     }
 
     pub fn any(&self) -> bool {
-        self.refresh || self.requested_at.is_some()
+        self.refresh || self.retry || self.requested_at.is_some()
     }
 }
