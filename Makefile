@@ -6,7 +6,7 @@ IMAGE ?= kimup:dev
 target = $(or $(CARGO_TARGET_DIR),target)
 
 .DEFAULT_GOAL := help
-.PHONY: help tools test test-restarts unit lint demo bench bench-admission bench-attacks bench-registry bench-sync fuzz release image deny
+.PHONY: help tools test test-restarts test-chaos unit lint demo bench bench-admission bench-attacks bench-registry bench-sync fuzz release image deny
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ test: tools ## run every test: unit, architecture, and the scenarios on a real c
 
 test-restarts: tools ## restart replicas 20 times under load, and let the API server hang for minutes (6 minutes)
 	KIMUP_RESTARTS=20 cargo test --test cluster $(CARGOFLAGS) -- --include-ignored --nocapture zero_loss degraded
+
+test-chaos: tools ## 200 random runs of rollouts under kills, partitions and a failing API server, and a storm of 3 minutes (15 minutes)
+	KIMUP_CHAOS_RUNS=200 KIMUP_CHAOS_SECONDS=180 cargo test --test cluster $(CARGOFLAGS) -- --nocapture --test-threads 1 exactly_once chaos
 
 unit: ## run the tests that need no cluster
 	cargo test --lib --bins --test architecture --test docs --test registry_cost $(CARGOFLAGS)

@@ -165,7 +165,7 @@ impl Cluster {
     }
 
     /// As [`Cluster::kubeconfig_for`], but reaching the API server through `address`, a [`crate::Balancer`] for
-    /// example, whose connections can be held back.
+    /// example, whose connections can be held back, or through a URL, an [`crate::ApiProxy`]'s.
     pub async fn kubeconfig_via(&self, namespace: &str, account: &str, address: &str) -> Result<PathBuf> {
         let accounts: Api<ServiceAccount> = Api::namespaced(self.client().await?, namespace);
         let request: TokenRequest =
@@ -175,7 +175,7 @@ impl Cluster {
             answer.with_context(|| format!("requesting a token of the ServiceAccount {namespace}/{account}"))?;
         let token = answer.status.and_then(|status| status.token);
         let token = token.context("the API server answered a TokenRequest without a token")?;
-        let name = format!("{namespace}-{account}-{}", address.replace(':', "-"));
+        let name = format!("{namespace}-{account}-{}", address.replace([':', '/'], "-"));
         self.files.write_kubeconfig(&name, address, &token)
     }
 
