@@ -54,6 +54,11 @@ pub struct KubectlOutput {
 impl Cluster {
     /// Starts a cluster of one's own: for what would disturb others, such as [`Cluster::kill_apiserver`].
     pub async fn start() -> Result<Self> {
+        Self::start_with(&[]).await
+    }
+
+    /// As [`Cluster::start`], with further arguments for the API server.
+    pub async fn start_with(apiserver_args: &[String]) -> Result<Self> {
         crate::install_crypto_provider();
         let files = Files::create(run_dir()?.folder("cluster")?)?;
         let (etcd, etcd_url) = start_etcd(&files).await?;
@@ -61,7 +66,7 @@ impl Cluster {
         let http = https_client(&files.ca_pem)?;
         let (server, [port]) = start_on_ports(
             START_DEADLINE,
-            |[port]| apiserver(&files, &program, &etcd_url, port),
+            |[port]| apiserver(&files, &program, &etcd_url, port).args(apiserver_args),
             async |_, [port]| apiserver_ready(&http, port).await,
         )
         .await?;
@@ -69,7 +74,7 @@ impl Cluster {
         let admin = files.write_kubeconfig("admin", &address, &token("admin"))?;
         let mut others = start_controllers(&files, &address)?;
         others.push(etcd);
-        let apiserver_spec = apiserver(&files, &program, &etcd_url, port);
+        let apiserver_spec = apiserver(&files, &program, &etcd_url, port).args(apiserver_args);
         let cluster = Self { files, port, admin, apiserver_spec, apiserver: Mutex::new(Some(server)), others };
         cluster.settle().await?;
         Ok(cluster)

@@ -10,6 +10,7 @@ mod apiserver;
 mod canary;
 mod certificates;
 mod chaos;
+mod client_ca;
 mod configuration;
 mod containers;
 mod crd;
