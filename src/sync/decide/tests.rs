@@ -47,7 +47,7 @@ fn settled(tag: &str) -> Known<'_> {
 #[track_caller]
 fn check(spec: &CompiledSpec, known: Known<'_>, tags: &str, expected: &str) {
     let tags: Vec<String> = tags.split_whitespace().map(str::to_owned).collect();
-    let found = say(&decide(spec, known, &tags));
+    let found = say(&decide(spec, Rules::Free, known, &tags));
     match expected.strip_suffix('…') {
         Some(start) => assert!(found.starts_with(start), "{found:?} does not begin with {start:?}"),
         None => assert_eq!(found, expected),
@@ -192,11 +192,11 @@ proptest! {
             followed: None,
             stamped: stamped.as_deref().map(tagged), ..none()
         };
-        let verdict = decide(&spec, known, &tags);
+        let verdict = decide(&spec, Rules::Free, known, &tags);
 
         let mut turned: Vec<String> = tags.iter().rev().cloned().collect();
         turned.extend(tags.iter().step_by(2).cloned());
-        prop_assert_eq!(&decide(&spec, known, &turned), &verdict, "order or repetition matters");
+        prop_assert_eq!(&decide(&spec, Rules::Free, known, &turned), &verdict, "order or repetition matters");
 
         let order = Order::from(&spec);
         let current = known.in_flight.or(known.settled).or(known.stamped.map(|stamped| stamped.tag.as_str()));
@@ -208,7 +208,7 @@ proptest! {
                 }
                 prop_assert_eq!(*missing, !tags.contains(tag));
                 prop_assert!(!missing || current == Some(&**tag), "{} is not listed", tag);
-                let again = decide(&spec, settled(tag), &tags);
+                let again = decide(&spec, Rules::Free, settled(tag), &tags);
                 prop_assert!(matches!(&again, Verdict::Tag(again) if again.tag == *tag), "{again:?}");
             }
             Verdict::Empty => prop_assert!(tags.is_empty()),
@@ -224,7 +224,7 @@ proptest! {
         tags in prop::collection::vec(any_tag(), 1..12),
     ) {
         let spec = spec(&rules, &json!({}));
-        let Verdict::Tag(Choice { tag, .. }) = decide(&spec, settled(&current), &tags) else {
+        let Verdict::Tag(Choice { tag, .. }) = decide(&spec, Rules::Free, settled(&current), &tags) else {
             return Err(TestCaseError::fail("the current tag is lost"));
         };
         prop_assert_ne!(Order::from(&spec).compare(&tag, &current), Some(Ordering::Less));
