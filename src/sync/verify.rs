@@ -430,6 +430,8 @@ impl Given<'_> {
 }
 
 #[cfg(test)]
+mod approved;
+#[cfg(test)]
 mod gated;
 #[cfg(test)]
 mod tests;

@@ -141,7 +141,7 @@ fn a_lost_status_takes_the_stamps_as_settled() {
 }
 
 #[test]
-fn a_gate_keeps_what_there_is() {
+fn a_rule_that_asks_for_approval_chooses_nothing_by_itself() {
     let asks = json!({"rules": [{"name": "r", "type": "semver-minor",
         "actions": [{"type": "apply"}, {"type": "request-approval"}]}]});
     let spec = spec(&["semver-minor"], &asks);
@@ -149,8 +149,10 @@ fn a_gate_keeps_what_there_is() {
     check(&spec, settled("1.0.0"), "1.1.0", "1.0.0 kept, missing");
     check(&spec, Known { in_flight: Some("1.1.0"), ..settled("1.0.0") }, "1.0.0 1.1.0 1.2.0", "1.1.0 kept");
     check(&spec, Known { stamped: Some(tagged("1.1.0")), ..none() }, "1.1.0 1.2.0", "1.1.0 kept, adopted 1.1.0");
-    check(&spec, none(), "1.0.0 1.1.0", "none: the action request-approval is not acted on by this version…");
+    check(&spec, none(), "1.0.0 1.1.0", "none: each rule asks for approval");
     check(&spec, settled("1.0.0"), "", "empty");
+    let all = decide(&spec, Rules::All, settled("1.0.0"), &["1.0.0", "1.1.0"]);
+    assert_eq!(say(&all), "1.1.0 r");
 }
 
 fn any_tag() -> impl Strategy<Value = String> {
