@@ -14,6 +14,6 @@ pub use apply::{ApplyError, FIELD_MANAGER, apply};
 pub use facts::{Facts, FactsError, observe};
 pub use nudge::{OwnerKind, PodOwner, nudge, pod_owners};
 pub use placement::Placement;
-pub use plan::{Blocked, Change, ContainerPlan, Hold, Plan, Target, id, plan};
+pub use plan::{Blocked, Change, ContainerPlan, Hold, Plan, ROLLBACK, Target, back_id, id, plan};
 pub use repair::{Repair, repair};
 pub use workload::{Container, Denied, Kind, PullAccess, Workload, WorkloadKey};

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, DeploymentStatus, StatefulSet};
 use k8s_openapi::api::core::v1::{Container as PodContainer, PodSpec, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ManagedFieldsEntry, ObjectMeta};
@@ -11,6 +12,7 @@ use serde_json::Value;
 use crate::api::annotated::Levels;
 use crate::api::annotations::{AnnotationError, Map, NamespaceSettings, ROLLOUT, STAMP_PREFIX, Stamp};
 
+use super::apply::FIELD_MANAGER;
 use super::placement::Placement;
 
 /// Kind of a workload that kimup rolls.
@@ -117,6 +119,8 @@ pub struct Workload {
     pub deleting: bool,
     /// By container: the field managers that own its stamp.
     pub stamp_owners: BTreeMap<String, BTreeSet<String>>,
+    /// When kimup applied a stamp last, by the API server's clock, to the second; none if kimup owns none.
+    pub stamped_at: Option<Timestamp>,
     /// `spec.selector` as a query string; none if it selects by expressions that a query cannot say.
     pub selector: Option<String>,
     /// Wanted number of Pods.
@@ -204,6 +208,7 @@ impl Workload {
             access: PullAccess::of(pod),
             deleting: metadata.deletion_timestamp.is_some(),
             stamp_owners: stamp_owners(metadata.managed_fields.as_deref().unwrap_or_default()),
+            stamped_at: stamped_at(metadata.managed_fields.as_deref().unwrap_or_default()),
             selector: selector.and_then(selector_query),
             replicas: 0,
             observed: false,
@@ -267,20 +272,31 @@ impl PullAccess {
 fn stamp_owners(entries: &[ManagedFieldsEntry]) -> BTreeMap<String, BTreeSet<String>> {
     let mut owners: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for entry in entries {
-        let Some(fields) = &entry.fields_v1 else {
-            continue;
-        };
-        let path = ["f:spec", "f:template", "f:metadata", "f:annotations"];
-        let annotations = path.iter().try_fold(&fields.0, |value: &Value, key| value.get(key));
-        let keys = annotations.and_then(Value::as_object).into_iter().flat_map(|map| map.keys());
-        for key in keys {
-            if let Some(container) = key.strip_prefix("f:").and_then(|k| k.strip_prefix(STAMP_PREFIX)) {
-                let manager = entry.manager.clone().unwrap_or_default();
-                owners.entry(container.to_owned()).or_default().insert(manager);
-            }
+        for container in stamped_containers(entry) {
+            let manager = entry.manager.clone().unwrap_or_default();
+            owners.entry(container.to_owned()).or_default().insert(manager);
         }
     }
     owners
+}
+
+/// When kimup's stamps were applied: the API server notes the time of each apply that changed something. It survives
+/// restarts, and needs no clock of ours.
+fn stamped_at(entries: &[ManagedFieldsEntry]) -> Option<Timestamp> {
+    let ours = entries.iter().filter(|entry| entry.manager.as_deref() == Some(FIELD_MANAGER));
+    let stamped = ours.filter(|entry| stamped_containers(entry).next().is_some());
+    stamped.filter_map(|entry| entry.time.as_ref().map(|time| time.0)).max()
+}
+
+/// The containers whose stamps an entry of `metadata.managedFields` owns.
+fn stamped_containers(entry: &ManagedFieldsEntry) -> impl Iterator<Item = &str> {
+    let path = ["f:spec", "f:template", "f:metadata", "f:annotations"];
+    let annotations = entry
+        .fields_v1
+        .as_ref()
+        .and_then(|fields| path.iter().try_fold(&fields.0, |value: &Value, key| value.get(key)));
+    let keys = annotations.and_then(Value::as_object).into_iter().flat_map(|map| map.keys());
+    keys.filter_map(|key| key.strip_prefix("f:")?.strip_prefix(STAMP_PREFIX))
 }
 
 fn selector_query(selector: &LabelSelector) -> Option<String> {
@@ -413,6 +429,28 @@ mod tests {
         let workload = Workload::from_deployment(&object).unwrap();
         let owners: Vec<_> = workload.stamp_owners["app"].iter().map(String::as_str).collect();
         assert_eq!(owners, ["kimup-rollout", "kubectl-rollout"]);
+    }
+
+    #[test]
+    fn stamps_have_a_time() {
+        fn check(entries: &[(&str, &str, bool)], expected: Option<&str>) {
+            let entry = |(manager, time, stamps): &(&str, &str, bool)| {
+                let key = if *stamps { "f:stamp.kimup.cloudavenue.io/app" } else { "f:other" };
+                json!({"manager": manager, "time": time, "fieldsType": "FieldsV1",
+                    "fieldsV1": {"f:spec": {"f:template": {"f:metadata": {"f:annotations": {key: {}}}}}}})
+            };
+            let entries: Vec<Value> = entries.iter().map(entry).collect();
+            let object = deployment(&json!({"metadata": {"managedFields": entries}}));
+            let found = Workload::from_deployment(&object).unwrap().stamped_at;
+            assert_eq!(found, expected.map(|time| time.parse().unwrap()), "{entries:?}");
+        }
+        let (early, late) = ("2026-01-01T00:00:00Z", "2026-01-01T00:01:00Z");
+        check(&[], None);
+        check(&[("kimup-rollout", early, true)], Some(early));
+        check(&[("kimup-rollout", early, true), ("kubectl-rollout", late, true)], Some(early));
+        check(&[("kimup-rollout", early, true), ("kimup-rollout", late, false)], Some(early));
+        check(&[("kimup-rollout", late, true), ("kimup-rollout", early, true)], Some(late));
+        check(&[("kubectl-rollout", late, true)], None);
     }
 
     #[test]

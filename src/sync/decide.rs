@@ -1,6 +1,7 @@
 //! Which tag an Image should run: its rules in order, over what is known. Pure.
 
 use std::cmp::Ordering;
+use std::collections::BTreeSet;
 
 use crate::api::{CompiledRule, CompiledSpec, Order, Tagged};
 use crate::policy::{self, Rule};
@@ -20,6 +21,15 @@ pub struct Known<'a> {
     pub stamped: Option<&'a Tagged>,
     /// The Image was made for the text of one container: its starting tag is that text's.
     pub of_one_text: bool,
+    /// Tags that are not tried again, as text of [`Tagged`].
+    pub rejected: Option<&'a BTreeSet<String>>,
+}
+
+impl Known<'_> {
+    /// Whether a tag is not tried again, whatever its digest.
+    pub fn is_rejected(&self, tag: &str) -> bool {
+        self.rejected.is_some_and(|rejected| rejected.contains(tag))
+    }
 }
 
 /// The tag that an Image should run.
@@ -83,7 +93,8 @@ pub fn decide<T: AsRef<str>>(spec: &CompiledSpec, which: Rules, known: Known<'_>
     let order = Order::from(spec);
     // A stamp that no rule can compare is nothing to start from.
     let comparable = |tag: &str| order.compare(tag, tag).is_some();
-    let stamped = known.stamped.filter(|stamped| known.settled.is_none() && comparable(&stamped.tag));
+    let counts = |stamped: &&Tagged| comparable(&stamped.tag) && !known.is_rejected(&stamped.tag);
+    let stamped = known.stamped.filter(|_| known.settled.is_none()).filter(counts);
     let current = known.in_flight.or(known.settled).or(stamped.map(|stamped| stamped.tag.as_str()));
     let adopted = stamped.cloned();
     let kept = |tag: &str| {
@@ -100,7 +111,8 @@ pub fn decide<T: AsRef<str>>(spec: &CompiledSpec, which: Rules, known: Known<'_>
     }
     let start = start(spec, &order, current, &known);
     let (names, rules) = which.of(spec);
-    let decision = policy::choose(&rules, &spec.filter, start, tags);
+    let offered: Vec<&str> = tags.iter().map(AsRef::as_ref).filter(|tag| !known.is_rejected(tag)).collect();
+    let decision = policy::choose(&rules, &spec.filter, start, &offered);
     let why = match rules.is_empty() {
         true if spec.asks_approval() => "each rule asks for approval".to_owned(),
         true => "no rule has the action apply".to_owned(),
@@ -117,6 +129,11 @@ pub fn decide<T: AsRef<str>>(spec: &CompiledSpec, which: Rules, known: Known<'_>
         }
         // Of these a person decides on the first tag: one that could be compared would be the current one by now.
         _ if current.is_none() && which == Rules::Free && spec.asks_approval() => Verdict::None { why },
+        // Newer ones than a rejected starting tag are taken, itself is not.
+        (_, _, Some(tag)) if current != Some(tag) && known.is_rejected(tag) => match current {
+            Some(current) => kept(current),
+            None => Verdict::None { why: format!("the starting tag {tag} was rejected, and {why}") },
+        },
         // The starting tag is an input to the choice: nobody runs it unless the registry lists it.
         (_, _, Some(tag)) if current != Some(tag) && !tags.iter().any(|t| t.as_ref() == tag) => match current {
             Some(current) => kept(current),
@@ -157,6 +174,9 @@ pub fn allows<T: AsRef<str>>(
     tag: &str,
 ) -> Result<String, String> {
     let order = Order::from(spec);
+    if known.is_rejected(tag) {
+        return Err("it was rejected; the annotation action=retry clears that".to_owned());
+    }
     if let Some(current) = current.filter(|current| order.compare(tag, current) == Some(Ordering::Less)) {
         return Err(format!("it is older than {current}; to go back, reject {current} or undo its rollout"));
     }

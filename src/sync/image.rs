@@ -1,5 +1,6 @@
 //! Reconciles one Image: observe, decide, record, report. The only writer of its status.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -252,17 +253,20 @@ impl Sync {
         let listing = listing.ok_or_else(stopping)??;
         self.host_answers(spec.repository.host());
         let tags: Vec<&str> = listing.tags().collect();
-        let stamped = self.newest_stamp(image, spec);
+        let rejected = self.world.rejected(image);
+        let stamped = self.newest_stamp(image, spec, &rejected);
         let frozen = self.frozen(&key.namespace);
         // Where a newer tag may have to wait, what the manifest says counts as chosen meanwhile.
         let gated = spec.asks_approval() || spec.gates.any() || frozen.is_some();
         let stamped = stamped.or_else(|| gates::own_tag(spec, &tags).filter(|_| gated));
+        let stamped = stamped.filter(|stamped| !stamped.is_in(&rejected));
         let known = Known {
             settled: status.tag.as_deref(),
             in_flight: status.rollout.as_ref().map(|r| r.tag.as_str()),
             followed: status.base_tag.as_deref(),
             stamped: stamped.as_ref(),
             of_one_text: managed::is_managed(&image.metadata),
+            rejected: Some(&rejected),
         };
         let now = Timestamp::now();
         let nothing_runs = known.settled.is_none() && known.in_flight.is_none() && known.stamped.is_none();
@@ -282,7 +286,7 @@ impl Sync {
     }
 
     /// The newest that stamps of its users name for this repository (an Image that lost its status adopts it).
-    fn newest_stamp(&self, image: &Image, spec: &CompiledSpec) -> Option<Tagged> {
+    fn newest_stamp(&self, image: &Image, spec: &CompiledSpec, rejected: &BTreeSet<String>) -> Option<Tagged> {
         let order = api::Order::from(spec);
         let users = self.world.users_of(image);
         let stamps = users.iter().flat_map(|user| user.containers.iter().filter_map(|c| user.workload.stamp(c)));
@@ -290,7 +294,7 @@ impl Sync {
             let reference = crate::policy::Reference::parse(&stamp.reference).ok()?;
             let tagged = Tagged::of(&reference);
             // One that no rule can compare is nothing to start from.
-            let comparable = order.compare(&tagged.tag, &tagged.tag).is_some();
+            let comparable = order.compare(&tagged.tag, &tagged.tag).is_some() && !tagged.is_in(rejected);
             (comparable && reference.repository() == &spec.repository).then_some(tagged)
         });
         stamped.max_by(|a, b| order.compare(&a.tag, &b.tag).unwrap_or_else(|| a.tag.cmp(&b.tag)))

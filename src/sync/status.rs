@@ -12,9 +12,12 @@ use super::decide::Choice;
 use super::gates::{self, Waits};
 
 mod progress;
+mod rejected;
 mod rollout;
 
 pub use progress::{Progress, after_progress};
+#[allow(unused_imports)]
+pub use rejected::{because, in_words as rejected_in_words, reject, withdraw};
 use rollout::select;
 pub use rollout::{Selected, current, pinned, settle};
 

@@ -236,6 +236,7 @@ async fn current_digest<M: Manifests>(
     let (now, gone) = if spec.follows_digest.is_some() {
         match manifests.digest(tag).await? {
             Some(now) if now == before => return Ok(kept),
+            Some(now) if given.is_rejected(&Tagged::new(tag, Some(&now))) => return Ok(kept),
             Some(now) if ages.of(&Tagged::new(tag, Some(&now)).to_string()) != Age::Old => return Ok(kept),
             None => return Ok(Present { missing: true, ..kept }),
             now => (now, None),
@@ -374,6 +375,10 @@ impl Given<'_> {
     fn lists(&self, tag: &str) -> bool {
         let tag = tag.split_once('@').map_or(tag, |(tag, _)| tag);
         self.tags.contains(&tag)
+    }
+
+    fn is_rejected(&self, tagged: &Tagged) -> bool {
+        self.known.rejected.is_some_and(|rejected| tagged.is_in(rejected))
     }
 
     fn current(&self) -> Option<&str> {

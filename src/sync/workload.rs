@@ -7,7 +7,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::ObjectReference;
 use tokio::time::Instant;
 
-use crate::api::{Tagged, annotations};
+use crate::api::{Image, Tagged, annotations};
 use crate::notify::{Audit, Reason};
 use crate::rollout::{self, ApplyError, Blocked, Plan, Target, Workload, WorkloadKey};
 use crate::telemetry::RolloutOutcome;
@@ -81,7 +81,10 @@ impl Sync {
     /// What the Images of the namespace want of each container.
     fn targets(&self, workload: &Workload) -> BTreeMap<String, Target> {
         let images = self.world.images_of(workload).into_iter();
-        images.filter_map(|(name, image)| target(&image, workload, &name).map(|target| (name, target))).collect()
+        let target_of = |(name, image): (String, Arc<Image>)| {
+            Some((name.clone(), target(&image, workload, &name, self.world.rejections(&image))?))
+        };
+        images.filter_map(target_of).collect()
     }
 
     async fn plan(

@@ -232,3 +232,26 @@ proptest! {
         prop_assert_ne!(Order::from(&spec).compare(&tag, &current), Some(Ordering::Less));
     }
 }
+
+#[test]
+fn a_rejected_tag_is_not_offered() {
+    #[track_caller]
+    fn check_rejected(spec: &CompiledSpec, known: Known<'_>, rejected: &[&str], tags: &str, expected: &str) {
+        let rejected = rejected.iter().map(|&tag| tag.to_owned()).collect();
+        check(spec, Known { rejected: Some(&rejected), ..known }, tags, expected);
+    }
+    let minor = spec(&["semver-minor"], &json!({}));
+    check_rejected(&minor, settled("1.2.0"), &["1.3.0"], "1.2.0 1.3.0", "1.2.0 kept");
+    check_rejected(&minor, settled("1.2.0"), &["1.3.0"], "1.2.0 1.3.0 1.4.0", "1.4.0 semver-minor");
+    check_rejected(&minor, settled("1.1.0"), &["1.3.0"], "1.1.0 1.2.0 1.3.0", "1.2.0 semver-minor");
+    check_rejected(&minor, none(), &["1.3.0"], "1.2.0 1.3.0", "1.2.0 semver-minor");
+    check_rejected(&minor, none(), &["1.3.0"], "1.3.0", "none: …");
+    // A digest alone says nothing of the tag.
+    check_rejected(&minor, settled("1.2.0"), &["1.3.0@sha256:a"], "1.2.0 1.3.0", "1.3.0 semver-minor");
+    // The starting tag stays a bound, and is not taken.
+    let base = spec(&["semver-patch"], &json!({"baseTag": "1.3.0"}));
+    check_rejected(&base, settled("1.2.0"), &["1.3.0"], "1.2.0 1.2.1 1.3.0", "1.2.0 kept");
+    check_rejected(&base, settled("1.2.0"), &["1.3.0"], "1.2.0 1.3.0 1.3.1", "1.3.1 semver-patch");
+    check_rejected(&base, none(), &["1.3.0"], "1.2.0 1.3.0", "none: the starting tag 1.3.0 was rejected…");
+    check_rejected(&base, Known { stamped: Some(tagged("1.3.0")), ..none() }, &["1.3.0"], "1.3.0", "none: …");
+}

@@ -8,6 +8,10 @@ use super::{Conditions, Subject, rfc3339};
 
 /// Tags that the history keeps.
 const MAX_HISTORY: usize = 10;
+/// Outcome of a rollout that ended well.
+pub(super) const SETTLED: &str = "Settled";
+/// Outcome of one that went back from a rejected tag.
+pub(super) const ROLLED_BACK: &str = "RolledBack";
 
 /// A newly chosen tag.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -110,7 +114,8 @@ fn know_digest(status: &mut ImageStatus, to: &Tagged) {
 /// Settles the rollout in flight: its tag becomes the settled one. Returns it.
 pub fn settle(status: &mut ImageStatus, subject: &Subject<'_>) -> Option<RolloutStatus> {
     let rollout = status.rollout.take()?;
-    if status.tag.as_deref() != Some(&rollout.tag) || status.digest != rollout.digest {
+    let moves = status.tag.as_deref() != Some(&rollout.tag) || status.digest != rollout.digest;
+    if moves || rollout.back_from.is_some() {
         status.tag = Some(rollout.tag.clone());
         status.digest.clone_from(&rollout.digest);
         remember(status, &rollout, subject.now, rollout.total);
@@ -131,7 +136,7 @@ fn remember(status: &mut ImageStatus, rollout: &RolloutStatus, now: Timestamp, w
         by: rollout.by.clone(),
         started: rollout.started_at.clone(),
         finished: rfc3339(now),
-        outcome: "Settled".to_owned(),
+        outcome: if rollout.back_from.is_some() { ROLLED_BACK } else { SETTLED }.to_owned(),
         workloads,
     };
     status.history.insert(0, entry);
