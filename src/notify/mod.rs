@@ -24,6 +24,8 @@ pub enum Reason {
     TagPending,
     /// Somebody approved a tag, and it was chosen.
     TagApproved,
+    /// A tag is not tried any more.
+    TagRejected,
     /// A workload's Pod template was stamped.
     RolloutStarted,
     /// A rollout ended well.
@@ -56,6 +58,7 @@ impl Reason {
         Self::TagSelected,
         Self::TagPending,
         Self::TagApproved,
+        Self::TagRejected,
         Self::RolloutStarted,
         Self::RolloutSettled,
         Self::Held,
@@ -76,6 +79,7 @@ impl Reason {
             Self::TagSelected => "TagSelected",
             Self::TagPending => "TagPending",
             Self::TagApproved => "TagApproved",
+            Self::TagRejected => "TagRejected",
             Self::RolloutStarted => "RolloutStarted",
             Self::RolloutSettled => "RolloutSettled",
             Self::Held => "Held",

@@ -110,6 +110,10 @@ impl Sync {
         let now = Timestamp::now();
         let compiled = api::compile(&image.spec, now);
         let request = Request::of(&image, &old);
+        if self.reject_by_word(key, &image, &old, &request, compiled.as_ref().ok()).await? {
+            self.queue.add_now(Key::Image(key.clone()));
+            return Ok(());
+        }
         let mut new = old.clone();
         let mut selected = None;
         let mut began = None;

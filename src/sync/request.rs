@@ -1,10 +1,12 @@
-//! What a person asked of an Image by annotation, and the answer.
+//! What a person asked of an Image by annotation, and the answer: each counts once.
+
+use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use kube::ResourceExt;
 
 use crate::api::annotations::{ACTION, APPROVE, APPROVED_BY, REJECT, REQUESTED_AT};
-use crate::api::{Image, ImageStatus};
+use crate::api::{CompiledSpec, Image, ImageStatus, Tagged};
 use crate::notify::{Audit, Reason};
 
 use super::approval::{Answer, Approved};
@@ -75,20 +77,80 @@ impl Sync {
         if let Some((approved, Answer::Applied { against })) = applied {
             self.tell_approved(key, image, old, new, approved, against.as_deref()).await;
         }
-        let approve = applied.is_some_and(|(_, answer)| *answer != Answer::Waits);
-        let mut done: Vec<&str> = [(approve, APPROVE)].iter().filter(|(done, _)| *done).map(|(_, key)| *key).collect();
-        if done.is_empty() {
+        if applied.is_none_or(|(_, answer)| *answer == Answer::Waits) {
             return Ok(());
         }
-        if approve || request.approve.is_none() {
-            done.push(APPROVED_BY); // while one of the two waits, the name is its
-        }
-        write::remove_annotations(self, key, image, &done).await?;
+        write::remove_annotations(self, key, image, &[APPROVE, APPROVED_BY]).await?;
         if let Some((approved, Answer::Refused(why))) = applied {
             let note = format!("{}: {} is not applied, though {}: {why}", image.spec.image, approved.tag, approved.by);
             self.events.say(&reference(image), Reason::PolicyInvalid, &note).await;
         }
         Ok(())
+    }
+
+    /// Rejects what a person rejects, before anything else is decided: that needs no registry. Returns whether there was
+    /// anything to do; then the Image is to be looked at again.
+    pub(super) async fn reject_by_word(
+        &self,
+        key: &ImageKey,
+        image: &Arc<Image>,
+        old: &ImageStatus,
+        request: &Request,
+        spec: Option<&CompiledSpec>,
+    ) -> Result<bool, WriteError> {
+        let Some((tag, by)) = &request.reject else {
+            return Ok(false);
+        };
+        // While a tag is to be approved, too, the name is that one's.
+        let (both, alone) = ([REJECT, APPROVED_BY], [REJECT]);
+        let done: &[&str] = if request.approve.is_none() { &both } else { &alone };
+        let Some(tag) = Tagged::parse(tag).map(|tag| tag.to_string()) else {
+            write::remove_annotations(self, key, image, done).await?;
+            let note = format!("{}: {tag:?} is not rejected, though {by}: it is no tag", image.spec.image);
+            self.events.say(&reference(image), Reason::PolicyInvalid, &note).await;
+            return Ok(true);
+        };
+        let mut new = old.clone();
+        let is_new = status::reject(&mut new, &self.subject(image, old, spec), &tag, by, "");
+        new.asked = new.asked.filter(|asked| asked.tag != tag);
+        if new.tag != old.tag {
+            // Before the settled tag moves, every revision that ran the old one is on record.
+            self.complete_records(key, &mut new).await?;
+        }
+        status::keep_transitions(old, &mut new);
+        let written = if new == *old { image.clone() } else { write::status(self, key, image, &new).await? };
+        // What comes next instead is another sync's to choose.
+        self.memos().entry(key.clone()).or_default().forced = true;
+        self.queue_users(key, &written);
+        if is_new {
+            self.tell_rejected(key, &written, old, &new, (&tag, by)).await;
+        }
+        write::remove_annotations(self, key, &written, done).await?;
+        Ok(true)
+    }
+
+    async fn tell_rejected(
+        &self,
+        key: &ImageKey,
+        image: &Image,
+        old: &ImageStatus,
+        new: &ImageStatus,
+        (tag, by): (&str, &str),
+    ) {
+        let (before, now) = (status::current(old), status::current(new));
+        let from = before.as_ref().map(ToString::to_string).unwrap_or_default();
+        let to = now.as_ref().map(|tagged| tagged.tag.clone()).unwrap_or_default();
+        let then = match (before == now, to.as_str()) {
+            (true, _) => "it is not chosen any more".to_owned(),
+            (false, "") => "there is no tag before it to go back to".to_owned(),
+            (false, to) => format!("every workload goes back to {to}"),
+        };
+        let note = format!("{}: {tag} was {by}: {then}", image.spec.image);
+        self.events.say(&reference(image), Reason::TagRejected, &note).await;
+        let id = new.rollout.as_ref().map(|rollout| rollout.id.as_str()).unwrap_or_default();
+        let image = format!("Image {key}");
+        Audit { image: &image, workload: "", what: "reject", from: &from, to: &to, digest: "", rule: by, rollout: id }
+            .log();
     }
 
     async fn tell_approved(
