@@ -7,6 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use crate::api::{Closed, ImageStatus, Pending, SyncResult, Tagged, condition};
 
+use super::approval;
 use super::decide::Choice;
 use super::gates::{self, Waits};
 
@@ -153,7 +154,11 @@ pub fn after_sync(status: &mut ImageStatus, subject: &Subject<'_>, outcome: &Out
             if status.rollout.as_ref().is_some_and(|r| r.back_from.is_some() && r.tag != *tag) && !stuck {
                 return None;
             }
-            select(status, subject, &Tagged { tag: tag.clone(), digest: digest.clone() }, rule, why)
+            let selected = select(status, subject, &Tagged { tag: tag.clone(), digest: digest.clone() }, rule, why);
+            if let Some(by) = choice.approved.as_ref().filter(|_| selected.is_some()) {
+                rollout::approved(status, by);
+            }
+            selected
         }
     }
 }
@@ -181,9 +186,10 @@ pub fn was_closed(status: &ImageStatus) -> bool {
     status.conditions.iter().any(waits)
 }
 
-/// When the tag that waits may go, as the status has it.
+/// When the tag that waits may go, or is not asked for any more, as the status has it.
 pub fn opens(status: &ImageStatus) -> Option<Timestamp> {
-    status.pending.as_ref()?.at.as_ref()?.parse().ok()
+    let opens = status.pending.as_ref().and_then(|pending| pending.at.as_ref()?.parse().ok());
+    opens.into_iter().chain(approval::lapses(status.asked.as_ref())).min()
 }
 
 /// Records that a tag waits, or that none does.

@@ -7,6 +7,7 @@
 mod admission;
 mod annotated;
 mod apiserver;
+mod approval;
 mod canary;
 mod certificates;
 mod chaos;
