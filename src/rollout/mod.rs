@@ -4,6 +4,7 @@
 
 mod apply;
 mod facts;
+mod foreign;
 mod nudge;
 mod placement;
 mod plan;

@@ -49,6 +49,8 @@ fn workload(text: &str) -> Workload {
         complete: true,
         denied: None,
         revision: None,
+        progress_failed: None,
+        unrollable: None,
     }
 }
 
