@@ -19,6 +19,7 @@ mod digests;
 mod down;
 mod examples;
 mod failing;
+mod foreign_kinds;
 mod frozen;
 mod gated_rollouts;
 mod gates;
