@@ -6,6 +6,7 @@ mod apply;
 mod evidence;
 mod facts;
 mod failing;
+mod foreign;
 mod nudge;
 mod placement;
 mod plan;

@@ -337,6 +337,7 @@ impl Sync {
             unsupported: {
                 let mut unsupported = compiled.map(|c| c.unsupported.clone()).unwrap_or_default();
                 unsupported.extend(api::unsupported_annotations(image.annotations()));
+                unsupported.extend(self.unrollable(image));
                 unsupported
             },
             pin: api::pins_digest(&image.spec),

@@ -15,7 +15,7 @@ use crate::telemetry::RolloutOutcome;
 use super::engine::{Key, Sync};
 use super::target::target;
 use super::view::State;
-use super::world::{Cached, ImageKey};
+use super::world::{Cached, ImageKey, User};
 
 /// After one Image of a workload chose a tag, how long tags of its other Images may still arrive to share the rollout.
 const GATHER: Duration = Duration::from_secs(1);
@@ -35,6 +35,9 @@ impl Sync {
             return;
         }
         let workload = self.world.workload(key);
+        if let Some((workload, why)) = workload.as_ref().and_then(|w| Some((w, w.unrollable?))) {
+            return self.leave(workload, why).await;
+        }
         let targets = workload.as_ref().map(|w| self.targets(w)).unwrap_or_default();
         let (Some(workload), false) = (workload, targets.is_empty()) else {
             self.forget(key);
@@ -68,6 +71,33 @@ impl Sync {
             self.unstick(&workload, &targets).await;
         }
         self.note(key, &targets, &plan, failure.as_deref());
+    }
+
+    /// Leaves a workload alone that cannot be rolled; says, once, why, if an Image covers it.
+    async fn leave(&self, workload: &Workload, why: &str) {
+        let key = &workload.key;
+        let covered = !self.world.images_covering(workload).is_empty();
+        let told = self.views().get(key).is_some_and(|view| view.uid == workload.uid && view.unsupported == [why]);
+        if covered && told {
+            return;
+        }
+        self.forget(key);
+        if covered {
+            {
+                let mut views = self.views();
+                let view = views.entry(key.clone()).or_default();
+                view.uid.clone_from(&workload.uid);
+                view.unsupported = vec![why.to_owned()];
+            }
+            self.events.say(&reference(workload), Reason::RolloutFailed, &format!("cannot be rolled: {why}")).await;
+        }
+    }
+
+    /// The workloads that an Image covers and that cannot be rolled, and why.
+    pub(super) fn unrollable(&self, image: &Image) -> Vec<String> {
+        let covered = self.world.covered_by(image);
+        let why = |user: &User| Some(format!("{} cannot be rolled: {}", user.workload.key, user.workload.unrollable?));
+        covered.iter().filter_map(why).collect()
     }
 
     /// Says, once, which annotations have no effect: a person who set one relies on it.
@@ -240,7 +270,7 @@ fn tags(targets: &BTreeMap<String, Target>) -> BTreeMap<String, String> {
 /// The reference that Events on a workload carry.
 pub(super) fn reference(workload: &Workload) -> ObjectReference {
     ObjectReference {
-        api_version: Some("apps/v1".to_owned()),
+        api_version: Some(workload.key.kind.api_version().to_owned()),
         kind: Some(workload.key.kind.as_str().to_owned()),
         namespace: Some(workload.key.namespace.clone()),
         name: Some(workload.key.name.clone()),

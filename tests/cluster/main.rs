@@ -22,6 +22,7 @@ mod down;
 mod exactly_once;
 mod examples;
 mod failing;
+mod foreign_kinds;
 mod frozen;
 mod gated_rollouts;
 mod gates;

@@ -35,8 +35,14 @@ impl World {
     }
 
     /// The Image that counts for each container of a workload: the one that kimup made for it, else one of a person by
-    /// repository. Containers that are not opted in, or pinned by digest, have none.
+    /// repository. Containers that are not opted in, or pinned by digest, have none, and so has a workload that cannot be
+    /// rolled.
     pub fn images_of(&self, workload: &Workload) -> BTreeMap<String, Arc<Image>> {
+        if workload.unrollable.is_some() { BTreeMap::new() } else { self.images_covering(workload) }
+    }
+
+    /// The same, whether or not the workload can be rolled.
+    pub fn images_covering(&self, workload: &Workload) -> BTreeMap<String, Arc<Image>> {
         let namespaces = self.lock();
         let Some(namespace) = namespaces.get(&workload.key.namespace) else {
             return BTreeMap::new();
@@ -44,8 +50,15 @@ impl World {
         Lookup::new(namespace).images_of(workload)
     }
 
-    /// The workloads for which an Image counts.
+    /// The workloads for which an Image counts and that can be rolled.
     pub fn users_of(&self, image: &Image) -> Vec<User> {
+        let mut users = self.covered_by(image);
+        users.retain(|user| user.workload.unrollable.is_none());
+        users
+    }
+
+    /// The workloads for which an Image counts.
+    pub fn covered_by(&self, image: &Image) -> Vec<User> {
         let (name, of) = (image.name_any(), image.namespace().unwrap_or_default());
         let (namespaces, Ok(repository)) = (self.lock(), Repository::parse(&image.spec.image)) else {
             return Vec::new();
