@@ -237,8 +237,6 @@ fn unsupported(spec: &ImageSpec) -> Vec<String> {
     let rollout = spec.rollout.clone().unwrap_or_default();
     let without_effect = named([
         (rollout.deadline.is_some(), "spec.rollout.deadline"),
-        (rollout.soak.is_some(), "spec.rollout.soak"),
-        (rollout.min_interval.is_some(), "spec.rollout.minInterval"),
         (rollout.after_rollback == Some(AfterRollback::Hold), "spec.rollout.afterRollback: hold"),
     ]);
     let webhook = spec.triggers.iter().any(|t| t.kind == TriggerType::Webhook);
@@ -326,9 +324,10 @@ mod tests {
         check(&json!({"suspend": true, "minAge": "24h"}), &[], false);
         check(&json!({"windows": [{"kind": "deny", "schedule": "0 0 * * *", "duration": "8h"}]}), &[], false);
         check(&json!({"rollout": {"maxConcurrent": 2, "afterRollback": "next"}}), &[], false);
+        check(&json!({"rollout": {"soak": "1m", "minInterval": "1m"}}), &[], false);
         check(
-            &json!({"rollout": {"deadline": "5m", "soak": "1m", "minInterval": "1m", "afterRollback": "hold"}}),
-            &["spec.rollout.deadline", "spec.rollout.soak", "minInterval", "afterRollback"],
+            &json!({"rollout": {"deadline": "5m", "afterRollback": "hold"}}),
+            &["spec.rollout.deadline", "afterRollback"],
             false,
         );
         check(&json!({"pinDigest": true, "platforms": ["linux/amd64"]}), &[], false);

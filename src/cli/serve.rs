@@ -247,6 +247,7 @@ impl Process {
             own_namespace: self.namespace.clone(),
             max_rollouts: args.max_rollouts,
             max_rollouts_per_namespace: args.max_rollouts_per_namespace,
+            rollout_min_interval: args.rollout_min_interval,
             status_heartbeat: args.status_heartbeat,
             question_timeout: question_timeout.saturating_sub(QUESTION_MARGIN),
         };

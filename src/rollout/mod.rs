@@ -5,6 +5,7 @@
 mod apply;
 mod facts;
 mod nudge;
+mod order;
 mod placement;
 mod plan;
 mod repair;
@@ -13,6 +14,7 @@ mod workload;
 pub use apply::{ApplyError, FIELD_MANAGER, apply};
 pub use facts::{Facts, FactsError, observe};
 pub use nudge::{OwnerKind, PodOwner, nudge, pod_owners};
+pub use order::{Lead, Member, Stage, Turn, lead, rested, soaked};
 pub use placement::Placement;
 pub use plan::{Blocked, Change, ContainerPlan, Hold, Plan, Target, id, plan};
 pub use repair::{Repair, repair};

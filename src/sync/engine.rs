@@ -1,6 +1,6 @@
 //! Runs sync: the queue of keys, the workers, and what the process remembers between them.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use crate::rollout::WorkloadKey;
 use crate::telemetry::Metrics;
 
 use super::image::Memo;
+use super::limits::Waits;
 use super::nodes::Nodes;
 use super::nudge::{self, Nudges};
 use super::outage::Outages;
@@ -50,6 +51,8 @@ pub struct Options {
     pub max_rollouts_per_namespace: usize,
     /// Most workloads of the cluster that roll at a time.
     pub max_rollouts: usize,
+    /// Least time between two rollouts of one workload, where its Image does not say.
+    pub rollout_min_interval: Duration,
     /// How often `status.time` is written when nothing else changed.
     pub status_heartbeat: Duration,
     /// How long the webhook's question may take here.
@@ -77,7 +80,7 @@ pub struct Sync {
     pub(super) rolling: tokio::sync::Mutex<()>,
     pub(super) nodes: Nodes,
     pub(super) nudges: Nudges,
-    waiting: Mutex<HashSet<WorkloadKey>>,
+    waiting: Mutex<HashMap<WorkloadKey, Waits>>,
     pending: Mutex<HashMap<WorkloadKey, Instant>>,
     told: Mutex<HashMap<SourceKey, (String, Vec<String>)>>,
 }
@@ -240,8 +243,8 @@ impl Sync {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Workloads that wait for a place in the limits.
-    pub(super) fn waiting(&self) -> MutexGuard<'_, HashSet<WorkloadKey>> {
+    /// Workloads that wait for others.
+    pub(super) fn waiting(&self) -> MutexGuard<'_, HashMap<WorkloadKey, Waits>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -28,6 +28,7 @@ mod kinds;
 mod load;
 mod manifests;
 mod optin;
+mod order;
 mod own;
 mod policies;
 mod practices;

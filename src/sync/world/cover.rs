@@ -8,7 +8,7 @@ use kube::ResourceExt;
 use crate::api::Image;
 use crate::api::annotations::NamespaceSettings;
 use crate::policy::{Reference, Repository};
-use crate::rollout::{Container, Workload};
+use crate::rollout::{Container, Workload, WorkloadKey};
 
 use super::{Cached, Namespace, World, age, managed};
 use crate::sync::source::{Source, SourceKey};
@@ -89,6 +89,33 @@ impl World {
             }
         }
         least as usize
+    }
+}
+
+impl World {
+    /// The Images of an Image's group, itself among them. Cost: a look at every Image of the namespace.
+    pub fn group_of(&self, image: &Image) -> Vec<Arc<Image>> {
+        let namespaces = self.lock();
+        let known = namespaces.get(image.metadata.namespace.as_deref().unwrap_or_default());
+        let group = known.into_iter().flat_map(|known| known.images.values()).filter_map(|cached| match cached {
+            Cached::Read(other) => same_group(image, other).then(|| other.clone()),
+            Cached::Broken(..) => None,
+        });
+        group.collect()
+    }
+
+    /// The Images whose rollout names a workload as the one that goes first.
+    pub fn led_by(&self, key: &WorkloadKey) -> Vec<String> {
+        let (namespaces, name) = (self.lock(), key.to_string());
+        let images = namespaces.get(&key.namespace).into_iter().flat_map(|known| &known.images);
+        let led = images.filter(|(_, cached)| match cached {
+            Cached::Read(image) => {
+                let first = image.status.as_ref().and_then(|status| status.rollout.as_ref()?.first.as_deref());
+                first.is_some_and(|first| first.split(", ").any(|first| first == name))
+            }
+            Cached::Broken(..) => false,
+        });
+        led.map(|(name, _)| name.clone()).collect()
     }
 }
 
