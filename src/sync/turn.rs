@@ -32,12 +32,18 @@ impl Sync {
                 return false;
             };
             let recorded = status.rollout.filter(|rollout| rollout.first.as_deref() == Some(&lead.names()));
+            let is_recorded = recorded.is_some();
             let ready_at = recorded.and_then(|rollout| rollout.first_ready_at?.parse().ok());
             match lead.turn(&workload.key, ready_at, self.soak(&image), now) {
                 Turn::Go => false,
-                Turn::After(until) => {
-                    if let Some(until) = until {
-                        self.queue_at(Key::Workload(workload.key.clone()), until);
+                Turn::After(Some(until)) => {
+                    self.queue_at(Key::Workload(workload.key.clone()), until);
+                    true
+                }
+                Turn::After(None) => {
+                    // Others of the group may have learned of the tag since it was recorded who goes first.
+                    if !is_recorded || lead.ready == Some(true) {
+                        self.queue.add_now(Key::Image(key));
                     }
                     true
                 }
