@@ -33,6 +33,7 @@ mod load;
 mod lost_status;
 mod manifests;
 mod optin;
+mod order;
 mod own;
 mod policies;
 mod practices;
