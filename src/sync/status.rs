@@ -134,7 +134,9 @@ pub fn after_sync(status: &mut ImageStatus, subject: &Subject<'_>, outcome: &Out
             let Choice { tag, rule, why, missing, adopted, digest, .. } = choice;
             let reason = if *missing { "TagMissing" } else { "Synced" };
             conditions.set(condition::READY, true, reason, &in_words(choice));
-            conditions.clear(condition::STALLED);
+            if !stuck {
+                conditions.clear(condition::STALLED); // else it is the workloads that tell
+            }
             conditions.clear(condition::STALE);
             status.result = Some(SyncResult::Success);
             // One that the registry does not list yet is still to come.
