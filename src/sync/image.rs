@@ -127,7 +127,7 @@ impl Sync {
             let spec = compiled.as_ref().ok();
             // A registry may take long: the place is for others until it has answered.
             drop(place);
-            let chosen = self.sync(key, &image, &old, compiled.as_ref(), &request, wanted).await;
+            let chosen = self.sync(key, &image, &old, compiled.as_ref(), wanted).await;
             let Chosen { outcome, seen, asked, answer: answered, wake } = chosen;
             place = self.places.take().await.ok_or(WriteError::NotLeader)?;
             if let Outcome::Tag(choice) = &outcome {
@@ -193,7 +193,6 @@ impl Sync {
         image: &Image,
         status: &ImageStatus,
         compiled: Result<&CompiledSpec, &api::SpecError>,
-        request: &Request,
         wanted: Wanted,
     ) -> Chosen {
         let failed = |failure| Chosen::failed(status, failure);
@@ -213,8 +212,7 @@ impl Sync {
             return failed(Failure { result: SyncResult::Error, reason: status::DUPLICATE, message, stalled: true });
         }
         let access = self.world.access_of(image);
-        let approved = request.approve.clone();
-        match self.choose(key, image, status, spec, access.as_ref(), approved, wanted).await {
+        match self.choose(key, image, status, spec, access.as_ref(), wanted).await {
             Ok(chosen) => chosen,
             Err(failure) => failed(failure.tried_again(pace::longest_wait(spec, Timestamp::now()))),
         }
@@ -238,7 +236,6 @@ impl Sync {
         status: &ImageStatus,
         spec: &CompiledSpec,
         access: Option<&PullAccess>,
-        approved: Option<Approved>,
         wanted: Wanted,
     ) -> Result<Chosen, Failure> {
         let stopping = || Failure {
@@ -282,7 +279,7 @@ impl Sync {
             min_age: spec.gates.min_age,
             seen: status.seen.clone(),
             now,
-            approved,
+            approved: Request::of(image, status).approve,
             asked: status.asked.clone(),
         };
         let given = Given::new(key, spec, status, known, &tags, gate);

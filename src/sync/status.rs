@@ -147,8 +147,8 @@ pub fn after_sync(status: &mut ImageStatus, subject: &Subject<'_>, outcome: &Out
             }
             wait(status, subject, choice.waits.as_deref());
             let selected = select(status, subject, &Tagged { tag: tag.clone(), digest: digest.clone() }, rule, why);
-            if let Some(by) = choice.approved.as_ref().filter(|_| selected.is_some()) {
-                rollout::approved(status, by);
+            if choice.approved && selected.is_some() {
+                rollout::approved(status, why);
             }
             selected
         }
