@@ -222,8 +222,9 @@ pub(super) fn compile_filter(spec: &ImageSpec) -> Result<Filter, SpecError> {
 pub fn unsupported_annotations(annotations: &Map) -> Vec<String> {
     let value = |key: &str| annotations.get(key).map(String::as_str);
     let mut found = Vec::new();
-    if let Some(action) = value(ACTION).filter(|action| *action != "refresh") {
-        found.push(format!("the annotation {ACTION}: {action} is not acted on by this version; it knows refresh"));
+    if let Some(action) = value(ACTION).filter(|action| !["refresh", "retry"].contains(action)) {
+        let known = "it knows refresh and retry";
+        found.push(format!("the annotation {ACTION}: {action} is not acted on by this version; {known}"));
     }
     found
 }
@@ -236,7 +237,6 @@ fn named<const N: usize>(fields: [(bool, &'static str); N]) -> Vec<&'static str>
 fn unsupported(spec: &ImageSpec) -> Vec<String> {
     let rollout = spec.rollout.clone().unwrap_or_default();
     let without_effect = named([
-        (rollout.deadline.is_some(), "spec.rollout.deadline"),
         (rollout.soak.is_some(), "spec.rollout.soak"),
         (rollout.min_interval.is_some(), "spec.rollout.minInterval"),
         (rollout.after_rollback == Some(AfterRollback::Hold), "spec.rollout.afterRollback: hold"),
@@ -327,7 +327,7 @@ mod tests {
         check(&json!({"rollout": {"maxConcurrent": 2, "afterRollback": "next"}}), &[], false);
         check(
             &json!({"rollout": {"deadline": "5m", "soak": "1m", "minInterval": "1m", "afterRollback": "hold"}}),
-            &["spec.rollout.deadline", "spec.rollout.soak", "minInterval", "afterRollback"],
+            &["spec.rollout.soak", "minInterval", "afterRollback"],
             false,
         );
         check(&json!({"pinDigest": true, "platforms": ["linux/amd64"]}), &[], false);

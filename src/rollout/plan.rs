@@ -35,6 +35,8 @@ pub struct Target {
     pub order: Order,
     /// The tag that a person left, with its digest if that alone was left, if this container is held already.
     pub left: Option<String>,
+    /// The tag that it is held at according to the record of that.
+    pub held: Option<String>,
     /// Tags that are never enough, as text of `Tagged`: Pods that kimup gave one are rolled, also to an older tag.
     pub rejected: BTreeSet<String>,
     /// Why the newest of them was rejected.
@@ -127,6 +129,19 @@ impl Plan {
             format!("{} {from} -> {} (Image {}, {why})", c.container, c.to, c.image)
         });
         format!("kimup: {}", said.collect::<Vec<_>>().join(", "))
+    }
+
+    /// Whether it takes a rejected tag away: that waits for nothing.
+    pub fn goes_back(&self) -> bool {
+        self.changes.iter().any(|change| change.back.is_some())
+    }
+
+    /// The same without the Images that go forward.
+    #[must_use]
+    pub fn back_only(&self, workload: &Workload) -> Self {
+        let back: BTreeSet<&str> = self.changes.iter().filter(|c| c.back.is_some()).map(|c| c.image.as_str()).collect();
+        let forward = self.changes.iter().map(|c| c.image.as_str()).filter(|image| !back.contains(image)).collect();
+        self.without(workload, &forward)
     }
 
     /// The same, but what these Images change stays as it is on `workload`.
@@ -227,8 +242,8 @@ impl Case<'_> {
         if self.is_enough(&ran) || of_before {
             return ContainerPlan::Keep;
         }
-        let owners = self.workload.stamp_owners.get(&self.container.name);
-        if owners.is_some_and(|o| o.contains(FIELD_MANAGER)) {
+        let held = self.target.held.as_ref() == Some(&ran.to_string()) && self.is_held();
+        if is_ours(self.workload, &self.container.name) && !held {
             return self.roll(&ran); // an older stamp of our own is unfinished work
         }
         self.put_back(&ran, None, false)
@@ -340,7 +355,11 @@ impl Case<'_> {
     }
 
     fn roll(&self, ran: &Tagged) -> ContainerPlan {
-        let want = self.want();
+        // Where it was held before a rejected tag was tried, it is held again.
+        let held =
+            self.target.held.as_deref().and_then(Tagged::parse).filter(|_| self.is_rejected(ran) && self.is_held());
+        let want = held.unwrap_or_else(|| self.want());
+        let reference = self.image(&want);
         let (from, to) = ran.difference(&want);
         let change = Change {
             container: self.container.name.clone(),
@@ -353,7 +372,7 @@ impl Case<'_> {
             back: None,
         };
         let change = if self.goes_back(ran) { self.back(ran, change) } else { change };
-        ContainerPlan::Roll(change, Stamp { text: self.container.text.clone(), reference: self.wanted() })
+        ContainerPlan::Roll(change, Stamp { text: self.container.text.clone(), reference })
     }
 
     /// Whether what is wanted is not newer than `ran`, which was rejected.
@@ -413,11 +432,19 @@ impl Case<'_> {
 
     /// The image this container should run.
     fn wanted(&self) -> String {
-        let want = self.want();
+        self.image(&self.want())
+    }
+
+    fn image(&self, want: &Tagged) -> String {
         if want.digest.is_none() && self.reference.tag() == Some(want.tag.as_str()) {
             return self.container.text.clone();
         }
         want.image(self.reference)
+    }
+
+    /// Whether a hold is on record that has not ended.
+    fn is_held(&self) -> bool {
+        self.target.left.as_deref().and_then(Tagged::parse).is_some_and(|left| !self.ends(&left))
     }
 
     fn compare(&self, a: &str, b: &str) -> Option<Ordering> {

@@ -91,6 +91,7 @@ mod tests {
             rollout: "ab12".to_owned(),
             order: Order::of(&serde_json::from_value(spec).unwrap()),
             left: None,
+            held: None,
             rejected: BTreeSet::new(),
             why_rejected: String::new(),
         }

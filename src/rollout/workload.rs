@@ -129,6 +129,12 @@ pub struct Workload {
     pub observed: bool,
     /// All Pods are of the newest revision and ready, as `kubectl rollout status` sees it.
     pub complete: bool,
+    /// A person has paused it.
+    pub paused: bool,
+    /// When its controller said that its newest template makes no progress any more (`ProgressDeadlineExceeded`).
+    pub exceeded: Option<Timestamp>,
+    /// Why its controller cannot create Pods, in its words.
+    pub trouble: Option<String>,
     /// Whether its controller cannot create Pods, as far as its status tells.
     pub denied: Option<Denied>,
     /// The revision of the newest Pods where the object itself tells it: a StatefulSet's `status.updateRevision`.
@@ -148,7 +154,24 @@ impl Workload {
             && status.replicas.unwrap_or(0) <= updated
             && status.available_replicas.unwrap_or(0) >= updated;
         let workload = Self::new(Kind::Deployment, &object.metadata, &spec.template, Some(&spec.selector))?;
-        Some(Self { replicas, observed, complete, denied: Denied::of_deployment(&status), ..workload })
+        let condition = |kind: &str, wanted: &str| {
+            let mut conditions = status.conditions.iter().flatten();
+            conditions.find(|c| c.type_.as_deref() == Some(kind) && c.status.as_deref() == Some(wanted))
+        };
+        let exceeded = condition("Progressing", "False");
+        let exceeded = exceeded.filter(|c| c.reason.as_deref() == Some("ProgressDeadlineExceeded"));
+        Some(Self {
+            replicas,
+            observed,
+            complete,
+            paused: spec.paused == Some(true),
+            exceeded: exceeded
+                .and_then(|c| c.last_update_time.as_ref().or(c.last_transition_time.as_ref()))
+                .map(|t| t.0),
+            trouble: condition("ReplicaFailure", "True").and_then(|c| c.message.clone()),
+            denied: Denied::of_deployment(&status),
+            ..workload
+        })
     }
 
     /// Reads a StatefulSet. None if it lacks what every stored object has.
@@ -213,6 +236,9 @@ impl Workload {
             replicas: 0,
             observed: false,
             complete: false,
+            paused: false,
+            exceeded: None,
+            trouble: None,
             denied: None,
             revision: None,
         })

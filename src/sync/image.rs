@@ -23,7 +23,7 @@ use super::managed;
 use super::observe;
 use super::pace::{self, RETRY_MAX, Wanted};
 use super::records;
-use super::request::Request;
+use super::request::{self, Request};
 use super::status::{self, Failure, Outcome, Subject};
 use super::verify::{Checks, Chosen, Given};
 use super::world::{Cached, ImageKey, status_of};
@@ -47,6 +47,8 @@ pub(super) struct Memo {
     pub(super) synced: Option<Instant>,
     /// Sync at the next occasion, whatever the triggers say.
     pub(super) forced: bool,
+    /// Somebody wants what it rejected tried again.
+    pub(super) forgets: bool,
     /// What was learned of its tags.
     pub(super) checks: Checks,
     /// The approval that the last sync knew of: it is not a reason for another one.
@@ -106,10 +108,21 @@ impl Sync {
             let status = ImageStatus { result: Some(SyncResult::Scheduled), ..status_of(&image) };
             image = write::status(self, key, &image, &status).await?;
         }
+        let request = Request::of(&image, &status_of(&image));
+        if request.retry && !self.retry(key, &image).await? {
+            return Ok(()); // others of its group come first
+        }
+        let forgets = self.memos().get_mut(key).is_some_and(|memo| std::mem::take(&mut memo.forgets));
+        if request.retry || forgets {
+            image = self.forget_rejected(key, &image).await?;
+        }
         let old = status_of(&image);
+        // Before anything else: a registry may take long to answer.
+        if self.go_back(key, &image, &old).await? {
+            return Ok(());
+        }
         let now = Timestamp::now();
         let compiled = api::compile(&image.spec, now);
-        let request = Request::of(&image, &old);
         if self.reject_by_word(key, &image, &old, &request, compiled.as_ref().ok()).await? {
             self.queue.add_now(Key::Image(key.clone()));
             return Ok(());
@@ -136,7 +149,8 @@ impl Sync {
             let retry = matches!(&outcome, Outcome::Failed(failure) if !failure.stalled);
             let subject = self.subject(&image, &old, spec);
             selected = status::after_sync(&mut new, &subject, &outcome);
-            (new.seen, new.asked, answer) = (seen, asked, answered);
+            (new.seen, new.asked) = (seen, asked);
+            answer = request::taken(answered, &outcome, &new);
             self.metrics.sync(new.result.map_or("Error", SyncResult::as_str));
             self.schedule(key, &image, spec, retry, &new);
             self.handled(key, &request, wake);
@@ -170,6 +184,11 @@ impl Sync {
             let memo = memos.entry(key.clone()).or_default();
             (memo.synced, memo.forced) = (Some(began), false);
         }
+        if settled.as_ref().is_some_and(|rollout| rollout.back_from.is_some()) {
+            // A newer tag may have come meanwhile: it waited for the way back.
+            self.memos().entry(key.clone()).or_default().forced = true;
+            self.queue.add_now(Key::Image(key.clone()));
+        }
         self.report(key, &written, &old, &new, selected, &holds, settled).await;
         self.report_pending(key, &written, &old, &new).await;
         self.report_left_out(&written, &old, &new, compiled.as_ref().ok()).await;
@@ -178,7 +197,7 @@ impl Sync {
             self.report_gone(&written, &new, &digest).await;
         }
         self.acknowledge(key, &written, &old, &new, &request, answer.as_ref()).await?;
-        if due && request.refresh {
+        if due && (request.refresh || request.retry) {
             write::remove_action(self, key, &written).await?;
         }
         drop(place);

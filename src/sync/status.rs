@@ -16,8 +16,7 @@ mod rejected;
 mod rollout;
 
 pub use progress::{Progress, after_progress};
-#[allow(unused_imports)]
-pub use rejected::{because, in_words as rejected_in_words, reject, withdraw};
+pub use rejected::{because, in_words as rejected_in_words, remember, to_leave, ways_back, withdraw};
 use rollout::select;
 pub use rollout::{Selected, current, pinned, settle};
 
@@ -26,6 +25,9 @@ const MAX_MESSAGE: usize = 1024;
 
 /// Reason of the `Ready` condition of an Image whose repository an older one of its namespace follows.
 pub const DUPLICATE: &str = "Duplicate";
+
+/// Reason of `Ready` and `Stalled` where a workload cannot be rolled, or its rollout does not go on.
+pub const ROLLOUT_FAILED: &str = "RolloutFailed";
 
 /// A time as it stands in a status: whole seconds, as everywhere in Kubernetes.
 pub fn rfc3339(time: Timestamp) -> String {
@@ -104,6 +106,7 @@ pub fn after_sync(status: &mut ImageStatus, subject: &Subject<'_>, outcome: &Out
     } else {
         conditions.set(condition::UNSUPPORTED, true, "NotImplemented", &unsupported);
     }
+    let stuck = conditions.is(condition::STALLED, ROLLOUT_FAILED);
     match outcome {
         Outcome::Failed(failure) => {
             let kept = status.tag.as_ref().map(|tag| format!("; {tag} is kept")).unwrap_or_default();
@@ -146,6 +149,10 @@ pub fn after_sync(status: &mut ImageStatus, subject: &Subject<'_>, outcome: &Out
                 status.digest.clone_from(&adopted.digest);
             }
             wait(status, subject, choice.waits.as_deref());
+            // Going back ends first, if it does; then a newer tag is taken at once.
+            if status.rollout.as_ref().is_some_and(|r| r.back_from.is_some() && r.tag != *tag) && !stuck {
+                return None;
+            }
             let selected = select(status, subject, &Tagged { tag: tag.clone(), digest: digest.clone() }, rule, why);
             if choice.approved && selected.is_some() {
                 rollout::approved(status, why);
@@ -194,6 +201,14 @@ fn wait(status: &mut ImageStatus, subject: &Subject<'_>, waits: Option<&Waits>) 
             conditions.set(condition::PENDING, true, reason, &format!("{tag} waits: {why}{until}"));
         }
         None => conditions.clear(condition::PENDING),
+    }
+}
+
+/// Records that a tag waits no longer, and that nobody is asked for it, if that was so.
+pub fn forget_waiting(status: &mut ImageStatus, subject: &Subject<'_>, tag: &str) {
+    status.asked = status.asked.take().filter(|asked| asked.tag != tag);
+    if status.pending.as_ref().is_some_and(|pending| pending.tag == tag) {
+        wait(status, subject, None);
     }
 }
 
@@ -255,6 +270,10 @@ impl Conditions<'_> {
             None if kind == condition::READY => self.list.insert(0, said),
             None => self.list.push(said),
         }
+    }
+
+    fn is(&self, kind: &str, reason: &str) -> bool {
+        self.list.iter().any(|c| c.type_ == kind && c.status == "True" && c.reason == reason)
     }
 
     fn clear(&mut self, kind: &str) {

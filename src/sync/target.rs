@@ -33,6 +33,7 @@ pub(super) fn target(image: &Image, workload: &Workload, container: &str, reject
         order: Order::of(&image.spec).following(&status).of_one_text(managed::is_managed(&image.metadata)),
         why_rejected: rejections.last().map(status::because).unwrap_or_default(),
         rejected: rejections.into_iter().map(|rejected| rejected.tag).collect(),
+        held: held.map(|h| h.tag.clone()),
         left: held.map(|h| h.left.clone()).filter(|left| !left.is_empty()),
         tag: wanted.tag,
         digest: wanted.digest,

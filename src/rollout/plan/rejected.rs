@@ -37,6 +37,22 @@ fn a_rejected_tag_is_left() {
 }
 
 #[test]
+fn what_was_held_is_held_again() {
+    #[track_caller]
+    fn held(stamp: &str, tag: &str, left: &str, expected: &str) {
+        let mut case = rejected("app:1.0.0", tag, &["1.3.0"]).stamp(stamp, &[OURS]);
+        (case.target.held, case.target.left) = (Some("1.1.0".to_owned()), Some(left.to_owned()));
+        check(case, expected);
+    }
+    held("app:1.0.0 app:1.3.0", "1.2.0", "1.2.0", "1.3.0 -> 1.1.0 | app:1.0.0 app:1.1.0");
+    held("app:1.0.0 app:1.1.0", "1.2.0", "1.2.0", "1.1.0 held, left 1.2.0");
+    // A newer tag ends it.
+    held("app:1.0.0 app:1.3.0", "1.4.0", "1.2.0", "1.3.0 -> 1.4.0 | app:1.0.0 app:1.4.0");
+    held("app:1.0.0 app:1.1.0", "1.4.0", "1.2.0", "1.1.0 -> 1.4.0 | app:1.0.0 app:1.4.0");
+    held("app:1.0.0 app:1.0.5", "1.2.0", "1.2.0", "1.0.5 -> 1.2.0 | app:1.0.0 app:1.2.0");
+}
+
+#[test]
 fn a_rollout_back_says_why() {
     #[track_caller]
     fn check(tag: &str, rollout: &str, expected: &str) {

@@ -24,6 +24,7 @@ fn target(tag: &str) -> Target {
         rollout: id("uid", tag),
         order: order("semver-minor", None),
         left: None,
+        held: None,
         rejected: BTreeSet::new(),
         why_rejected: String::new(),
     }
@@ -49,6 +50,9 @@ fn workload(text: &str) -> Workload {
         replicas: 2,
         observed: true,
         complete: true,
+        paused: false,
+        exceeded: None,
+        trouble: None,
         denied: None,
         revision: None,
     }

@@ -91,6 +91,17 @@ impl World {
         least as usize
     }
 
+    /// The Images of an Image's group, itself among them. Cost: a look at every Image of the namespace.
+    pub fn group_of(&self, image: &Image) -> Vec<Arc<Image>> {
+        let namespaces = self.lock();
+        let known = namespaces.get(image.metadata.namespace.as_deref().unwrap_or_default());
+        let group = known.into_iter().flat_map(|known| known.images.values()).filter_map(|cached| match cached {
+            Cached::Read(other) => same_group(image, other).then(|| other.clone()),
+            Cached::Broken(..) => None,
+        });
+        group.collect()
+    }
+
     /// What was rejected in an Image's group, each tag once, oldest first. Cost: a look at every Image of the namespace.
     pub fn rejections(&self, image: &Image) -> Vec<Rejected> {
         let namespaces = self.lock();

@@ -64,9 +64,15 @@ fn a_rejected_tag_is_gone_back_from() {
 fn what_ran_before_counts_where_nothing_is_known() {
     let mut status = past(rolling(settled("1.3.0"), "1.3.0"), &[entry("1.3.0", None, SETTLED)]);
     let rejected = [Rejected { tag: "1.3.0".to_owned(), ..Rejected::default() }];
-    withdraw(&mut status, &subject(1, true), &rejected, Some(&Tagged::new("1.1.0", None)));
+    assert!(ways_back(&status, &rejected).is_empty());
+    let before = Tagged::new("1.1.0", None);
+    withdraw(&mut status, &subject(1, true), &rejected, Some(&before), true);
     assert_eq!(say(&status), "1.1.0 | 1.1.0 < 1.3.0");
-    assert_eq!(withdraw(&mut status, &subject(1, true), &rejected, None), None);
+    assert_eq!(withdraw(&mut status, &subject(1, true), &rejected, Some(&before), true), None);
+    // No workload of this Image has seen it.
+    let mut status = rolling(settled("1.2.0"), "1.3.0");
+    withdraw(&mut status, &subject(1, true), &rejected, Some(&Tagged::new("1.2.0", None)), false);
+    assert_eq!(say(&status), "1.2.0 | -");
 }
 
 #[test]
