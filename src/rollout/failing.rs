@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use crate::api::annotations::Stamp;
 
 use super::evidence::{Past, PodState};
-use super::workload::Workload;
+use super::workload::{Kind, Workload};
 
 /// A Pod that restarted as often as this becomes ready and unready in turns: that is no progress.
 const FLAPS: i32 = 3;
@@ -41,7 +41,12 @@ pub enum Verdict {
 pub fn due(workload: &Workload, deadline: Duration) -> Option<Timestamp> {
     let waits = workload.complete || workload.paused || workload.replicas == 0 || workload.deleting;
     let stamped_at = workload.stamped_at.filter(|_| !waits)?;
-    Some(if is_exceeded(workload) { stamped_at } else { after(stamped_at, deadline) })
+    match is_exceeded(workload) {
+        true => Some(stamped_at),
+        // Its steps may take days: only its own controller knows.
+        false if workload.key.kind == Kind::Rollout => None,
+        false => Some(after(stamped_at, deadline)),
+    }
 }
 
 /// Judges a rollout by the Pods of its revision.
@@ -66,6 +71,7 @@ pub fn judge(workload: &Workload, pods: &[PodState], deadline: Duration, now: Ti
     Verdict::Failing {
         reason: match &worst.trouble {
             Some(trouble) => trouble.clone(),
+            None if workload.progress_failed.is_some() => workload.progress_failed.clone().unwrap_or_default(),
             None if is_exceeded(workload) => format!("ProgressDeadlineExceeded: Pod {} is not ready", worst.name),
             None => format!("NotReady: Pod {} is not ready", worst.name),
         },
@@ -73,9 +79,11 @@ pub fn judge(workload: &Workload, pods: &[PodState], deadline: Duration, now: Ti
     }
 }
 
-/// Whether the Deployment's controller gave this template up, and not the one before: the stamp is older than its word.
+/// Whether the controller gave this template up, and not the one before: the stamp is older than the word of a
+/// Deployment's.
 fn is_exceeded(workload: &Workload) -> bool {
-    workload.observed && workload.exceeded.is_some_and(|at| workload.stamped_at.is_some_and(|stamped| stamped <= at))
+    let exceeded = workload.exceeded.is_some_and(|at| workload.stamped_at.is_some_and(|stamped| stamped <= at));
+    workload.observed && (exceeded || workload.progress_failed.is_some())
 }
 
 fn after(time: Timestamp, by: Duration) -> Timestamp {

@@ -49,6 +49,8 @@ pub(super) struct Memo {
     pub(super) forced: bool,
     /// Somebody wants what it rejected tried again.
     pub(super) forgets: bool,
+    /// When its status was written last.
+    pub(super) written: Option<Instant>,
     /// What was learned of its tags.
     pub(super) checks: Checks,
     /// The approval that the last sync knew of: it is not a reason for another one.
@@ -171,9 +173,20 @@ impl Sync {
             settled = status::settle(&mut new, &subject);
         }
         status::keep_transitions(&old, &mut new);
+        if let Some(until) = status::soaks_until(&new, &progress, subject.now) {
+            self.queue_at(Key::Image(key.clone()), until);
+        }
+        let told_later = !due && !request.any() && settled.is_none() && status::differ_in_counts_only(&old, &new);
+        if told_later && self.was_counted_just_now(key, &old, &new) {
+            return Ok(());
+        }
         let mut written = image.clone();
         if self.must_write(&old, &new, due, request.any()) {
             written = write::status(self, key, &image, &new).await?;
+        }
+        let led = |s: &ImageStatus| s.rollout.as_ref().map(|r| (r.first.clone(), r.first_ready_at.clone()));
+        if led(&old) != led(&new) {
+            self.free_turns(&key.namespace);
         }
         if old.tag.is_none() && new.tag.is_some() {
             self.nudges.hurry(&key.namespace); // Pods may have been denied for want of it
@@ -335,6 +348,7 @@ impl Sync {
             unsupported: {
                 let mut unsupported = compiled.map(|c| c.unsupported.clone()).unwrap_or_default();
                 unsupported.extend(api::unsupported_annotations(image.annotations()));
+                unsupported.extend(self.unrollable(image));
                 unsupported
             },
             pin: api::pins_digest(&image.spec),

@@ -15,7 +15,7 @@ mod progress;
 mod rejected;
 mod rollout;
 
-pub use progress::{Progress, after_progress};
+pub use progress::{Progress, after_progress, soaks_until};
 pub use rejected::{because, in_words as rejected_in_words, remember, to_leave, ways_back, withdraw};
 use rollout::select;
 pub use rollout::{Selected, current, pinned, settle};
@@ -242,6 +242,18 @@ pub fn keep_transitions(old: &ImageStatus, new: &mut ImageStatus) {
 pub fn says_the_same(a: &ImageStatus, b: &ImageStatus) -> bool {
     let timeless = |s: &ImageStatus| ImageStatus { time: None, ..s.clone() };
     timeless(a) == timeless(b)
+}
+
+/// Whether two statuses differ in nothing but how far rollouts are: who reads that can wait for a moment.
+pub fn differ_in_counts_only(a: &ImageStatus, b: &ImageStatus) -> bool {
+    let uncounted = |s: &ImageStatus| {
+        let mut status = ImageStatus { time: None, workloads: None, revisions: Vec::new(), ..s.clone() };
+        if let Some(rollout) = &mut status.rollout {
+            (rollout.total, rollout.updated) = (0, 0);
+        }
+        status
+    };
+    uncounted(a) == uncounted(b)
 }
 
 struct Conditions<'a> {
