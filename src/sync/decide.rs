@@ -55,8 +55,8 @@ pub struct Choice {
     pub rejected: Option<String>,
     /// A newer tag that has to wait.
     pub waits: Option<Box<Waits>>,
-    /// Who asked for it where that was a person: `approved by bob`.
-    pub approved: Option<String>,
+    /// A person asked for it; `why` says who: `approved by bob`.
+    pub approved: bool,
 }
 
 /// Which rules choose.

@@ -23,7 +23,7 @@ use super::managed;
 use super::observe;
 use super::pace::{self, RETRY_MAX, Wanted};
 use super::records;
-use super::request::Request;
+use super::request::{self, Request};
 use super::status::{self, Failure, Outcome, Subject};
 use super::verify::{Checks, Chosen, Given};
 use super::world::{Cached, ImageKey, status_of};
@@ -142,7 +142,7 @@ impl Sync {
             let spec = compiled.as_ref().ok();
             // A registry may take long: the place is for others until it has answered.
             drop(place);
-            let chosen = self.sync(key, &image, &old, compiled.as_ref(), &request, wanted).await;
+            let chosen = self.sync(key, &image, &old, compiled.as_ref(), wanted).await;
             let Chosen { outcome, seen, asked, answer: answered, wake } = chosen;
             place = self.places.take().await.ok_or(WriteError::NotLeader)?;
             if let Outcome::Tag(choice) = &outcome {
@@ -151,7 +151,8 @@ impl Sync {
             let retry = matches!(&outcome, Outcome::Failed(failure) if !failure.stalled);
             let subject = self.subject(&image, &old, spec);
             selected = status::after_sync(&mut new, &subject, &outcome);
-            (new.seen, new.asked, answer) = (seen, asked, answered);
+            (new.seen, new.asked) = (seen, asked);
+            answer = request::taken(answered, &outcome, &new);
             self.metrics.sync(new.result.map_or("Error", SyncResult::as_str));
             self.schedule(key, &image, spec, retry, &new);
             self.handled(key, &request, wake);
@@ -224,7 +225,6 @@ impl Sync {
         image: &Image,
         status: &ImageStatus,
         compiled: Result<&CompiledSpec, &api::SpecError>,
-        request: &Request,
         wanted: Wanted,
     ) -> Chosen {
         let failed = |failure| Chosen::failed(status, failure);
@@ -244,8 +244,7 @@ impl Sync {
             return failed(Failure { result: SyncResult::Error, reason: status::DUPLICATE, message, stalled: true });
         }
         let access = self.world.access_of(image);
-        let approved = request.approve.clone();
-        match self.choose(key, image, status, spec, access.as_ref(), approved, wanted).await {
+        match self.choose(key, image, status, spec, access.as_ref(), wanted).await {
             Ok(chosen) => chosen,
             Err(failure) => failed(failure.tried_again(pace::longest_wait(spec, Timestamp::now()))),
         }
@@ -269,7 +268,6 @@ impl Sync {
         status: &ImageStatus,
         spec: &CompiledSpec,
         access: Option<&PullAccess>,
-        approved: Option<Approved>,
         wanted: Wanted,
     ) -> Result<Chosen, Failure> {
         let stopping = || Failure {
@@ -314,7 +312,7 @@ impl Sync {
             min_age: spec.gates.min_age,
             seen: status.seen.clone(),
             now,
-            approved,
+            approved: Request::of(image, status).approve,
             asked: status.asked.clone(),
         };
         let given = Given::new(key, spec, status, known, &tags, gate);

@@ -16,8 +16,7 @@ mod rejected;
 mod rollout;
 
 pub use progress::{Progress, after_progress, soaks_until};
-#[allow(unused_imports)]
-pub use rejected::{because, in_words as rejected_in_words, reject, remember, to_leave, ways_back, withdraw};
+pub use rejected::{because, in_words as rejected_in_words, remember, to_leave, ways_back, withdraw};
 use rollout::select;
 pub use rollout::{Selected, current, pinned, settle};
 
@@ -157,8 +156,8 @@ pub fn after_sync(status: &mut ImageStatus, subject: &Subject<'_>, outcome: &Out
                 return None;
             }
             let selected = select(status, subject, &Tagged { tag: tag.clone(), digest: digest.clone() }, rule, why);
-            if let Some(by) = choice.approved.as_ref().filter(|_| selected.is_some()) {
-                rollout::approved(status, by);
+            if choice.approved && selected.is_some() {
+                rollout::approved(status, why);
             }
             selected
         }
@@ -208,6 +207,14 @@ fn wait(status: &mut ImageStatus, subject: &Subject<'_>, waits: Option<&Waits>) 
             conditions.set(condition::PENDING, true, reason, &format!("{tag} waits: {why}{until}"));
         }
         None => conditions.clear(condition::PENDING),
+    }
+}
+
+/// Records that a tag waits no longer, and that nobody is asked for it, if that was so.
+pub fn forget_waiting(status: &mut ImageStatus, subject: &Subject<'_>, tag: &str) {
+    status.asked = status.asked.take().filter(|asked| asked.tag != tag);
+    if status.pending.as_ref().is_some_and(|pending| pending.tag == tag) {
+        wait(status, subject, None);
     }
 }
 
