@@ -206,8 +206,8 @@ async fn allow(cluster: &Cluster, allowed: bool) {
     let mut role = api.get("kimup").await.unwrap();
     let rules = role.rules.as_mut().unwrap();
     let group = if allowed { "argoproj.io" } else { "elsewhere.example" };
-    let rule = rules.iter_mut().find(|rule| rule.resources.iter().flatten().any(|name| name == "rollouts")).unwrap();
-    rule.api_groups = Some(vec![group.to_owned()]);
+    let concerned = rules.iter_mut().find(|rule| rule.resources.iter().flatten().any(|name| name == "rollouts"));
+    concerned.unwrap().api_groups = Some(vec![group.to_owned()]);
     api.replace("kimup", &PostParams::default(), &role).await.unwrap();
 }
 
@@ -351,29 +351,33 @@ async fn clone_sets_are_rolled_once_they_are_installed() {
     counts(&shop, &name, "1/1").await;
     assert_eq!(images(&shop, "web").await, [new.as_str(), &new]);
 
-    // Pods that are changed in place would not get another image by a stamp.
-    merge(&shop, Kind::CloneSet, "web", &json!({"spec": {"updateStrategy": {"type": "InPlaceIfPossible"}}})).await;
+    in_place_is_left_alone(bed, &shop, &name, [&old, &new, &newest]).await;
+    is_not_made_again(&shop, &newest).await;
+}
+
+/// Pods that are changed in place would not get another image by a stamp.
+async fn in_place_is_left_alone(bed: &Bed, shop: &Shop, name: &str, [old, new, newest]: [&str; 3]) {
+    merge(shop, Kind::CloneSet, "web", &json!({"spec": {"updateStrategy": {"type": "InPlaceIfPossible"}}})).await;
     eventually(DEADLINE, "it is said that it cannot be rolled", async || {
         let events = shop.events("CloneSet", "web").await;
         let said = events.iter().filter(|e| e.starts_with("RolloutFailed: ") && e.contains("ReCreate")).count();
         if said == 1 { Ok(()) } else { Err(format!("{events:?}")) }
     })
     .await;
-    registry.push("clone-set", "1.2.0").await.unwrap();
+    bed.registries.open.push("clone-set", "1.2.0").await.unwrap();
     for _ in 0..3 {
-        shop.sync(&name).await;
+        shop.sync(name).await;
     }
-    assert_eq!(stamp_of(&api(&shop, Kind::CloneSet).get("web").await.unwrap()), format!("{old} {new}"));
-    let status = shop.settles(&name, "1.2.0").await;
+    assert_eq!(stamp_of(&api(shop, Kind::CloneSet).get("web").await.unwrap()), format!("{old} {new}"));
+    let status = shop.settles(name, "1.2.0").await;
     let unsupported = status.conditions.iter().find(|c| c.type_ == condition::UNSUPPORTED).unwrap();
     assert!(unsupported.message.starts_with("CloneSet/web cannot be rolled: "), "{}", unsupported.message);
-    merge(&shop, Kind::CloneSet, "web", &json!({"spec": {"updateStrategy": {"type": "ReCreate"}}})).await;
-    stamped(&shop, Kind::CloneSet, "web", &old, &newest).await;
-    kruise(&shop, "web", 2).await;
-    shop.sync(&name).await;
-    counts(&shop, &name, "1/1").await;
-    assert!(shop.status(&name).await.conditions.iter().all(|c| c.type_ != condition::UNSUPPORTED));
-    is_not_made_again(&shop, &newest).await;
+    merge(shop, Kind::CloneSet, "web", &json!({"spec": {"updateStrategy": {"type": "ReCreate"}}})).await;
+    stamped(shop, Kind::CloneSet, "web", old, newest).await;
+    kruise(shop, "web", 2).await;
+    shop.sync(name).await;
+    counts(shop, name, "1/1").await;
+    assert!(shop.status(name).await.conditions.iter().all(|c| c.type_ != condition::UNSUPPORTED));
 }
 
 /// An apply that comes late reaches neither nobody nor another object of the same name. As administrator, who may create.
