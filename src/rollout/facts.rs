@@ -91,8 +91,7 @@ async fn replica_sets(
 ) -> Result<(Vec<Revision>, BTreeSet<String>), FactsError> {
     let sets: Vec<ReplicaSet> = list(client, workload, "ReplicaSets").await?;
     let own: Vec<_> = sets.iter().filter(|s| controller(&s.metadata) == Some(&workload.uid)).collect();
-    let key = if workload.key.kind == Kind::Rollout { ROLLOUT_REVISION } else { REVISION };
-    let number = |set: &ReplicaSet| set.metadata.annotations.as_ref()?.get(key)?.parse::<u64>().ok();
+    let number = |set: &ReplicaSet| number(workload.key.kind, set);
     // Not what the Deployment's own annotation says: after an undo the controller changes it last.
     let newest = own.iter().filter_map(|set| number(set)).max();
     let mut owners = BTreeSet::new();
@@ -117,14 +116,7 @@ async fn controller_revisions(
     let own: Vec<_> = all.iter().filter(|r| controller(&r.metadata) == Some(&workload.uid)).collect();
     let newest = own.iter().map(|r| r.revision).max();
     let revisions = own.iter().map(|revision| {
-        let name = revision.metadata.name.clone().unwrap_or_default();
-        // A StatefulSet's Pods carry the revision's name as their hash, a CloneSet's the name or its end, a DaemonSet's
-        // the revision's own label.
-        let hash = match workload.key.kind {
-            Kind::StatefulSet => name,
-            Kind::CloneSet => short_hash(&name).to_owned(),
-            _ => label(&revision.metadata, CONTROLLER_HASH),
-        };
+        let hash = revision_hash(workload.key.kind, &revision.metadata);
         let current = match &workload.revision {
             Some(current) => *current == hash,
             None => Some(revision.revision) == newest,
@@ -175,9 +167,30 @@ fn pod_images(kind: Kind, pod: &Pod) -> PodImages {
     let spec = pod.spec.as_ref();
     let containers = spec.map(|s| s.init_containers.iter().flatten().chain(&s.containers));
     let images = containers.into_iter().flatten().filter_map(|c| Some((c.name.clone(), c.image.clone()?))).collect();
-    let hash = PodHash::of(pod.metadata.labels.as_ref()).value;
-    let hash = if kind == Kind::CloneSet { short_hash(hash) } else { hash };
-    PodImages { hash: hash.to_owned(), images }
+    PodImages { hash: pod_hash(kind, &pod.metadata), images }
+}
+
+/// The number of a ReplicaSet's revision.
+pub(super) fn number(kind: Kind, set: &ReplicaSet) -> Option<i64> {
+    let key = if kind == Kind::Rollout { ROLLOUT_REVISION } else { REVISION };
+    set.metadata.annotations.as_ref()?.get(key)?.parse().ok()
+}
+
+/// The revision of a Pod, as [`revision_hash`] has it.
+pub(super) fn pod_hash(kind: Kind, pod: &ObjectMeta) -> String {
+    let hash = PodHash::of(pod.labels.as_ref()).value;
+    if kind == Kind::CloneSet { short_hash(hash) } else { hash }.to_owned()
+}
+
+/// What the Pods of a `ControllerRevision` carry: a StatefulSet's the revision's name, a CloneSet's the name or its end, a
+/// DaemonSet's the revision's own label.
+pub(super) fn revision_hash(kind: Kind, revision: &ObjectMeta) -> String {
+    let name = revision.name.as_deref().unwrap_or_default();
+    match kind {
+        Kind::StatefulSet => name.to_owned(),
+        Kind::CloneSet => short_hash(name).to_owned(),
+        _ => revision.labels.as_ref().and_then(|labels| labels.get(CONTROLLER_HASH)).cloned().unwrap_or_default(),
+    }
 }
 
 /// The hash in the name of a CloneSet's revision, `web-5d8f`: depending on version and settings, OpenKruise labels Pods
@@ -188,10 +201,6 @@ pub(super) fn short_hash(revision: &str) -> &str {
 
 pub(super) fn controller(metadata: &ObjectMeta) -> Option<&String> {
     metadata.owner_references.iter().flatten().find(|o| o.controller == Some(true)).map(|o| &o.uid)
-}
-
-fn label(metadata: &ObjectMeta, key: &str) -> String {
-    metadata.labels.as_ref().and_then(|l| l.get(key)).cloned().unwrap_or_default()
 }
 
 fn stamps(annotations: &Map) -> BTreeMap<String, Stamp> {

@@ -166,14 +166,20 @@ pub struct Workload {
     pub observed: bool,
     /// All Pods are of the newest revision and ready, as `kubectl rollout status` sees it.
     pub complete: bool,
+    /// A person has paused it.
+    pub paused: bool,
+    /// When its controller said that its newest template makes no progress any more (`ProgressDeadlineExceeded`).
+    pub exceeded: Option<Timestamp>,
+    /// Why its controller cannot create Pods, in its words.
+    pub trouble: Option<String>,
     /// Whether its controller cannot create Pods, as far as its status tells.
     pub denied: Option<Denied>,
     /// The revision of the newest Pods where the object itself tells it: `status.updateRevision` of a StatefulSet, the
     /// hash in that of a CloneSet.
     pub revision: Option<String>,
-    /// Its controller says that the rollout of this template does not get on: reason and message. None for `StatefulSets`
-    /// and `DaemonSets`, whose controllers never do.
-    pub progress_failed: Option<String>,
+    /// Why its controller gave the rollout of this template up and runs the version before again; only an Argo Rollout's
+    /// does. `exceeded` says when.
+    pub aborted: Option<String>,
     /// Why a stamp would not replace its Pods, and what to do, if that is so: it is not rolled then.
     pub unrollable: Option<&'static str>,
 }
@@ -191,9 +197,24 @@ impl Workload {
             && status.replicas.unwrap_or(0) <= updated
             && status.available_replicas.unwrap_or(0) >= updated;
         let workload = Self::new(Kind::Deployment, &object.metadata, &spec.template, Some(&spec.selector))?;
-        let denied = Denied::of_deployment(&status);
-        let progress_failed = progress_failed(&status).filter(|_| observed);
-        Some(Self { replicas, observed, complete, denied, progress_failed, ..workload })
+        let condition = |kind: &str, wanted: &str| {
+            let mut conditions = status.conditions.iter().flatten();
+            conditions.find(|c| c.type_.as_deref() == Some(kind) && c.status.as_deref() == Some(wanted))
+        };
+        let exceeded = condition("Progressing", "False");
+        let exceeded = exceeded.filter(|c| c.reason.as_deref() == Some("ProgressDeadlineExceeded"));
+        Some(Self {
+            replicas,
+            observed,
+            complete,
+            paused: spec.paused == Some(true),
+            exceeded: exceeded
+                .and_then(|c| c.last_update_time.as_ref().or(c.last_transition_time.as_ref()))
+                .map(|t| t.0),
+            trouble: condition("ReplicaFailure", "True").and_then(|c| c.message.clone()),
+            denied: Denied::of_deployment(&status),
+            ..workload
+        })
     }
 
     /// Reads a StatefulSet. None if it lacks what every stored object has.
@@ -258,9 +279,12 @@ impl Workload {
             replicas: 0,
             observed: false,
             complete: false,
+            paused: false,
+            exceeded: None,
+            trouble: None,
             denied: None,
             revision: None,
-            progress_failed: None,
+            aborted: None,
             unrollable: None,
         })
     }
@@ -294,15 +318,6 @@ impl Denied {
         let ours = blames_us(message);
         ours.then(|| if message.contains("failed calling webhook") { Self::Unreachable } else { Self::ByUs })
     }
-}
-
-/// From the condition that says that `spec.progressDeadlineSeconds` have passed.
-fn progress_failed(status: &DeploymentStatus) -> Option<String> {
-    let said = ["Progressing", "False", "ProgressDeadlineExceeded"];
-    let mut conditions = status.conditions.iter().flatten();
-    let failed =
-        conditions.find(|c| [&c.type_, &c.status, &c.reason].map(|f| f.as_deref().unwrap_or_default()) == said);
-    Some(format!("ProgressDeadlineExceeded: {}", failed?.message.as_deref().unwrap_or_default()))
 }
 
 impl Container {
@@ -447,21 +462,6 @@ mod tests {
         deployed(&format!("admission {entry} denied the request: kimup: no tag yet"), Some(Denied::ByUs));
         deployed(r#"admission webhook "other.io" denied the request: kimup.cloudavenue.io"#, None);
         deployed("exceeded quota", None);
-    }
-
-    #[test]
-    fn a_deployment_makes_no_progress() {
-        fn check(status: &str, reason: &str, observed: i64, expected: Option<&str>) {
-            let condition =
-                json!({"type": "Progressing", "status": status, "reason": reason, "message": "has timed out"});
-            let status = json!({"observedGeneration": observed, "conditions": [condition]});
-            let workload = Workload::from_deployment(&deployment(&json!({"status": status}))).unwrap();
-            assert_eq!(workload.progress_failed.as_deref(), expected, "{status}");
-        }
-        check("False", "ProgressDeadlineExceeded", 2, Some("ProgressDeadlineExceeded: has timed out"));
-        check("False", "ProgressDeadlineExceeded", 1, None);
-        check("False", "FailedCreate", 2, None);
-        check("True", "ReplicaSetUpdated", 2, None);
     }
 
     #[test]

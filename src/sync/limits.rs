@@ -8,7 +8,7 @@ use crate::rollout::{FIELD_MANAGER, Plan, Target, Workload};
 
 use super::engine::{Key, Sync};
 use super::gates;
-use super::world::{Cached, ImageKey, same_group};
+use super::world::{Cached, ImageKey, same_group, status_of};
 
 impl Sync {
     /// The plan without the Images that may start no rollout now: theirs must not hold up the others.
@@ -19,7 +19,7 @@ impl Sync {
             let Some(Cached::Read(image)) = self.world.image(&key) else {
                 return false;
             };
-            let closed = self.closed(&image);
+            let closed = self.closed(&image, &status_of(&image));
             if let Some(until) = closed.as_ref().and_then(|closed| closed.until) {
                 self.queue_at(Key::Workload(workload.key.clone()), until); // nobody else tells that a window opens
             }

@@ -58,13 +58,17 @@ impl Sync {
             self.queue.add(Key::Workload(key.clone()), Instant::now() + PODS_PAUSE);
         } else if plan.changes.is_empty() {
             self.pending().remove(key);
-        } else if self.gathered(&workload, &targets) {
+        } else if plan.goes_back() || self.gathered(&workload, &targets) {
             if tags(&self.targets(&workload)) == tags(&targets) {
                 failure = self.roll(&workload, &targets, &plan).await;
             } else {
                 // The tag that was waited for has come since this plan was made.
                 self.queue.add_now(Key::Workload(key.clone()));
             }
+        }
+        if !plan.goes_back() {
+            self.watch_rollout(&workload, &targets).await;
+            self.unstick(&workload, &targets).await;
         }
         self.note(key, &targets, &plan, failure.as_deref());
     }
@@ -111,7 +115,10 @@ impl Sync {
     /// What the Images of the namespace want of each container.
     fn targets(&self, workload: &Workload) -> BTreeMap<String, Target> {
         let images = self.world.images_of(workload).into_iter();
-        images.filter_map(|(name, image)| target(&image, workload, &name).map(|target| (name, target))).collect()
+        let target_of = |(name, image): (String, Arc<Image>)| {
+            Some((name.clone(), target(&image, workload, &name, self.world.rejections(&image))?))
+        };
+        images.filter_map(target_of).collect()
     }
 
     async fn plan(
@@ -184,8 +191,10 @@ impl Sync {
         let rolling = self.rolling.lock().await;
         // Before the limits are looked at: a place that comes free meanwhile must find who waits for it.
         self.waiting().insert(key.clone());
-        let plan = &self.ungated(workload, plan);
-        if plan.changes.is_empty() || !self.limits_allow(workload, targets, plan) {
+        let back = plan.goes_back();
+        // Nothing delays a rollback; what else has changed waits its turn.
+        let plan = if back { &plan.back_only(workload) } else { &self.ungated(workload, plan) };
+        if plan.changes.is_empty() || !(back || self.limits_allow(workload, targets, plan)) {
             return None;
         }
         self.waiting().remove(key);
@@ -243,7 +252,8 @@ impl Sync {
             let name = format!("Image {image}");
             let (from, to, rule, rollout) = (&change.from, &change.to, &change.rule, &change.rollout);
             let digest = change.digest.as_deref().unwrap_or_default();
-            Audit { image: &name, workload: &key.to_string(), what: "roll", from, to, digest, rule, rollout }.log();
+            let what = if change.back.is_some() { "rollback" } else { "roll" };
+            Audit { image: &name, workload: &key.to_string(), what, from, to, digest, rule, rollout }.log();
             if let Some(Cached::Read(image)) = self.world.image(&image) {
                 let note = format!("{key}: container {}: {from} -> {to} (rollout {rollout})", change.container);
                 self.events.say(&super::report::reference(&image), Reason::RolloutStarted, &note).await;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ControllerRevision, ReplicaSet};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::rbac::v1::ClusterRole;
@@ -248,6 +249,7 @@ async fn argo_rollouts_are_rolled_as_long_as_they_are_installed() {
     argo(&shop, "web", 2, "Healthy").await;
     counts(&shop, "app", "1/1").await;
     steps_are_waited_for(&shop, &registries, &old, [&new, &newest]).await;
+    aborted_is_taken_back(&shop, &registries, &image).await;
     taken_away(&cluster, &shop, &registries, &image).await;
     assert!(!kimup.log_text().contains("panicked"));
 }
@@ -281,6 +283,28 @@ async fn steps_are_waited_for(shop: &Shop, registries: &Registries, text: &str, 
     assert_eq!((said("RolloutStarted"), said("RolloutSettled")), (2, 1), "{events:?}");
     // Nothing is rolled twice.
     assert_eq!(shop.revisions("web").await, 3);
+}
+
+/// Argo's own word that a version is no good counts.
+async fn aborted_is_taken_back(shop: &Shop, registries: &Registries, image: &str) {
+    let text = format!("{image}:1.0.0");
+    registries.open.push("rollout", "1.2.9").await.unwrap();
+    shop.sync("app").await;
+    let rollout = stamped(shop, Kind::Rollout, "web", &text, &format!("{image}:1.2.9")).await;
+    argo(shop, "web", 1, "Progressing").await;
+    let why = "RolloutAborted: metric assessed Failed";
+    let now = Timestamp::now().checked_add(Duration::from_secs(1)).unwrap();
+    let aborted = json!({"abort": true, "abortedAt": format!("{now:.0}"), "phase": "Degraded", "message": why});
+    status_is(shop, &rollout, &aborted).await;
+    let status = shop.status_is("app", "has rejected 1.2.9", |status| !status.rejected.is_empty()).await;
+    let rejected = &status.rejected[0];
+    assert_eq!((rejected.tag.as_str(), rejected.workload.as_str()), ("1.2.9", "Rollout/web"));
+    assert!(rejected.reason.contains(why), "{}", rejected.reason);
+    stamped(shop, Kind::Rollout, "web", &text, &format!("{image}:1.2.0")).await;
+    status_is(shop, &rollout, &json!({"abort": null, "abortedAt": null, "message": null})).await;
+    argo(shop, "web", 2, "Healthy").await;
+    shop.settles("app", "1.2.0").await;
+    counts(shop, "app", "1/1").await;
 }
 
 /// Without the kind kimup goes on, and with it again it is as before.
@@ -393,6 +417,7 @@ async fn is_not_made_again(shop: &Shop, reference: &str) {
         image: "app".to_owned(),
         rule: "minor".to_owned(),
         rollout: "ab12".to_owned(),
+        back: None,
     };
     let stamps = BTreeMap::from([("app".to_owned(), format!("x {reference}"))]);
     let plan = Plan { changes: vec![change], stamps, ..Plan::default() };

@@ -1,16 +1,16 @@
 //! Which Image counts for a container, and the containers for which an Image counts: the one place that knows.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use kube::ResourceExt;
 
-use crate::api::Image;
 use crate::api::annotations::NamespaceSettings;
+use crate::api::{Image, Rejected};
 use crate::policy::{Reference, Repository};
 use crate::rollout::{Container, Workload};
 
-use super::{Cached, Namespace, World, age, managed};
+use super::{Cached, Namespace, World, age, managed, status_of};
 use crate::sync::source::{Source, SourceKey};
 
 /// A workload, and those of its containers for which an Image counts.
@@ -102,6 +102,43 @@ impl World {
             }
         }
         least as usize
+    }
+
+    /// The Images of an Image's group, itself among them. Cost: a look at every Image of the namespace.
+    pub fn group_of(&self, image: &Image) -> Vec<Arc<Image>> {
+        let namespaces = self.lock();
+        let known = namespaces.get(image.metadata.namespace.as_deref().unwrap_or_default());
+        let group = known.into_iter().flat_map(|known| known.images.values()).filter_map(|cached| match cached {
+            Cached::Read(other) => same_group(image, other).then(|| other.clone()),
+            Cached::Broken(..) => None,
+        });
+        group.collect()
+    }
+
+    /// What was rejected in an Image's group, each tag once, oldest first. Cost: a look at every Image of the namespace.
+    pub fn rejections(&self, image: &Image) -> Vec<Rejected> {
+        let namespaces = self.lock();
+        let known = namespaces.get(image.metadata.namespace.as_deref().unwrap_or_default());
+        let others = known.into_iter().flat_map(|known| known.images.values()).filter_map(|cached| match cached {
+            Cached::Read(other) if other.metadata.uid != image.metadata.uid => Some(&**other),
+            _ => None,
+        });
+        let speaks = |other: &&Image| other.status.as_ref().is_some_and(|status| !status.rejected.is_empty());
+        let mut all = status_of(image).rejected;
+        for other in others.filter(speaks).filter(|other| same_group(image, other)) {
+            for rejected in status_of(other).rejected {
+                if all.iter().all(|known| known.tag != rejected.tag) {
+                    all.push(rejected);
+                }
+            }
+        }
+        all.sort_by(|a, b| a.time.cmp(&b.time));
+        all
+    }
+
+    /// The tags that no Image of a group tries again, as text of `Tagged`.
+    pub fn rejected(&self, image: &Image) -> BTreeSet<String> {
+        self.rejections(image).into_iter().map(|rejected| rejected.tag).collect()
     }
 }
 
