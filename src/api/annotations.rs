@@ -17,7 +17,7 @@ pub const FAILURE_POLICY: &str = "kimup.cloudavenue.io/failure-policy";
 pub const FREEZE: &str = "kimup.cloudavenue.io/freeze";
 /// On a workload: a tag to stay at; not acted on by this version.
 pub const HOLD: &str = "kimup.cloudavenue.io/hold";
-/// On a workload: first of its group; not acted on by this version.
+/// On a workload, `"true"`: first of its group.
 pub const CANARY: &str = "kimup.cloudavenue.io/canary";
 /// On an Image: `refresh`. Removed when done.
 pub const ACTION: &str = "kimup.cloudavenue.io/action";
@@ -243,7 +243,7 @@ impl NamespaceSettings {
 
 /// Annotations of a workload that a later version acts on, one sentence each: who set one waits for something.
 pub fn unsupported_on_workload(annotations: &Map) -> Vec<String> {
-    let held = annotations.keys().filter(|key| [HOLD, CANARY].contains(&key.as_str()));
+    let held = annotations.keys().filter(|key| [HOLD].contains(&key.as_str()));
     held.map(|key| format!("the annotation {key} is not acted on by this version and has no effect")).collect()
 }
 
@@ -323,7 +323,7 @@ mod tests {
             assert_eq!(unsupported_on_workload(&map(annotations)).len(), expected, "{annotations:?}");
         }
         check(&[(ENABLED, "true")], 0);
-        check(&[(HOLD, "1.2.3"), (CANARY, "true")], 2);
+        check(&[(HOLD, "1.2.3"), (CANARY, "true")], 1);
         check(&[(POLICY, "patch")], 0);
     }
 }

@@ -50,19 +50,24 @@ mod tests {
     #[test]
     fn a_rule_asks_until_its_deadline() {
         #[track_caller]
-        fn check(actions: &Value, expected: Result<Option<Option<u64>>, &str>) {
+        fn check(actions: &Value, expected: Result<&str, &str>) {
             let rule = serde_json::from_value(json!({"name": "r", "type": "semver", "actions": actions})).unwrap();
-            let found = Approval::parse(2, &rule).map(|a| a.map(|a| a.deadline.map(|d| d.as_secs())));
-            assert_eq!(found.map_err(|e| e.to_string()), expected.map_err(str::to_owned), "{actions}");
+            let said = |approval: Option<Approval>| match approval.map(|approval| approval.deadline) {
+                None => "goes".to_owned(),
+                Some(None) => "asks".to_owned(),
+                Some(Some(deadline)) => format!("asks for {} s", deadline.as_secs()),
+            };
+            let found = Approval::parse(2, &rule).map(said).map_err(|e| e.to_string());
+            assert_eq!(found, expected.map(str::to_owned).map_err(str::to_owned), "{actions}");
         }
         let asks = |data: &Value| json!({"type": "request-approval", "data": data});
-        check(&json!([{"type": "apply"}]), Ok(None));
-        check(&json!([{"type": "apply"}, {"type": "request-approval"}]), Ok(Some(None)));
-        check(&json!([asks(&json!({"value": ""}))]), Ok(Some(None)));
-        check(&json!([asks(&json!({"value": "48h"}))]), Ok(Some(Some(172_800))));
+        check(&json!([{"type": "apply"}]), Ok("goes"));
+        check(&json!([{"type": "apply"}, {"type": "request-approval"}]), Ok("asks"));
+        check(&json!([asks(&json!({"value": ""}))]), Ok("asks"));
+        check(&json!([asks(&json!({"value": "48h"}))]), Ok("asks for 172800 s"));
         check(
             &json!([asks(&json!({"value": "2h"})), asks(&json!({})), asks(&json!({"value": "1h"}))]),
-            Ok(Some(Some(3600))),
+            Ok("asks for 3600 s"),
         );
         let wrong = "invalid deadline \"soon\": expected number at 0; use a duration such as 48h; fix \
                      spec.rules[2].actions[1].data.value";

@@ -236,11 +236,8 @@ fn named<const N: usize>(fields: [(bool, &'static str); N]) -> Vec<&'static str>
 /// Every field and value that this version does not act on: one sentence for each of what follows from that.
 fn unsupported(spec: &ImageSpec) -> Vec<String> {
     let rollout = spec.rollout.clone().unwrap_or_default();
-    let without_effect = named([
-        (rollout.soak.is_some(), "spec.rollout.soak"),
-        (rollout.min_interval.is_some(), "spec.rollout.minInterval"),
-        (rollout.after_rollback == Some(AfterRollback::Hold), "spec.rollout.afterRollback: hold"),
-    ]);
+    let without_effect =
+        named([(rollout.after_rollback == Some(AfterRollback::Hold), "spec.rollout.afterRollback: hold")]);
     let webhook = spec.triggers.iter().any(|t| t.kind == TriggerType::Webhook);
     let mut alerts: Vec<_> = spec.rules.iter().flat_map(|r| &r.actions).map(|a| a.kind).collect();
     alerts.retain(|kind| !matches!(kind, ActionType::Apply | ActionType::RequestApproval));
@@ -325,11 +322,8 @@ mod tests {
         check(&json!({"suspend": true, "minAge": "24h"}), &[], false);
         check(&json!({"windows": [{"kind": "deny", "schedule": "0 0 * * *", "duration": "8h"}]}), &[], false);
         check(&json!({"rollout": {"maxConcurrent": 2, "afterRollback": "next"}}), &[], false);
-        check(
-            &json!({"rollout": {"deadline": "5m", "soak": "1m", "minInterval": "1m", "afterRollback": "hold"}}),
-            &["spec.rollout.soak", "minInterval", "afterRollback"],
-            false,
-        );
+        check(&json!({"rollout": {"soak": "1m", "minInterval": "1m"}}), &[], false);
+        check(&json!({"rollout": {"deadline": "5m", "afterRollback": "hold"}}), &["spec.rollout.afterRollback"], false);
         check(&json!({"pinDigest": true, "platforms": ["linux/amd64"]}), &[], false);
         check(&json!({"triggers": [{"type": "webhook"}]}), &["webhook"], false);
         check(&action("alert-slack"), &["alert-slack"], false);

@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Pod, PodCondit
 use kube::api::{Api, DeleteParams, Preconditions};
 use serde_json::Value;
 
+use crate::api::annotated::PodHash;
 use crate::api::annotations::{ROLLOUT, STAMP_PREFIX, Stamp};
 
 use super::apply::ApplyError;
@@ -17,8 +18,8 @@ use super::workload::{Kind, Workload};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 const TEMPLATE_HASH: &str = "pod-template-hash";
-const ROLLOUTS_HASH: &str = "rollouts-pod-template-hash";
 const CONTROLLER_HASH: &str = "controller-revision-hash";
+const ROLLOUTS_HASH: &str = "rollouts-pod-template-hash";
 /// `kubectl rollout restart` writes it: it changes nothing that runs.
 const RESTARTED: &str = "kubectl.kubernetes.io/restartedAt";
 /// Longest message taken over from a Pod, in bytes.
@@ -29,7 +30,7 @@ const MAX_MESSAGE: usize = 200;
 pub struct Past {
     /// UID of what owns its Pods: the ReplicaSet, or the workload itself.
     pub owner: String,
-    /// What its Pods carry, as in [`facts::Revision`].
+    /// What its Pods carry as `pod-template-hash` or `controller-revision-hash`.
     pub hash: String,
     /// Its number: greater is newer.
     pub number: i64,
@@ -92,9 +93,9 @@ impl Evidence {
 /// Reads the evidence: two lists, each in pages and within a deadline.
 pub async fn evidence(client: &kube::Client, workload: &Workload) -> Result<Evidence, FactsError> {
     let past = match workload.key.kind {
-        kind @ (Kind::Deployment | Kind::Rollout) => {
+        Kind::Deployment | Kind::Rollout => {
             let sets: Vec<ReplicaSet> = facts::list(client, workload, "ReplicaSets").await?;
-            of_replica_sets(kind, sets.iter().filter(|s| controller(&s.metadata) == Some(&workload.uid)))
+            of_replica_sets(workload.key.kind, sets.iter().filter(|s| controller(&s.metadata) == Some(&workload.uid)))
         }
         Kind::StatefulSet | Kind::DaemonSet | Kind::CloneSet => {
             let all: Vec<ControllerRevision> = facts::list(client, workload, "ControllerRevisions").await?;
@@ -126,13 +127,14 @@ pub async fn delete_pod(client: &kube::Client, namespace: &str, pod: &PodState) 
 }
 
 fn of_replica_sets<'a>(kind: Kind, own: impl Iterator<Item = &'a ReplicaSet>) -> Vec<Past> {
+    let number = |set: &ReplicaSet| set.metadata.annotations.as_ref()?.get(facts::revision_key(kind))?.parse().ok();
     let mut past: Vec<Past> = own
         .map(|set| {
             let template = serde_json::to_value(&set.spec.template).unwrap_or_default();
             let (stamps, template) = split(template);
             let owner = set.metadata.uid.clone().unwrap_or_default();
-            let (hash, number) = (facts::pod_hash(kind, &set.metadata), facts::number(kind, set));
-            Past { owner, hash, number: number.unwrap_or(0), current: false, stamps, template }
+            let hash = PodHash::of(set.metadata.labels.as_ref()).value.to_owned();
+            Past { owner, hash, number: number(set).unwrap_or(0), current: false, stamps, template }
         })
         .collect();
     let newest = past.iter().map(|revision| revision.number).max();
@@ -162,7 +164,7 @@ fn split(mut template: Value) -> (BTreeMap<String, Stamp>, Value) {
     let mut stamps = BTreeMap::new();
     let ours = |key: &str| {
         key.starts_with(STAMP_PREFIX)
-            || [ROLLOUT, TEMPLATE_HASH, ROLLOUTS_HASH, CONTROLLER_HASH, RESTARTED].contains(&key)
+            || [ROLLOUT, TEMPLATE_HASH, CONTROLLER_HASH, ROLLOUTS_HASH, RESTARTED].contains(&key)
     };
     for of in ["annotations", "labels"] {
         let Some(map) = template.pointer_mut(&format!("/metadata/{of}")).and_then(Value::as_object_mut) else {
@@ -201,7 +203,7 @@ fn pod_state(kind: Kind, pod: &Pod) -> PodState {
     if unready.is_empty() {
         unready = regular.iter().filter(|c| !c.ready).collect();
     }
-    let told = unready.iter().filter_map(|container| trouble(container, &name)).min_by_key(|(rank, _)| *rank);
+    let told = unready.iter().map(|container| trouble(container, &name)).min_by_key(|(rank, _)| *rank);
     let failed = status.filter(|s| s.phase.as_deref() == Some("Failed")).map(|s| {
         let reason = s.reason.as_deref().unwrap_or("Failed");
         cut(format!("{reason}: Pod {name} failed: {}", s.message.as_deref().unwrap_or("no message")))
@@ -209,7 +211,7 @@ fn pod_state(kind: Kind, pod: &Pod) -> PodState {
     PodState {
         uid: meta.uid.clone().unwrap_or_default(),
         resource_version: meta.resource_version.clone().unwrap_or_default(),
-        hash: facts::pod_hash(kind, meta),
+        hash: facts::pod_hash(kind, pod),
         created,
         scheduled: spec.is_some_and(|s| s.node_name.as_ref().is_some_and(|node| !node.is_empty())),
         unscheduled: condition("PodScheduled").and_then(|c: &PodCondition| c.message.clone()).map(cut),
@@ -227,11 +229,11 @@ fn pod_state(kind: Kind, pod: &Pod) -> PodState {
 fn is_unready_init(status: &ContainerStatus) -> bool {
     let state = status.state.clone().unwrap_or_default();
     let ended = state.terminated.as_ref().is_some_and(|t| t.exit_code == 0);
-    !ended && !(state.running.is_some() && status.ready)
+    !(ended || state.running.is_some() && status.ready)
 }
 
 /// What is wrong with a container that is not ready, and how much that says: less is more.
-fn trouble(status: &ContainerStatus, pod: &str) -> Option<(u8, String)> {
+fn trouble(status: &ContainerStatus, pod: &str) -> (u8, String) {
     let state = status.state.clone().unwrap_or_default();
     let last = ended(status.last_state.as_ref()).or_else(|| ended(status.state.as_ref()));
     let of = format!("container {} of Pod {pod}", status.name);
@@ -251,7 +253,7 @@ fn trouble(status: &ContainerStatus, pod: &str) -> Option<(u8, String)> {
         None if state.running.is_some() => (1, format!("NotReady: {of} runs and is not ready{restarts}{last}")),
         None => (1, format!("Terminated: {of}{restarts}{last}")),
     };
-    Some((rank, cut(text)))
+    (rank, cut(text))
 }
 
 /// Reasons of the kubelet that do not pass by waiting.

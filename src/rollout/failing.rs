@@ -44,6 +44,7 @@ pub fn due(workload: &Workload, deadline: Duration) -> Option<Timestamp> {
     let stamped_at = workload.stamped_at.filter(|_| !waits)?;
     match is_exceeded(workload) {
         true => Some(stamped_at),
+        // Its steps may take days: only its own controller knows.
         false if workload.key.kind == Kind::Rollout => None,
         false => Some(after(stamped_at, deadline)),
     }
@@ -82,7 +83,7 @@ pub fn judge(workload: &Workload, pods: &[PodState], deadline: Duration, now: Ti
     }
 }
 
-/// Whether the Deployment's controller gave this template up, and not the one before: the stamp is older than its word.
+/// Whether its controller gave this template up, and not the one before: the stamp is older than its word.
 fn is_exceeded(workload: &Workload) -> bool {
     workload.observed && workload.exceeded.is_some_and(|at| workload.stamped_at.is_some_and(|stamped| stamped <= at))
 }

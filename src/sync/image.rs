@@ -10,20 +10,20 @@ use tokio::sync::SemaphorePermit;
 use tokio::time::Instant;
 
 use crate::api::annotations::APPROVE;
-use crate::api::{self, Closed, CompiledSpec, Image, ImageStatus, SyncResult, Tagged};
+use crate::api::{self, Closed, CompiledSpec, Image, ImageStatus, Rejected, SyncResult, Tagged};
 use crate::policy::Repository;
 use crate::registry::Asker;
 use crate::rollout::PullAccess;
 
 use super::approval::Approved;
-use super::decide::Known;
+use super::decide::{self, Known};
 use super::engine::{Key, Sync};
 use super::gates::{self, Gate};
 use super::managed;
 use super::observe;
 use super::pace::{self, RETRY_MAX, Wanted};
 use super::records;
-use super::request::Request;
+use super::request::{self, Request};
 use super::status::{self, Failure, Outcome, Subject};
 use super::verify::{Checks, Chosen, Given};
 use super::world::{Cached, ImageKey, status_of};
@@ -49,6 +49,8 @@ pub(super) struct Memo {
     pub(super) forced: bool,
     /// Somebody wants what it rejected tried again.
     pub(super) forgets: bool,
+    /// When its status was written last.
+    pub(super) written: Option<Instant>,
     /// What was learned of its tags.
     pub(super) checks: Checks,
     /// The approval that the last sync knew of: it is not a reason for another one.
@@ -109,7 +111,7 @@ impl Sync {
             image = write::status(self, key, &image, &status).await?;
         }
         let request = Request::of(&image, &status_of(&image));
-        if request.retry && !self.retry(key, &image).await? {
+        if request.retry && !self.retry(key, &image) {
             return Ok(()); // others of its group come first
         }
         let forgets = self.memos().get_mut(key).is_some_and(|memo| std::mem::take(&mut memo.forgets));
@@ -140,7 +142,7 @@ impl Sync {
             let spec = compiled.as_ref().ok();
             // A registry may take long: the place is for others until it has answered.
             drop(place);
-            let chosen = self.sync(key, &image, &old, compiled.as_ref(), &request, wanted).await;
+            let chosen = self.sync(key, &image, &old, compiled.as_ref(), wanted).await;
             let Chosen { outcome, seen, asked, answer: answered, wake } = chosen;
             place = self.places.take().await.ok_or(WriteError::NotLeader)?;
             if let Outcome::Tag(choice) = &outcome {
@@ -149,7 +151,8 @@ impl Sync {
             let retry = matches!(&outcome, Outcome::Failed(failure) if !failure.stalled);
             let subject = self.subject(&image, &old, spec);
             selected = status::after_sync(&mut new, &subject, &outcome);
-            (new.seen, new.asked, answer) = (seen, asked, answered);
+            (new.seen, new.asked) = (seen, asked);
+            answer = request::taken(answered, &outcome, &new);
             self.metrics.sync(new.result.map_or("Error", SyncResult::as_str));
             self.schedule(key, &image, spec, retry, &new);
             self.handled(key, &request, wake);
@@ -170,9 +173,20 @@ impl Sync {
             settled = status::settle(&mut new, &subject);
         }
         status::keep_transitions(&old, &mut new);
+        if let Some(until) = status::soaks_until(&new, &progress, subject.now) {
+            self.queue_at(Key::Image(key.clone()), until);
+        }
+        let told_later = !due && !request.any() && settled.is_none() && status::differ_in_counts_only(&old, &new);
+        if told_later && self.was_counted_just_now(key, &old, &new) {
+            return Ok(());
+        }
         let mut written = image.clone();
         if self.must_write(&old, &new, due, request.any()) {
             written = write::status(self, key, &image, &new).await?;
+        }
+        let led = |s: &ImageStatus| s.rollout.as_ref().map(|r| (r.first.clone(), r.first_ready_at.clone()));
+        if led(&old) != led(&new) {
+            self.free_turns(&key.namespace);
         }
         if old.tag.is_none() && new.tag.is_some() {
             self.nudges.hurry(&key.namespace); // Pods may have been denied for want of it
@@ -211,7 +225,6 @@ impl Sync {
         image: &Image,
         status: &ImageStatus,
         compiled: Result<&CompiledSpec, &api::SpecError>,
-        request: &Request,
         wanted: Wanted,
     ) -> Chosen {
         let failed = |failure| Chosen::failed(status, failure);
@@ -231,8 +244,7 @@ impl Sync {
             return failed(Failure { result: SyncResult::Error, reason: status::DUPLICATE, message, stalled: true });
         }
         let access = self.world.access_of(image);
-        let approved = request.approve.clone();
-        match self.choose(key, image, status, spec, access.as_ref(), approved, wanted).await {
+        match self.choose(key, image, status, spec, access.as_ref(), wanted).await {
             Ok(chosen) => chosen,
             Err(failure) => failed(failure.tried_again(pace::longest_wait(spec, Timestamp::now()))),
         }
@@ -256,7 +268,6 @@ impl Sync {
         status: &ImageStatus,
         spec: &CompiledSpec,
         access: Option<&PullAccess>,
-        approved: Option<Approved>,
         wanted: Wanted,
     ) -> Result<Chosen, Failure> {
         let stopping = || Failure {
@@ -275,7 +286,8 @@ impl Sync {
         let listing = listing.ok_or_else(stopping)??;
         self.host_answers(spec.repository.host());
         let tags: Vec<&str> = listing.tags().collect();
-        let rejected = self.world.rejected(image);
+        let rejections = self.world.rejections(image);
+        let rejected = rejections.iter().map(|r| r.tag.clone()).collect();
         let stamped = self.newest_stamp(image, spec, &rejected);
         let frozen = self.frozen(&key.namespace);
         // Where a newer tag may have to wait, what the manifest says counts as chosen meanwhile.
@@ -300,11 +312,18 @@ impl Sync {
             min_age: spec.gates.min_age,
             seen: status.seen.clone(),
             now,
-            approved,
+            approved: Request::of(image, status).approve,
             asked: status.asked.clone(),
         };
         let given = Given::new(key, spec, status, known, &tags, gate);
-        self.places.outside(self.verified(image, &given, &asked.request)).await.ok_or_else(stopping)?
+        let mut chosen =
+            self.places.outside(self.verified(image, &given, &asked.request)).await.ok_or_else(stopping)??;
+        if let Outcome::Tag(choice) = &mut chosen.outcome {
+            let refused = decide::refused(spec, known, &tags, &choice.tag);
+            let of = |r: &&Rejected| Some(&r.tag) == refused.as_ref() || r.tag.starts_with(&format!("{}@", choice.tag));
+            choice.rejected = rejections.iter().rev().find(of).map(status::rejected_in_words);
+        }
+        Ok(chosen)
     }
 
     /// The newest that stamps of its users name for this repository (an Image that lost its status adopts it).

@@ -31,6 +31,7 @@ mod source;
 mod status;
 mod target;
 mod timing;
+mod turn;
 mod unmutated;
 mod verify;
 mod view;

@@ -12,8 +12,8 @@ use crate::notify::{Audit, Reason};
 use super::approval::{Answer, Approved};
 use super::engine::Sync;
 use super::report::reference;
-use super::status;
-use super::world::ImageKey;
+use super::status::{self, Outcome};
+use super::world::{Cached, ImageKey};
 use super::write::{self, WriteError};
 
 /// What a person asked for by annotation.
@@ -63,6 +63,15 @@ fn who(image: &Image, key: &str) -> String {
     };
     let manager = image.metadata.managed_fields.iter().flatten().find(owns).and_then(|entry| entry.manager.clone());
     manager.map_or_else(|| "a person".to_owned(), |manager| format!("field manager {manager}"))
+}
+
+/// The answer, now that the status is made: going back comes first, and what is approved meanwhile is not lost.
+pub(super) fn taken(answer: Option<Answer>, outcome: &Outcome, new: &ImageStatus) -> Option<Answer> {
+    let is_current = |tag: &str| status::current(new).is_some_and(|current| current.tag == tag);
+    match (answer?, outcome) {
+        (Answer::Applied { .. }, Outcome::Tag(choice)) if !is_current(&choice.tag) => Some(Answer::Waits),
+        (answer, _) => Some(answer),
+    }
 }
 
 impl Sync {
@@ -115,46 +124,28 @@ impl Sync {
             return Ok(true);
         };
         let mut new = old.clone();
-        let is_new = status::reject(&mut new, &self.subject(image, old, spec), &tag, by, "");
-        new.asked = new.asked.filter(|asked| asked.tag != tag);
-        if new.tag != old.tag {
-            // Before the settled tag moves, every revision that ran the old one is on record.
-            self.complete_records(key, &mut new).await?;
+        let subject = self.subject(image, old, spec);
+        let is_new = status::remember(&mut new, &subject, &tag, by, "");
+        status::forget_waiting(&mut new, &subject, &tag);
+        let mut written = image.clone();
+        if new != *old {
+            written = write::status(self, key, image, &new).await?;
         }
-        status::keep_transitions(old, &mut new);
-        let written = if new == *old { image.clone() } else { write::status(self, key, image, &new).await? };
         // What comes next instead is another sync's to choose.
         self.memos().entry(key.clone()).or_default().forced = true;
-        self.queue_users(key, &written);
-        if is_new {
-            self.tell_rejected(key, &written, old, &new, (&tag, by)).await;
+        if self.go_back(key, &written, &new).await? {
+            if let Some(Cached::Read(image)) = self.world.image(key) {
+                written = image;
+            }
+        } else if is_new {
+            let note = format!("{}: {tag} was {by}; it is not chosen any more", image.spec.image);
+            self.events.say(&reference(image), Reason::TagRejected, &note).await;
+            let (name, from) = (format!("Image {key}"), tag.as_str());
+            Audit { image: &name, workload: "", what: "reject", from, to: "", digest: "", rule: by, rollout: "" }.log();
+            self.queue_users(key, &written);
         }
         write::remove_annotations(self, key, &written, done).await?;
         Ok(true)
-    }
-
-    async fn tell_rejected(
-        &self,
-        key: &ImageKey,
-        image: &Image,
-        old: &ImageStatus,
-        new: &ImageStatus,
-        (tag, by): (&str, &str),
-    ) {
-        let (before, now) = (status::current(old), status::current(new));
-        let from = before.as_ref().map(ToString::to_string).unwrap_or_default();
-        let to = now.as_ref().map(|tagged| tagged.tag.clone()).unwrap_or_default();
-        let then = match (before == now, to.as_str()) {
-            (true, _) => "it is not chosen any more".to_owned(),
-            (false, "") => "there is no tag before it to go back to".to_owned(),
-            (false, to) => format!("every workload goes back to {to}"),
-        };
-        let note = format!("{}: {tag} was {by}: {then}", image.spec.image);
-        self.events.say(&reference(image), Reason::TagRejected, &note).await;
-        let id = new.rollout.as_ref().map(|rollout| rollout.id.as_str()).unwrap_or_default();
-        let image = format!("Image {key}");
-        Audit { image: &image, workload: "", what: "reject", from: &from, to: &to, digest: "", rule: by, rollout: id }
-            .log();
     }
 
     async fn tell_approved(

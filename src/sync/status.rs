@@ -15,9 +15,8 @@ mod progress;
 mod rejected;
 mod rollout;
 
-pub use progress::{Progress, after_progress};
-#[allow(unused_imports)]
-pub use rejected::{because, in_words as rejected_in_words, reject, remember, to_leave, ways_back, withdraw};
+pub use progress::{Progress, after_progress, soaks_until};
+pub use rejected::{because, in_words as rejected_in_words, remember, to_leave, ways_back, withdraw};
 use rollout::select;
 pub use rollout::{Selected, current, pinned, settle};
 
@@ -135,7 +134,9 @@ pub fn after_sync(status: &mut ImageStatus, subject: &Subject<'_>, outcome: &Out
             let Choice { tag, rule, why, missing, adopted, digest, .. } = choice;
             let reason = if *missing { "TagMissing" } else { "Synced" };
             conditions.set(condition::READY, true, reason, &in_words(choice));
-            conditions.clear(condition::STALLED);
+            if !stuck {
+                conditions.clear(condition::STALLED); // else it is the workloads that tell
+            }
             conditions.clear(condition::STALE);
             status.result = Some(SyncResult::Success);
             // One that the registry does not list yet is still to come.
@@ -155,8 +156,8 @@ pub fn after_sync(status: &mut ImageStatus, subject: &Subject<'_>, outcome: &Out
                 return None;
             }
             let selected = select(status, subject, &Tagged { tag: tag.clone(), digest: digest.clone() }, rule, why);
-            if let Some(by) = choice.approved.as_ref().filter(|_| selected.is_some()) {
-                rollout::approved(status, by);
+            if choice.approved && selected.is_some() {
+                rollout::approved(status, why);
             }
             selected
         }
@@ -165,13 +166,17 @@ pub fn after_sync(status: &mut ImageStatus, subject: &Subject<'_>, outcome: &Out
 
 /// The message of `Ready`.
 fn in_words(choice: &Choice) -> String {
-    let Choice { tag, missing, passed_over, waits, .. } = choice;
+    let Choice { tag, rule, missing, passed_over, waits, rejected, .. } = choice;
     let mut message = match (missing, waits) {
         (true, None) => format!("{tag} is kept: no rule allows a newer one; the registry no longer lists it"),
         (true, Some(waits)) => {
             format!("{tag} is kept while {} waits; the registry no longer lists it", waits.pending.tag)
         }
-        (false, None) => format!("{tag} is the newest tag that the rules allow"),
+        (false, None) => match rejected {
+            Some(rejected) if rule.is_empty() => format!("{tag} is kept: {rejected}"),
+            Some(rejected) => format!("{tag} is the newest tag that the rules allow; {rejected}"),
+            None => format!("{tag} is the newest tag that the rules allow"),
+        },
         (false, Some(waits)) => format!("{tag} is the newest tag that may go now: {} waits", waits.pending.tag),
     };
     for sentence in passed_over {
@@ -205,6 +210,14 @@ fn wait(status: &mut ImageStatus, subject: &Subject<'_>, waits: Option<&Waits>) 
     }
 }
 
+/// Records that a tag waits no longer, and that nobody is asked for it, if that was so.
+pub fn forget_waiting(status: &mut ImageStatus, subject: &Subject<'_>, tag: &str) {
+    status.asked = status.asked.take().filter(|asked| asked.tag != tag);
+    if status.pending.as_ref().is_some_and(|pending| pending.tag == tag) {
+        wait(status, subject, None);
+    }
+}
+
 /// Since when syncs fail, as the status of an earlier process has it; none if the last one did not.
 pub fn failing_since(status: &ImageStatus) -> Option<Timestamp> {
     let failed = [SyncResult::RegistryError, SyncResult::TagsError, SyncResult::PullSecretsError];
@@ -235,6 +248,18 @@ pub fn keep_transitions(old: &ImageStatus, new: &mut ImageStatus) {
 pub fn says_the_same(a: &ImageStatus, b: &ImageStatus) -> bool {
     let timeless = |s: &ImageStatus| ImageStatus { time: None, ..s.clone() };
     timeless(a) == timeless(b)
+}
+
+/// Whether two statuses differ in nothing but how far rollouts are: who reads that can wait for a moment.
+pub fn differ_in_counts_only(a: &ImageStatus, b: &ImageStatus) -> bool {
+    let uncounted = |s: &ImageStatus| {
+        let mut status = ImageStatus { time: None, workloads: None, revisions: Vec::new(), ..s.clone() };
+        if let Some(rollout) = &mut status.rollout {
+            (rollout.total, rollout.updated) = (0, 0);
+        }
+        status
+    };
+    uncounted(a) == uncounted(b)
 }
 
 struct Conditions<'a> {

@@ -97,7 +97,7 @@ pub(super) async fn choose<M: Manifests>(
     checks: &mut Checks,
     manifests: &M,
 ) -> Result<Chosen, Failure> {
-    let answer = asks::answer(given, checks, manifests).await?;
+    let answer = Box::pin(asks::answer(given, checks, manifests)).await?;
     if let Some((answer, Some(outcome))) = answer {
         let mut ages = Ages::new(&given.gate);
         if let Outcome::Tag(choice) = &outcome {
@@ -108,8 +108,8 @@ pub(super) async fn choose<M: Manifests>(
         return Ok(Chosen { answer: Some(answer), asked, ..Chosen::new(given, outcome, seen) });
     }
     let mut ages = Ages::new(&given.gate);
-    let free = pick(given, Rules::Free, &mut ages, checks, manifests).await;
-    let (picked, mut wish) = asks::wish(given, free, &mut ages, checks, manifests).await?;
+    let free = Box::pin(pick(given, Rules::Free, &mut ages, checks, manifests)).await;
+    let (picked, mut wish) = Box::pin(asks::wish(given, free, &mut ages, checks, manifests)).await?;
     let keep = wish.as_ref().map(|wish| wish.tag.clone());
     let mut chosen = match picked.outcome {
         Outcome::Tag(choice) => {

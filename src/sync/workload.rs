@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use tokio::time::Instant;
 
 use crate::api::{Image, Tagged, annotations};
 use crate::notify::{Audit, Reason};
-use crate::rollout::{self, ApplyError, Blocked, Plan, Target, Workload, WorkloadKey};
+use crate::rollout::{self, ApplyError, Blocked, Change, Plan, Target, Workload, WorkloadKey};
 use crate::telemetry::RolloutOutcome;
 
 use super::engine::{Key, Sync};
@@ -34,6 +35,14 @@ impl Sync {
         if !self.leadership.is_leader() {
             return;
         }
+        let offered = self.take_offer(key);
+        self.look_at_workload(key).await;
+        if offered {
+            self.pass_on(key);
+        }
+    }
+
+    async fn look_at_workload(&self, key: &WorkloadKey) {
         let workload = self.world.workload(key);
         if let Some((workload, why)) = workload.as_ref().and_then(|w| Some((w, w.unrollable?))) {
             return self.leave(workload, why).await;
@@ -60,7 +69,7 @@ impl Sync {
             self.pending().remove(key);
         } else if plan.goes_back() || self.gathered(&workload, &targets) {
             if tags(&self.targets(&workload)) == tags(&targets) {
-                failure = self.roll(&workload, &targets, &plan).await;
+                failure = self.roll(&workload, &plan).await;
             } else {
                 // The tag that was waited for has come since this plan was made.
                 self.queue.add_now(Key::Workload(key.clone()));
@@ -131,28 +140,38 @@ impl Sync {
             return Ok(plan);
         }
         let wanted = (workload.generation, tags(targets));
-        let known = self
-            .views()
-            .get(&workload.key)
-            .is_some_and(|view| view.uid == workload.uid && view.unstamped.as_ref() == Some(&wanted));
-        if known {
-            return Ok(Plan { blocked: None, ..plan });
+        let version = (workload.resource_version.clone(), tags(targets));
+        if let Some(view) = self.views().get(&workload.key).filter(|view| view.uid == workload.uid) {
+            if view.unstamped.as_ref() == Some(&wanted) {
+                return Ok(Plan { blocked: None, ..plan });
+            }
+            let planned = view.planned.as_ref().filter(|(at, tags, _)| (at, tags) == (&version.0, &version.1));
+            if let Some((_, _, plan)) = planned {
+                return Ok(plan.clone());
+            }
         }
         let facts = rollout::observe(&self.client, workload).await?;
         let plan = rollout::plan(workload, targets, Some(&facts));
-        if plan.blocked.is_none() && plan.changes.is_empty() && plan.holds.is_empty() {
-            let mut views = self.views();
-            let view = views.entry(workload.key.clone()).or_default();
+        let mut views = self.views();
+        let view = views.entry(workload.key.clone()).or_default();
+        view.planned = None;
+        if plan.blocked.is_none() && plan.holds.is_empty() {
             view.uid.clone_from(&workload.uid);
-            view.unstamped = Some(wanted);
+            if plan.changes.is_empty() {
+                view.unstamped = Some(wanted);
+            } else {
+                view.planned = Some((version.0, version.1, plan.clone()));
+            }
         }
         Ok(plan)
     }
 
     /// Whether every Image of the workload has been synced since its change was first seen: tags that move at once share
-    /// one rollout.
+    /// one rollout. Likewise those of its groups that do not know the tag yet: who goes first is chosen among all.
     fn gathered(&self, workload: &Workload, targets: &BTreeMap<String, Target>) -> bool {
-        let images: BTreeSet<&str> = targets.values().map(|t| t.image.as_str()).collect();
+        let own: BTreeSet<String> = targets.values().map(|t| t.image.clone()).collect();
+        let mut images = self.behind(&workload.key, &own);
+        images.extend(own.iter().cloned());
         if images.len() < 2 {
             return true;
         }
@@ -167,14 +186,19 @@ impl Sync {
         }
         let mut all = true;
         for name in images {
-            let key = ImageKey { namespace: workload.key.namespace.clone(), name: name.to_owned() };
+            let of_group = !own.contains(&name);
+            let key = ImageKey { namespace: workload.key.namespace.clone(), name };
             let mut memos = self.memos();
             let Some(memo) = memos.get_mut(&key) else {
                 continue;
             };
             if memo.synced.is_none_or(|began| began < since + GATHER) {
                 all = false;
-                memo.forced = true;
+                if of_group {
+                    memo.next = Some(Timestamp::now()); // the list that has the tag will do
+                } else {
+                    memo.forced = true;
+                }
                 drop(memos);
                 self.queue.add_now(Key::Image(key));
             }
@@ -186,15 +210,12 @@ impl Sync {
     }
 
     /// Stamps a workload, if the limits allow. Returns why it could not be written.
-    async fn roll(&self, workload: &Workload, targets: &BTreeMap<String, Target>, plan: &Plan) -> Option<String> {
+    async fn roll(&self, workload: &Workload, plan: &Plan) -> Option<String> {
         let key = &workload.key;
         let rolling = self.rolling.lock().await;
-        // Before the limits are looked at: a place that comes free meanwhile must find who waits for it.
-        self.waiting().insert(key.clone());
-        let back = plan.goes_back();
         // Nothing delays a rollback; what else has changed waits its turn.
-        let plan = if back { &plan.back_only(workload) } else { &self.ungated(workload, plan) };
-        if plan.changes.is_empty() || !(back || self.limits_allow(workload, targets, plan)) {
+        let plan = if plan.goes_back() { &plan.back_only(workload) } else { &self.startable(workload, plan) };
+        if plan.changes.is_empty() {
             return None;
         }
         self.waiting().remove(key);
@@ -254,11 +275,20 @@ impl Sync {
             let digest = change.digest.as_deref().unwrap_or_default();
             let what = if change.back.is_some() { "rollback" } else { "roll" };
             Audit { image: &name, workload: &key.to_string(), what, from, to, digest, rule, rollout }.log();
-            if let Some(Cached::Read(image)) = self.world.image(&image) {
+            if let Some(Cached::Read(image)) = self.world.image(&image).filter(|_| self.begins(workload, change)) {
                 let note = format!("{key}: container {}: {from} -> {to} (rollout {rollout})", change.container);
                 self.events.say(&super::report::reference(&image), Reason::RolloutStarted, &note).await;
             }
         }
+    }
+}
+
+impl Sync {
+    /// Whether nobody else carries the rollout yet: an Image says once that it began, each workload when its own did.
+    fn begins(&self, workload: &Workload, change: &Change) -> bool {
+        let others = self.world.workloads(Some(&workload.key.namespace));
+        let carries = |w: &Arc<Workload>| w.key != workload.key && w.rollout.as_ref() == Some(&change.rollout);
+        !others.iter().any(carries)
     }
 }
 

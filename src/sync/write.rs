@@ -9,6 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
 use kube::Resource;
 use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use crate::api::annotations::ACTION;
 use crate::api::{Image, ImageStatus, SyncResult, condition};
@@ -65,6 +66,7 @@ pub(super) async fn status(
     }
     let written = Arc::new(written);
     sync.world.put_image(key, Cached::Read(written.clone()));
+    sync.memos().entry(key.clone()).or_default().written = Some(Instant::now());
     Ok(written)
 }
 

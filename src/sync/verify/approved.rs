@@ -90,7 +90,7 @@ impl Web {
             }
             Outcome::Tag(Choice { tag, rule, approved, waits, .. }) => {
                 let by = if rule.is_empty() { String::new() } else { format!(" by {rule}") };
-                said.push(format!("{tag}{by}{}", approved.map(|_| " !").unwrap_or_default()));
+                said.push(format!("{tag}{by}{}", if approved { " !" } else { "" }));
                 waits.map(|waits| *waits)
             }
         };

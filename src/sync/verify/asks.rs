@@ -30,7 +30,7 @@ pub(super) async fn wish<M: Manifests>(
     if free.is_err() && given.current().is_some() {
         return Ok((free?, None));
     }
-    let all = pick(given, Rules::All, ages, checks, manifests).await?;
+    let all = Box::pin(pick(given, Rules::All, ages, checks, manifests)).await?;
     let Ok(mut free) = free else {
         // Without approval there is no tag at all: why not, the other rules tell.
         return Ok(match &all.outcome {
@@ -113,7 +113,7 @@ pub(super) async fn answer<M: Manifests>(
         why: approved.by.clone(),
         adopted: given.known.stamped.filter(|_| given.known.settled.is_none()).cloned(),
         digest: Some(digest),
-        approved: Some(approved.by.clone()),
+        approved: true,
         ..Choice::default()
     };
     let Some(brake) = &given.gate.brake else {
@@ -131,7 +131,7 @@ pub(super) async fn answer<M: Manifests>(
         missing: !given.lists(current),
         digest: given.digest.clone(),
         waits: Some(Box::new(waits)),
-        approved: None,
+        approved: false,
         ..choice
     };
     Ok(Some((Answer::Waits, Some(Outcome::Tag(kept)))))

@@ -1,6 +1,6 @@
 //! Which Image counts for a container, and the containers for which an Image counts: the one place that knows.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use kube::ResourceExt;
@@ -8,7 +8,7 @@ use kube::ResourceExt;
 use crate::api::annotations::NamespaceSettings;
 use crate::api::{Image, Rejected};
 use crate::policy::{Reference, Repository};
-use crate::rollout::{Container, Workload};
+use crate::rollout::{Container, Workload, WorkloadKey};
 
 use super::{Cached, Namespace, World, age, managed, status_of};
 use crate::sync::source::{Source, SourceKey};
@@ -135,10 +135,21 @@ impl World {
         all.sort_by(|a, b| a.time.cmp(&b.time));
         all
     }
+}
 
-    /// The tags that no Image of a group tries again, as text of `Tagged`.
-    pub fn rejected(&self, image: &Image) -> BTreeSet<String> {
-        self.rejections(image).into_iter().map(|rejected| rejected.tag).collect()
+impl World {
+    /// The Images whose rollout names a workload as the one that goes first.
+    pub fn led_by(&self, key: &WorkloadKey) -> Vec<String> {
+        let (namespaces, name) = (self.lock(), key.to_string());
+        let images = namespaces.get(&key.namespace).into_iter().flat_map(|known| &known.images);
+        let led = images.filter(|(_, cached)| match cached {
+            Cached::Read(image) => {
+                let first = image.status.as_ref().and_then(|status| status.rollout.as_ref()?.first.as_deref());
+                first.is_some_and(|first| first.split(", ").any(|first| first == name))
+            }
+            Cached::Broken(..) => false,
+        });
+        led.map(|(name, _)| name.clone()).collect()
     }
 }
 
