@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Pod, PodCondit
 use kube::api::{Api, DeleteParams, Preconditions};
 use serde_json::Value;
 
+use crate::api::annotated::PodHash;
 use crate::api::annotations::{ROLLOUT, STAMP_PREFIX, Stamp};
 
 use super::apply::ApplyError;
@@ -17,8 +18,8 @@ use super::workload::{Kind, Workload};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 const TEMPLATE_HASH: &str = "pod-template-hash";
-const ROLLOUTS_HASH: &str = "rollouts-pod-template-hash";
 const CONTROLLER_HASH: &str = "controller-revision-hash";
+const ROLLOUTS_HASH: &str = "rollouts-pod-template-hash";
 /// `kubectl rollout restart` writes it: it changes nothing that runs.
 const RESTARTED: &str = "kubectl.kubernetes.io/restartedAt";
 /// Longest message taken over from a Pod, in bytes.
@@ -29,7 +30,7 @@ const MAX_MESSAGE: usize = 200;
 pub struct Past {
     /// UID of what owns its Pods: the ReplicaSet, or the workload itself.
     pub owner: String,
-    /// What its Pods carry, as in [`facts::Revision`].
+    /// What its Pods carry as `pod-template-hash` or `controller-revision-hash`.
     pub hash: String,
     /// Its number: greater is newer.
     pub number: i64,
@@ -92,9 +93,9 @@ impl Evidence {
 /// Reads the evidence: two lists, each in pages and within a deadline.
 pub async fn evidence(client: &kube::Client, workload: &Workload) -> Result<Evidence, FactsError> {
     let past = match workload.key.kind {
-        kind @ (Kind::Deployment | Kind::Rollout) => {
+        Kind::Deployment | Kind::Rollout => {
             let sets: Vec<ReplicaSet> = facts::list(client, workload, "ReplicaSets").await?;
-            of_replica_sets(kind, sets.iter().filter(|s| controller(&s.metadata) == Some(&workload.uid)))
+            of_replica_sets(workload.key.kind, sets.iter().filter(|s| controller(&s.metadata) == Some(&workload.uid)))
         }
         Kind::StatefulSet | Kind::DaemonSet | Kind::CloneSet => {
             let all: Vec<ControllerRevision> = facts::list(client, workload, "ControllerRevisions").await?;
@@ -126,13 +127,14 @@ pub async fn delete_pod(client: &kube::Client, namespace: &str, pod: &PodState) 
 }
 
 fn of_replica_sets<'a>(kind: Kind, own: impl Iterator<Item = &'a ReplicaSet>) -> Vec<Past> {
+    let number = |set: &ReplicaSet| set.metadata.annotations.as_ref()?.get(facts::revision_key(kind))?.parse().ok();
     let mut past: Vec<Past> = own
         .map(|set| {
             let template = serde_json::to_value(&set.spec.template).unwrap_or_default();
             let (stamps, template) = split(template);
             let owner = set.metadata.uid.clone().unwrap_or_default();
-            let (hash, number) = (facts::pod_hash(kind, &set.metadata), facts::number(kind, set));
-            Past { owner, hash, number: number.unwrap_or(0), current: false, stamps, template }
+            let hash = PodHash::of(set.metadata.labels.as_ref()).value.to_owned();
+            Past { owner, hash, number: number(set).unwrap_or(0), current: false, stamps, template }
         })
         .collect();
     let newest = past.iter().map(|revision| revision.number).max();
@@ -162,7 +164,7 @@ fn split(mut template: Value) -> (BTreeMap<String, Stamp>, Value) {
     let mut stamps = BTreeMap::new();
     let ours = |key: &str| {
         key.starts_with(STAMP_PREFIX)
-            || [ROLLOUT, TEMPLATE_HASH, ROLLOUTS_HASH, CONTROLLER_HASH, RESTARTED].contains(&key)
+            || [ROLLOUT, TEMPLATE_HASH, CONTROLLER_HASH, ROLLOUTS_HASH, RESTARTED].contains(&key)
     };
     for of in ["annotations", "labels"] {
         let Some(map) = template.pointer_mut(&format!("/metadata/{of}")).and_then(Value::as_object_mut) else {
@@ -209,7 +211,7 @@ fn pod_state(kind: Kind, pod: &Pod) -> PodState {
     PodState {
         uid: meta.uid.clone().unwrap_or_default(),
         resource_version: meta.resource_version.clone().unwrap_or_default(),
-        hash: facts::pod_hash(kind, meta),
+        hash: facts::pod_hash(kind, pod),
         created,
         scheduled: spec.is_some_and(|s| s.node_name.as_ref().is_some_and(|node| !node.is_empty())),
         unscheduled: condition("PodScheduled").and_then(|c: &PodCondition| c.message.clone()).map(cut),
