@@ -203,7 +203,7 @@ fn pod_state(kind: Kind, pod: &Pod) -> PodState {
     if unready.is_empty() {
         unready = regular.iter().filter(|c| !c.ready).collect();
     }
-    let told = unready.iter().filter_map(|container| trouble(container, &name)).min_by_key(|(rank, _)| *rank);
+    let told = unready.iter().map(|container| trouble(container, &name)).min_by_key(|(rank, _)| *rank);
     let failed = status.filter(|s| s.phase.as_deref() == Some("Failed")).map(|s| {
         let reason = s.reason.as_deref().unwrap_or("Failed");
         cut(format!("{reason}: Pod {name} failed: {}", s.message.as_deref().unwrap_or("no message")))
@@ -229,11 +229,11 @@ fn pod_state(kind: Kind, pod: &Pod) -> PodState {
 fn is_unready_init(status: &ContainerStatus) -> bool {
     let state = status.state.clone().unwrap_or_default();
     let ended = state.terminated.as_ref().is_some_and(|t| t.exit_code == 0);
-    !ended && !(state.running.is_some() && status.ready)
+    !(ended || state.running.is_some() && status.ready)
 }
 
 /// What is wrong with a container that is not ready, and how much that says: less is more.
-fn trouble(status: &ContainerStatus, pod: &str) -> Option<(u8, String)> {
+fn trouble(status: &ContainerStatus, pod: &str) -> (u8, String) {
     let state = status.state.clone().unwrap_or_default();
     let last = ended(status.last_state.as_ref()).or_else(|| ended(status.state.as_ref()));
     let of = format!("container {} of Pod {pod}", status.name);
@@ -253,7 +253,7 @@ fn trouble(status: &ContainerStatus, pod: &str) -> Option<(u8, String)> {
         None if state.running.is_some() => (1, format!("NotReady: {of} runs and is not ready{restarts}{last}")),
         None => (1, format!("Terminated: {of}{restarts}{last}")),
     };
-    Some((rank, cut(text)))
+    (rank, cut(text))
 }
 
 /// Reasons of the kubelet that do not pass by waiting.

@@ -130,6 +130,7 @@ pub(super) fn blames_us(message: &str) -> bool {
 }
 
 /// A workload as kimup sees it.
+#[allow(clippy::struct_excessive_bools)] // independent facts
 #[derive(Clone, Debug, PartialEq)]
 pub struct Workload {
     /// Which one.

@@ -51,6 +51,8 @@ pub struct Choice {
     pub passed_over: Vec<String>,
     /// A pinned digest that the registry has no longer.
     pub gone: Option<String>,
+    /// A newer tag that is not tried again, and why, in a sentence.
+    pub rejected: Option<String>,
     /// A newer tag that has to wait.
     pub waits: Option<Box<Waits>>,
     /// A person asked for it; `why` says who: `approved by bob`.
@@ -75,6 +77,7 @@ impl Rules {
 }
 
 /// The decision.
+#[allow(clippy::large_enum_variant)] // one for each sync
 #[derive(Clone, Debug, PartialEq)]
 pub enum Verdict {
     /// The Image should run this tag, the current one or a newer.
@@ -142,6 +145,15 @@ pub fn decide<T: AsRef<str>>(spec: &CompiledSpec, which: Rules, known: Known<'_>
         (_, _, Some(tag)) => kept(tag),
         (_, _, None) => Verdict::None { why },
     }
+}
+
+/// The tag that would be chosen, were it not rejected; none if `chosen` is.
+pub fn refused<T: AsRef<str>>(spec: &CompiledSpec, known: Known<'_>, tags: &[T], chosen: &str) -> Option<String> {
+    known.rejected.filter(|rejected| !rejected.is_empty())?;
+    let Verdict::Tag(choice) = decide(spec, Rules::All, Known { rejected: None, ..known }, tags) else {
+        return None;
+    };
+    Some(choice.tag).filter(|tag| tag != chosen && known.is_rejected(tag))
 }
 
 /// The current tag, or the starting tag if there is none or it has been raised above. Where only its digest is followed,

@@ -77,7 +77,9 @@ impl Sync {
         let now = Timestamp::now();
         if due.is_none_or(|due| due > now) {
             self.judged(workload, None, None);
-            due.into_iter().for_each(|due| self.queue_at(Key::Workload(key.clone()), due));
+            if let Some(due) = due {
+                self.queue_at(Key::Workload(key.clone()), due);
+            }
             return;
         }
         let next = self.judgements().get(key).and_then(|known| known.next).filter(|(_, of)| *of == workload.generation);
@@ -94,12 +96,14 @@ impl Sync {
         match rollout::judge(workload, &evidence.current(), deadline, now) {
             Verdict::Fine(until) => {
                 self.judged(workload, None, None);
-                until.into_iter().for_each(|until| self.queue_at(Key::Workload(key.clone()), until));
+                if let Some(until) = until {
+                    self.queue_at(Key::Workload(key.clone()), until);
+                }
             }
             Verdict::Untried { why } => self.judged(workload, None, Some(why)),
             Verdict::Failing { reason, containers } => match self.failing(workload, &tried, &evidence, &containers) {
                 Ok(tags) => {
-                    self.judged(workload, Some(Failing { reason, tags, generation: workload.generation }), None)
+                    self.judged(workload, Some(Failing { reason, tags, generation: workload.generation }), None);
                 }
                 Err(why) => self.judged(workload, None, Some(format!("{reason}; {why}"))),
             },
@@ -246,8 +250,8 @@ impl Sync {
         if order.compare(&settled, &before.tag) != Some(Greater) {
             return None;
         }
-        let older = evidence.past.iter().filter(|r| !r.current && r.number < past.number);
-        let stamps = older.filter_map(|r| r.stamps.get(container)).filter_map(|stamp| ran(stamp, &stamp.text));
+        let earlier = evidence.past.iter().filter(|r| !r.current && r.number < past.number);
+        let stamps = earlier.filter_map(|r| r.stamps.get(container)).filter_map(|stamp| ran(stamp, &stamp.text));
         let newer = stamps.filter(|left| {
             let lost = left.is_in(&tried.target.rejected) || *left == tried.tag;
             !lost && order.compare(&left.tag, &before.tag) == Some(Greater)

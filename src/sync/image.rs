@@ -10,13 +10,13 @@ use tokio::sync::SemaphorePermit;
 use tokio::time::Instant;
 
 use crate::api::annotations::APPROVE;
-use crate::api::{self, Closed, CompiledSpec, Image, ImageStatus, SyncResult, Tagged};
+use crate::api::{self, Closed, CompiledSpec, Image, ImageStatus, Rejected, SyncResult, Tagged};
 use crate::policy::Repository;
 use crate::registry::Asker;
 use crate::rollout::PullAccess;
 
 use super::approval::Approved;
-use super::decide::Known;
+use super::decide::{self, Known};
 use super::engine::{Key, Sync};
 use super::gates::{self, Gate};
 use super::managed;
@@ -111,7 +111,7 @@ impl Sync {
             image = write::status(self, key, &image, &status).await?;
         }
         let request = Request::of(&image, &status_of(&image));
-        if request.retry && !self.retry(key, &image).await? {
+        if request.retry && !self.retry(key, &image) {
             return Ok(()); // others of its group come first
         }
         let forgets = self.memos().get_mut(key).is_some_and(|memo| std::mem::take(&mut memo.forgets));
@@ -286,7 +286,8 @@ impl Sync {
         let listing = listing.ok_or_else(stopping)??;
         self.host_answers(spec.repository.host());
         let tags: Vec<&str> = listing.tags().collect();
-        let rejected = self.world.rejected(image);
+        let rejections = self.world.rejections(image);
+        let rejected = rejections.iter().map(|r| r.tag.clone()).collect();
         let stamped = self.newest_stamp(image, spec, &rejected);
         let frozen = self.frozen(&key.namespace);
         // Where a newer tag may have to wait, what the manifest says counts as chosen meanwhile.
@@ -315,7 +316,14 @@ impl Sync {
             asked: status.asked.clone(),
         };
         let given = Given::new(key, spec, status, known, &tags, gate);
-        self.places.outside(self.verified(image, &given, &asked.request)).await.ok_or_else(stopping)?
+        let mut chosen =
+            self.places.outside(self.verified(image, &given, &asked.request)).await.ok_or_else(stopping)??;
+        if let Outcome::Tag(choice) = &mut chosen.outcome {
+            let refused = decide::refused(spec, known, &tags, &choice.tag);
+            let of = |r: &&Rejected| Some(&r.tag) == refused.as_ref() || r.tag.starts_with(&format!("{}@", choice.tag));
+            choice.rejected = rejections.iter().rev().find(of).map(status::rejected_in_words);
+        }
+        Ok(chosen)
     }
 
     /// The newest that stamps of its users name for this repository (an Image that lost its status adopts it).

@@ -13,7 +13,7 @@ use super::approval;
 use super::engine::{Key, Sync};
 use super::managed;
 use super::observe::HOST_FAILS;
-use super::status::{DUPLICATE, Selected};
+use super::status::{DUPLICATE, ROLLOUT_FAILED, Selected};
 use super::world::{ImageKey, User};
 
 impl Sync {
@@ -76,6 +76,26 @@ impl Sync {
                 .log();
         }
         self.report_failure(key, &on, old, new).await;
+        self.report_stopped(image, &on, old, new).await;
+    }
+
+    /// Says, once, that a rollout does not go on and waits for somebody.
+    async fn report_stopped(&self, image: &Image, on: &ObjectReference, old: &ImageStatus, new: &ImageStatus) {
+        let stands = |s: &ImageStatus| {
+            s.conditions.iter().any(|c| c.type_ == api::condition::STALLED && c.reason == ROLLOUT_FAILED)
+        };
+        if !stands(new) || stands(old) {
+            return;
+        }
+        let users = self.world.users_of(image);
+        let Some((name, why)) = self.stopped(users.iter().map(|user| &*user.workload)) else {
+            return;
+        };
+        self.events.say(on, Reason::RolloutFailed, &format!("{name} does not go on: {why}")).await;
+        if let Some(user) = users.iter().find(|user| user.workload.key.to_string() == name) {
+            let note = format!("the rollout does not go on: {why}");
+            self.events.say(&super::workload::reference(&user.workload), Reason::RolloutFailed, &note).await;
+        }
     }
 
     /// Says on each workload that was stamped for a rollout that it has ended well.

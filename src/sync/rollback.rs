@@ -150,7 +150,7 @@ impl Sync {
         new.held.retain(|held| held.workload != workload || held.container != container);
         let why = format!("it was held there before {} was tried; a newer tag than {left} ends this", failed.left.tag);
         let (tag, since) = (before.tag.clone(), status::rfc3339(subject.now));
-        new.held.push(Held { workload, container, tag, left, since, why, ..Held::default() });
+        new.held.push(Held { workload, container, tag, left, since, why });
         new.held.sort_by(|a, b| (&a.workload, &a.container).cmp(&(&b.workload, &b.container)));
     }
 
@@ -188,7 +188,7 @@ impl Sync {
 
     /// A person wants rejected tags tried again (`action: retry`): every Image of the group forgets what it rejected, this
     /// one last. Returns whether that is done.
-    pub(super) async fn retry(&self, key: &ImageKey, image: &Arc<Image>) -> Result<bool, WriteError> {
+    pub(super) fn retry(&self, key: &ImageKey, image: &Image) -> bool {
         let others: Vec<_> =
             self.world.group_of(image).into_iter().filter(|other| other.metadata.uid != image.metadata.uid).collect();
         let mut waits = false;
@@ -201,7 +201,7 @@ impl Sync {
         if waits {
             self.queue.add(Key::Image(key.clone()), Instant::now() + RETRY_PAUSE);
         }
-        Ok(!waits)
+        !waits
     }
 
     /// Forgets what an Image rejected; returns it as it is then.

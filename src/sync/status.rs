@@ -134,7 +134,9 @@ pub fn after_sync(status: &mut ImageStatus, subject: &Subject<'_>, outcome: &Out
             let Choice { tag, rule, why, missing, adopted, digest, .. } = choice;
             let reason = if *missing { "TagMissing" } else { "Synced" };
             conditions.set(condition::READY, true, reason, &in_words(choice));
-            conditions.clear(condition::STALLED);
+            if !stuck {
+                conditions.clear(condition::STALLED); // else it is the workloads that tell
+            }
             conditions.clear(condition::STALE);
             status.result = Some(SyncResult::Success);
             // One that the registry does not list yet is still to come.
@@ -164,13 +166,17 @@ pub fn after_sync(status: &mut ImageStatus, subject: &Subject<'_>, outcome: &Out
 
 /// The message of `Ready`.
 fn in_words(choice: &Choice) -> String {
-    let Choice { tag, missing, passed_over, waits, .. } = choice;
+    let Choice { tag, rule, missing, passed_over, waits, rejected, .. } = choice;
     let mut message = match (missing, waits) {
         (true, None) => format!("{tag} is kept: no rule allows a newer one; the registry no longer lists it"),
         (true, Some(waits)) => {
             format!("{tag} is kept while {} waits; the registry no longer lists it", waits.pending.tag)
         }
-        (false, None) => format!("{tag} is the newest tag that the rules allow"),
+        (false, None) => match rejected {
+            Some(rejected) if rule.is_empty() => format!("{tag} is kept: {rejected}"),
+            Some(rejected) => format!("{tag} is the newest tag that the rules allow; {rejected}"),
+            None => format!("{tag} is the newest tag that the rules allow"),
+        },
         (false, Some(waits)) => format!("{tag} is the newest tag that may go now: {} waits", waits.pending.tag),
     };
     for sentence in passed_over {

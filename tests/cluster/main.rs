@@ -45,6 +45,7 @@ mod registries;
 mod registry_config;
 mod replicas;
 mod results;
+mod rollback;
 mod rollouts;
 mod sides;
 mod smoke;

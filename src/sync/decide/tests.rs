@@ -255,3 +255,20 @@ fn a_rejected_tag_is_not_offered() {
     check_rejected(&base, none(), &["1.3.0"], "1.2.0 1.3.0", "none: the starting tag 1.3.0 was rejected…");
     check_rejected(&base, Known { stamped: Some(tagged("1.3.0")), ..none() }, &["1.3.0"], "1.3.0", "none: …");
 }
+
+#[test]
+fn what_is_refused_is_named() {
+    #[track_caller]
+    fn refused_of(rejected: &[&str], tags: &str, chosen: &str, expected: Option<&str>) {
+        let minor = spec(&["semver-minor"], &json!({}));
+        let rejected = rejected.iter().map(|&tag| tag.to_owned()).collect();
+        let tags: Vec<&str> = tags.split_whitespace().collect();
+        let known = Known { rejected: Some(&rejected), ..settled("1.2.0") };
+        assert_eq!(refused(&minor, known, &tags, chosen).as_deref(), expected);
+    }
+    refused_of(&["1.3.0"], "1.2.0 1.3.0", "1.2.0", Some("1.3.0"));
+    refused_of(&["1.3.0"], "1.2.0 1.3.0 1.4.0", "1.4.0", None);
+    refused_of(&["1.4.0"], "1.2.0 1.3.0 1.4.0", "1.3.0", Some("1.4.0"));
+    refused_of(&["1.3.0"], "1.2.0", "1.2.0", None);
+    refused_of(&[], "1.2.0 1.3.0", "1.2.0", None);
+}

@@ -98,7 +98,10 @@ pub fn after_progress(status: &mut ImageStatus, subject: &Subject<'_>, progress:
     let stopped = progress.stopped.as_ref().map(|(workload, why)| format!("{workload} does not go on: {why}"));
     match &stopped {
         Some(message) => conditions.set(condition::STALLED, true, ROLLOUT_FAILED, message),
-        None if conditions.is(condition::STALLED, ROLLOUT_FAILED) => conditions.clear(condition::STALLED),
+        // After a restart nothing is known at first.
+        None if progress.undecided.is_empty() && conditions.is(condition::STALLED, ROLLOUT_FAILED) => {
+            conditions.clear(condition::STALLED);
+        }
         None => {}
     }
     match failed.or(stopped) {

@@ -1,6 +1,6 @@
 //! Which Image counts for a container, and the containers for which an Image counts: the one place that knows.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use kube::ResourceExt;
@@ -134,11 +134,6 @@ impl World {
         }
         all.sort_by(|a, b| a.time.cmp(&b.time));
         all
-    }
-
-    /// The tags that no Image of a group tries again, as text of `Tagged`.
-    pub fn rejected(&self, image: &Image) -> BTreeSet<String> {
-        self.rejections(image).into_iter().map(|rejected| rejected.tag).collect()
     }
 }
 
