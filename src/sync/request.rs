@@ -172,6 +172,7 @@ impl Sync {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sync::decide::Choice;
     use serde_json::{Value, json};
 
     #[test]
@@ -202,5 +203,22 @@ mod tests {
             "approved by field manager kubectl-annotate",
         );
         check(&json!({"managedFields": fields, "annotations": {APPROVED_BY: "bob"}}), "approved by bob");
+    }
+    #[test]
+    fn what_is_not_taken_yet_is_not_lost() {
+        #[track_caller]
+        fn check(in_flight: &str, answer: Answer, expected: &Answer) {
+            let rollout = crate::api::RolloutStatus { tag: in_flight.to_owned(), ..Default::default() };
+            let status =
+                ImageStatus { tag: Some("1.0.0".to_owned()), rollout: Some(rollout), ..ImageStatus::default() };
+            let choice = Choice { tag: "1.2.0".to_owned(), approved: true, ..Choice::default() };
+            assert_eq!(taken(Some(answer), &Outcome::Tag(choice), &status).as_ref(), Some(expected));
+        }
+        let applied = || Answer::Applied { against: None };
+        check("1.2.0", applied(), &applied());
+        // On its way back from another one.
+        check("1.0.0", applied(), &Answer::Waits);
+        check("1.0.0", Answer::Already, &Answer::Already);
+        assert_eq!(taken(None, &Outcome::Tag(Choice::default()), &ImageStatus::default()), None);
     }
 }

@@ -289,3 +289,22 @@ async fn a_request_lapses_by_itself_until_a_newer_tag_comes() {
     shop.pods_run("web", 2, &format!("{image}:1.1.0")).await;
     assert_eq!(shop.settles("web", "1.1.0").await.history[0].by.as_deref(), Some("approved by bob"));
 }
+
+#[tokio::test]
+async fn where_nobody_has_to_approve_who_may_edit_rejects() {
+    let name = "approval-none";
+    let free = json!([{"name": "minor", "type": "minor", "actions": [{"type": "apply"}]}]);
+    let (shop, image) = shop(name, &json!({"rules": free})).await;
+    push(name, "1.1.0").await;
+    shop.sync("web").await;
+    shop.pods_run("web", 2, &format!("{image}:1.1.0")).await;
+    shop.settles("web", "1.1.0").await;
+    by("alice", &shop, &[&format!("{REJECT}=1.1.0")]).await.unwrap();
+    shop.pods_run("web", 2, &format!("{image}:1.0.0")).await;
+    let status = shop.settles("web", "1.0.0").await;
+    answered(&shop).await;
+    let word = "rejected by field manager kubectl-annotate";
+    assert_eq!((status.rejected[0].reason.as_str(), status.history[0].by.as_deref()), (word, Some(word)));
+    let status = stays(&shop, 2).await;
+    assert_eq!((status.tag.as_deref(), status.rollout), (Some("1.0.0"), None));
+}
