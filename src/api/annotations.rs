@@ -23,10 +23,12 @@ pub const CANARY: &str = "kimup.cloudavenue.io/canary";
 pub const ACTION: &str = "kimup.cloudavenue.io/action";
 /// On an Image: any value; another one than last time syncs now.
 pub const REQUESTED_AT: &str = "kimup.cloudavenue.io/requestedAt";
-/// On an Image: a tag to approve; not acted on by this version.
+/// On an Image: a tag to apply, though a rule asks for approval or windows are closed. Removed when done.
 pub const APPROVE: &str = "kimup.cloudavenue.io/approve";
-/// On an Image: a tag to reject; not acted on by this version.
+/// On an Image: a tag that must not run. Removed when done.
 pub const REJECT: &str = "kimup.cloudavenue.io/reject";
+/// On an Image, beside [`APPROVE`] or [`REJECT`]: the user's name. Removed with them.
+pub const APPROVED_BY: &str = "kimup.cloudavenue.io/approved-by";
 /// Label on Pod templates that kimup stamped: the rollout ID.
 pub const ROLLOUT: &str = "kimup.cloudavenue.io/rollout";
 /// On a Pod: what admission did, one entry per changed container.
@@ -79,6 +81,7 @@ pub const ALL: &[&str] = &[
     REQUESTED_AT,
     APPROVE,
     REJECT,
+    APPROVED_BY,
     ROLLOUT,
     APPLIED,
     NUDGED,

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use super::approval::asks_approval;
 use super::gates::{GateError, duration};
-use super::image::{ActionType, AfterRollback, ImageSpec};
+use super::image::{AfterRollback, ImageSpec};
 
 /// How the workloads of an Image are rolled.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,8 +33,7 @@ impl Strategy {
     pub fn parse(spec: &ImageSpec) -> Result<Self, GateError> {
         let (default, rollout) = (Self::default(), spec.rollout.clone().unwrap_or_default());
         // Where people approve, a person's rollback is theirs to end (design section 5).
-        let approved = spec.rules.iter().flat_map(|r| &r.actions).any(|a| a.kind == ActionType::RequestApproval);
-        let after = if approved { AfterRollback::Hold } else { AfterRollback::Next };
+        let after = if asks_approval(spec) { AfterRollback::Hold } else { AfterRollback::Next };
         Ok(Self {
             deadline: read("deadline", "10m", rollout.deadline.as_deref())?,
             soak: zero_or("soak", "15m", rollout.soak.as_deref())?.unwrap_or(default.soak),

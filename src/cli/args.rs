@@ -176,6 +176,9 @@ pub struct LoopArgs {
     /// Most rollouts in flight in one namespace.
     #[arg(long, env = "KIMUP_MAX_ROLLOUTS_PER_NAMESPACE", default_value_t = 5, value_parser = at_least_one)]
     pub max_rollouts_per_namespace: usize,
+    /// How long a rollout may make no progress before it is rolled back, where spec.rollout.deadline does not say.
+    #[arg(long, env = "KIMUP_ROLLOUT_DEADLINE", value_name = "DURATION", default_value = "10m", value_parser = duration)]
+    pub rollout_deadline: Duration,
     /// Least time between two rollouts of one workload, where its Image does not say.
     #[arg(long, env = "KIMUP_ROLLOUT_MIN_INTERVAL", value_name = "DURATION", default_value = "30s", value_parser = zero_or_duration)]
     pub rollout_min_interval: Duration,

@@ -1,5 +1,6 @@
 //! Reconciles one Image: observe, decide, record, report. The only writer of its status.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,11 +9,13 @@ use kube::ResourceExt;
 use tokio::sync::SemaphorePermit;
 use tokio::time::Instant;
 
+use crate::api::annotations::APPROVE;
 use crate::api::{self, Closed, CompiledSpec, Image, ImageStatus, SyncResult, Tagged};
 use crate::policy::Repository;
 use crate::registry::Asker;
 use crate::rollout::PullAccess;
 
+use super::approval::Approved;
 use super::decide::Known;
 use super::engine::{Key, Sync};
 use super::gates::{self, Gate};
@@ -44,10 +47,14 @@ pub(super) struct Memo {
     pub(super) synced: Option<Instant>,
     /// Sync at the next occasion, whatever the triggers say.
     pub(super) forced: bool,
+    /// Somebody wants what it rejected tried again.
+    pub(super) forgets: bool,
     /// When its status was written last.
     pub(super) written: Option<Instant>,
     /// What was learned of its tags.
     pub(super) checks: Checks,
+    /// The approval that the last sync knew of: it is not a reason for another one.
+    pub(super) approved: Option<Approved>,
 }
 
 impl Sync {
@@ -103,14 +110,30 @@ impl Sync {
             let status = ImageStatus { result: Some(SyncResult::Scheduled), ..status_of(&image) };
             image = write::status(self, key, &image, &status).await?;
         }
+        let request = Request::of(&image, &status_of(&image));
+        if request.retry && !self.retry(key, &image).await? {
+            return Ok(()); // others of its group come first
+        }
+        let forgets = self.memos().get_mut(key).is_some_and(|memo| std::mem::take(&mut memo.forgets));
+        if request.retry || forgets {
+            image = self.forget_rejected(key, &image).await?;
+        }
         let old = status_of(&image);
+        // Before anything else: a registry may take long to answer.
+        if self.go_back(key, &image, &old).await? {
+            return Ok(());
+        }
         let now = Timestamp::now();
         let compiled = api::compile(&image.spec, now);
-        let request = Request::of(&image, &old);
+        if self.reject_by_word(key, &image, &old, &request, compiled.as_ref().ok()).await? {
+            self.queue.add_now(Key::Image(key.clone()));
+            return Ok(());
+        }
         let mut new = old.clone();
         let mut selected = None;
         let mut began = None;
         let mut gone = None;
+        let mut answer = None;
         let wanted = self.wanted(key, &image, &old, &request, compiled.as_ref().ok(), now);
         let wanted = wanted.or_else(|| self.gate_opened(key, &image, &old, compiled.as_ref().ok(), now));
         let due = wanted.is_some();
@@ -119,24 +142,26 @@ impl Sync {
             let spec = compiled.as_ref().ok();
             // A registry may take long: the place is for others until it has answered.
             drop(place);
-            let Chosen { outcome, seen } = self.sync(key, &image, &old, compiled.as_ref(), wanted).await;
+            let chosen = self.sync(key, &image, &old, compiled.as_ref(), &request, wanted).await;
+            let Chosen { outcome, seen, asked, answer: answered, wake } = chosen;
             place = self.places.take().await.ok_or(WriteError::NotLeader)?;
             if let Outcome::Tag(choice) = &outcome {
                 gone.clone_from(&choice.gone);
             }
             let retry = matches!(&outcome, Outcome::Failed(failure) if !failure.stalled);
-            let subject = self.subject(&image, spec);
+            let subject = self.subject(&image, &old, spec);
             selected = status::after_sync(&mut new, &subject, &outcome);
-            new.seen = seen;
+            (new.seen, new.asked, answer) = (seen, asked, answered);
             self.metrics.sync(new.result.map_or("Error", SyncResult::as_str));
             self.schedule(key, &image, spec, retry, &new);
+            self.handled(key, &request, wake);
             self.mark_stale(key, &mut new, &subject, spec, retry);
             if request.requested_at.is_some() {
                 new.last_handled_request.clone_from(&request.requested_at);
             }
         }
         let progress = self.progress(key, &image, &new);
-        let subject = self.subject(&image, compiled.as_ref().ok());
+        let subject = self.subject(&image, &new, compiled.as_ref().ok());
         let pods = self.world.pods(&key.namespace);
         records::merge(&mut new.revisions, &key.name, pods.iter().map(AsRef::as_ref));
         let holds = status::after_progress(&mut new, &subject, &progress);
@@ -171,13 +196,20 @@ impl Sync {
             let memo = memos.entry(key.clone()).or_default();
             (memo.synced, memo.forced) = (Some(began), false);
         }
+        if settled.as_ref().is_some_and(|rollout| rollout.back_from.is_some()) {
+            // A newer tag may have come meanwhile: it waited for the way back.
+            self.memos().entry(key.clone()).or_default().forced = true;
+            self.queue.add_now(Key::Image(key.clone()));
+        }
         self.report(key, &written, &old, &new, selected, &holds, settled).await;
         self.report_pending(key, &written, &old, &new).await;
         self.report_left_out(&written, &old, &new, compiled.as_ref().ok()).await;
+        self.report_asked(key, &written, &old, &new).await;
         if let Some(digest) = gone {
             self.report_gone(&written, &new, &digest).await;
         }
-        if due && request.refresh {
+        self.acknowledge(key, &written, &old, &new, &request, answer.as_ref()).await?;
+        if due && (request.refresh || request.retry) {
             write::remove_action(self, key, &written).await?;
         }
         drop(place);
@@ -192,9 +224,10 @@ impl Sync {
         image: &Image,
         status: &ImageStatus,
         compiled: Result<&CompiledSpec, &api::SpecError>,
+        request: &Request,
         wanted: Wanted,
     ) -> Chosen {
-        let failed = |failure| Chosen { outcome: Outcome::Failed(failure), seen: status.seen.clone() };
+        let failed = |failure| Chosen::failed(status, failure);
         let spec = match compiled {
             Ok(spec) => spec,
             Err(error) => {
@@ -211,7 +244,8 @@ impl Sync {
             return failed(Failure { result: SyncResult::Error, reason: status::DUPLICATE, message, stalled: true });
         }
         let access = self.world.access_of(image);
-        match self.choose(key, image, status, spec, access.as_ref(), wanted).await {
+        let approved = request.approve.clone();
+        match self.choose(key, image, status, spec, access.as_ref(), approved, wanted).await {
             Ok(chosen) => chosen,
             Err(failure) => failed(failure.tried_again(pace::longest_wait(spec, Timestamp::now()))),
         }
@@ -235,6 +269,7 @@ impl Sync {
         status: &ImageStatus,
         spec: &CompiledSpec,
         access: Option<&PullAccess>,
+        approved: Option<Approved>,
         wanted: Wanted,
     ) -> Result<Chosen, Failure> {
         let stopping = || Failure {
@@ -253,29 +288,40 @@ impl Sync {
         let listing = listing.ok_or_else(stopping)??;
         self.host_answers(spec.repository.host());
         let tags: Vec<&str> = listing.tags().collect();
-        let stamped = self.newest_stamp(image, spec);
+        let rejected = self.world.rejected(image);
+        let stamped = self.newest_stamp(image, spec, &rejected);
         let frozen = self.frozen(&key.namespace);
         // Where a newer tag may have to wait, what the manifest says counts as chosen meanwhile.
-        let gated = spec.gate.is_some() || spec.gates.any() || frozen.is_some();
+        let gated = spec.asks_approval() || spec.gates.any() || frozen.is_some();
         let stamped = stamped.or_else(|| gates::own_tag(spec, &tags).filter(|_| gated));
+        let stamped = stamped.filter(|stamped| !stamped.is_in(&rejected));
         let known = Known {
             settled: status.tag.as_deref(),
             in_flight: status.rollout.as_ref().map(|r| r.tag.as_str()),
             followed: status.base_tag.as_deref(),
             stamped: stamped.as_ref(),
             of_one_text: managed::is_managed(&image.metadata),
+            rejected: Some(&rejected),
         };
         let now = Timestamp::now();
         let nothing_runs = known.settled.is_none() && known.in_flight.is_none() && known.stamped.is_none();
         // Nobody asked a frozen namespace to be without tags: the first one rolls nothing.
-        let closed = spec.gates.closed(now).or(frozen.filter(|_| !nothing_runs));
-        let gate = Gate { closed, min_age: spec.gates.min_age, seen: status.seen.clone(), now };
+        let frozen = frozen.filter(|_| !nothing_runs);
+        let gate = Gate {
+            brake: spec.gates.suspended().or_else(|| frozen.clone()),
+            closed: spec.gates.closed(now).or(frozen),
+            min_age: spec.gates.min_age,
+            seen: status.seen.clone(),
+            now,
+            approved,
+            asked: status.asked.clone(),
+        };
         let given = Given::new(key, spec, status, known, &tags, gate);
         self.places.outside(self.verified(image, &given, &asked.request)).await.ok_or_else(stopping)?
     }
 
     /// The newest that stamps of its users name for this repository (an Image that lost its status adopts it).
-    fn newest_stamp(&self, image: &Image, spec: &CompiledSpec) -> Option<Tagged> {
+    fn newest_stamp(&self, image: &Image, spec: &CompiledSpec, rejected: &BTreeSet<String>) -> Option<Tagged> {
         let order = api::Order::from(spec);
         let users = self.world.users_of(image);
         let stamps = users.iter().flat_map(|user| user.containers.iter().filter_map(|c| user.workload.stamp(c)));
@@ -283,13 +329,18 @@ impl Sync {
             let reference = crate::policy::Reference::parse(&stamp.reference).ok()?;
             let tagged = Tagged::of(&reference);
             // One that no rule can compare is nothing to start from.
-            let comparable = order.compare(&tagged.tag, &tagged.tag).is_some();
+            let comparable = order.compare(&tagged.tag, &tagged.tag).is_some() && !tagged.is_in(rejected);
             (comparable && reference.repository() == &spec.repository).then_some(tagged)
         });
         stamped.max_by(|a, b| order.compare(&a.tag, &b.tag).unwrap_or_else(|| a.tag.cmp(&b.tag)))
     }
 
-    pub(super) fn subject<'a>(&self, image: &'a Image, compiled: Option<&CompiledSpec>) -> Subject<'a> {
+    pub(super) fn subject<'a>(
+        &self,
+        image: &'a Image,
+        status: &ImageStatus,
+        compiled: Option<&CompiledSpec>,
+    ) -> Subject<'a> {
         let repository = Repository::parse(&image.spec.image).ok();
         let used = !self.world.users_of(image).is_empty();
         Subject {
@@ -299,20 +350,29 @@ impl Sync {
             unsupported: {
                 let mut unsupported = compiled.map(|c| c.unsupported.clone()).unwrap_or_default();
                 unsupported.extend(api::unsupported_annotations(image.annotations()));
+                unsupported.extend(self.unrollable(image));
                 unsupported
             },
             pin: api::pins_digest(&image.spec),
             follows: compiled.and_then(|spec| spec.tag_to_follow().map(str::to_owned)),
             used,
-            closed: self.closed(image),
+            closed: self.closed(image, status),
             now: Timestamp::now(),
         }
     }
 
-    /// Why no rollout of an Image may start now.
-    pub(super) fn closed(&self, image: &Image) -> Option<Closed> {
-        let gates = api::Gates::parse(&image.spec);
-        let closed = gates.map_or_else(|error| Some(Closed::from(&error)), |gates| gates.closed(Timestamp::now()));
+    /// Why no rollout of an Image may start now. Windows do not hold back what somebody approved.
+    pub(super) fn closed(&self, image: &Image, status: &ImageStatus) -> Option<Closed> {
+        let approved = status.rollout.as_ref().is_some_and(|rollout| rollout.approved);
+        self.closed_for(image, approved)
+    }
+
+    fn closed_for(&self, image: &Image, approved: bool) -> Option<Closed> {
+        let closed = match api::Gates::parse(&image.spec) {
+            Err(error) => Some(Closed::from(&error)),
+            Ok(gates) if approved => gates.suspended(),
+            Ok(gates) => gates.closed(Timestamp::now()),
+        };
         closed.or_else(|| self.frozen(image.metadata.namespace.as_deref().unwrap_or_default()))
     }
 
@@ -325,7 +385,9 @@ impl Sync {
         spec: Option<&CompiledSpec>,
         now: Timestamp,
     ) -> Option<Wanted> {
-        let spec = spec.filter(|_| status::was_closed(status) && self.closed(image).is_none())?;
+        let approved = image.annotations().contains_key(APPROVE);
+        let open = || self.closed(image, status).is_none() || (approved && self.closed_for(image, true).is_none());
+        let spec = spec.filter(|_| status::was_closed(status) && open())?;
         self.free_waiting();
         let fails = self.memos().get(key).is_some_and(|memo| memo.failures > 0);
         (!fails).then(|| Wanted::shared_list(Asker::Schedule, spec, now))

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::time::Duration;
 
 use jiff::Timestamp;
 
@@ -14,10 +13,6 @@ use super::engine::{Key, Sync};
 use super::gates;
 use super::view::{View, template};
 use super::world::{Cached, ImageKey, same_group, status_of};
-
-/// How long a rollout counts as in flight where its Image does not say. One that takes longer holds up neither a newer
-/// tag of its workload nor other groups; in its own group it keeps its place: its tag is not proven.
-const DEADLINE: Duration = Duration::from_mins(10);
 
 /// What a workload waits for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,9 +36,6 @@ impl Sync {
     /// The part of a plan that may be written now; what waits is asked for again when its time has come.
     pub(super) fn startable(&self, workload: &Workload, plan: &Plan) -> Plan {
         let key = &workload.key;
-        if self.leaves_rejected(workload, plan) {
-            return plan.clone(); // going back waits for nothing
-        }
         // Before anything is looked at: what comes free meanwhile must find who waits for it.
         self.waiting().insert(key.clone(), Waits::Turn);
         let plan = self.in_turn(workload, &self.ungated(workload, plan));
@@ -55,7 +47,9 @@ impl Sync {
             let before = workload.stamp(container);
             before.is_some_and(|before| before.to_string() == *stamp)
         });
-        if !repairs && let Some(at) = self.rests(workload, &plan) {
+        // A newer tag follows a rejected one at once.
+        let rests = !repairs && !self.leaves_rejected(workload, &plan);
+        if rests && let Some(at) = self.rests(workload, &plan) {
             self.waiting().remove(key);
             self.queue_at(Key::Workload(key.clone()), at);
             return Plan::default();
@@ -74,7 +68,7 @@ impl Sync {
             let Some(Cached::Read(image)) = self.world.image(&key) else {
                 return false;
             };
-            let closed = self.closed(&image);
+            let closed = self.closed(&image, &status_of(&image));
             if let Some(until) = closed.as_ref().and_then(|closed| closed.until) {
                 self.queue_at(Key::Workload(workload.key.clone()), until); // nobody else tells that a window opens
             }
@@ -115,11 +109,13 @@ impl Sync {
         ends.into_iter().chain(rested).max()
     }
 
-    /// When the rollout of a workload counts as in flight no longer.
+    /// When the rollout of a workload counts as in flight no longer. One that takes longer holds up neither a newer tag of its
+    /// workload nor other groups; in its own group it keeps its place: its tag is not proven.
     fn due(&self, workload: &Workload) -> Timestamp {
+        let default = self.options.rollout_deadline;
         let deadline = |image: &Arc<Image>| Strategy::parse(&image.spec).ok()?.deadline;
         let images = self.world.images_of(workload);
-        let longest = images.values().map(|image| deadline(image).unwrap_or(DEADLINE)).max().unwrap_or(DEADLINE);
+        let longest = images.values().map(|image| deadline(image).unwrap_or(default)).max().unwrap_or(default);
         let begun = workload.stamped_at.unwrap_or(Timestamp::MIN);
         begun.checked_add(longest).unwrap_or(Timestamp::MAX)
     }

@@ -4,8 +4,10 @@
 //! queue, `image` and `workload` are what is done for one key, `write` and `observe` are the I/O shells.
 
 mod access;
+mod approval;
 mod decide;
 mod engine;
+mod failing;
 mod follow;
 mod gates;
 mod image;
@@ -23,6 +25,7 @@ mod records;
 mod repair;
 mod report;
 mod request;
+mod rollback;
 mod settle;
 mod source;
 mod status;

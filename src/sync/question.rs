@@ -77,7 +77,7 @@ impl Sync {
         let wanted = Wanted::shared_list(Asker::Question, &spec, Timestamp::now());
         // Even with the time used up a cached token and a near registry can still answer.
         let deadline = deadline.max(Instant::now() + Duration::from_millis(50));
-        match tokio::time::timeout_at(deadline, self.choose(key, image, &status, &spec, access, wanted)).await {
+        match tokio::time::timeout_at(deadline, self.choose(key, image, &status, &spec, access, None, wanted)).await {
             Ok(Ok(chosen)) => Ok(match chosen.outcome {
                 Outcome::Tag(Choice { tag, why, adopted, digest, .. }) => {
                     let tagged = status::pinned(spec.pin, &adopted.unwrap_or(Tagged { tag, digest }));

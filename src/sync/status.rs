@@ -7,13 +7,17 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use crate::api::{Closed, ImageStatus, Pending, SyncResult, Tagged, condition};
 
+use super::approval;
 use super::decide::Choice;
 use super::gates::{self, Waits};
 
 mod progress;
+mod rejected;
 mod rollout;
 
 pub use progress::{Progress, after_progress, soaks_until};
+#[allow(unused_imports)]
+pub use rejected::{because, in_words as rejected_in_words, reject, remember, to_leave, ways_back, withdraw};
 use rollout::select;
 pub use rollout::{Selected, current, pinned, settle};
 
@@ -22,6 +26,9 @@ const MAX_MESSAGE: usize = 1024;
 
 /// Reason of the `Ready` condition of an Image whose repository an older one of its namespace follows.
 pub const DUPLICATE: &str = "Duplicate";
+
+/// Reason of `Ready` and `Stalled` where a workload cannot be rolled, or its rollout does not go on.
+pub const ROLLOUT_FAILED: &str = "RolloutFailed";
 
 /// A time as it stands in a status: whole seconds, as everywhere in Kubernetes.
 pub fn rfc3339(time: Timestamp) -> String {
@@ -100,6 +107,7 @@ pub fn after_sync(status: &mut ImageStatus, subject: &Subject<'_>, outcome: &Out
     } else {
         conditions.set(condition::UNSUPPORTED, true, "NotImplemented", &unsupported);
     }
+    let stuck = conditions.is(condition::STALLED, ROLLOUT_FAILED);
     match outcome {
         Outcome::Failed(failure) => {
             let kept = status.tag.as_ref().map(|tag| format!("; {tag} is kept")).unwrap_or_default();
@@ -142,7 +150,15 @@ pub fn after_sync(status: &mut ImageStatus, subject: &Subject<'_>, outcome: &Out
                 status.digest.clone_from(&adopted.digest);
             }
             wait(status, subject, choice.waits.as_deref());
-            select(status, subject, &Tagged { tag: tag.clone(), digest: digest.clone() }, rule, why)
+            // Going back ends first, if it does; then a newer tag is taken at once.
+            if status.rollout.as_ref().is_some_and(|r| r.back_from.is_some() && r.tag != *tag) && !stuck {
+                return None;
+            }
+            let selected = select(status, subject, &Tagged { tag: tag.clone(), digest: digest.clone() }, rule, why);
+            if let Some(by) = choice.approved.as_ref().filter(|_| selected.is_some()) {
+                rollout::approved(status, by);
+            }
+            selected
         }
     }
 }
@@ -170,9 +186,10 @@ pub fn was_closed(status: &ImageStatus) -> bool {
     status.conditions.iter().any(waits)
 }
 
-/// When the tag that waits may go, as the status has it.
+/// When the tag that waits may go, or is not asked for any more, as the status has it.
 pub fn opens(status: &ImageStatus) -> Option<Timestamp> {
-    status.pending.as_ref()?.at.as_ref()?.parse().ok()
+    let opens = status.pending.as_ref().and_then(|pending| pending.at.as_ref()?.parse().ok());
+    opens.into_iter().chain(approval::lapses(status.asked.as_ref())).min()
 }
 
 /// Records that a tag waits, or that none does.
@@ -258,6 +275,10 @@ impl Conditions<'_> {
             None if kind == condition::READY => self.list.insert(0, said),
             None => self.list.push(said),
         }
+    }
+
+    fn is(&self, kind: &str, reason: &str) -> bool {
+        self.list.iter().any(|c| c.type_ == kind && c.status == "True" && c.reason == reason)
     }
 
     fn clear(&mut self, kind: &str) {

@@ -2,7 +2,7 @@
 
 use kube::ResourceExt;
 
-use crate::api::{self, Image, ImageStatus, Order, Tagged};
+use crate::api::{self, Image, ImageStatus, Order, Rejected, Tagged};
 use crate::rollout::{self, Target, Workload};
 
 use super::managed;
@@ -15,7 +15,7 @@ pub(super) fn wanted(image: &Image, status: &ImageStatus) -> Option<Tagged> {
 }
 
 /// What an Image wants a container of `workload` to run; none if it has no tag yet.
-pub(super) fn target(image: &Image, workload: &Workload, container: &str) -> Option<Target> {
+pub(super) fn target(image: &Image, workload: &Workload, container: &str, rejections: Vec<Rejected>) -> Option<Target> {
     let status = status_of(image);
     let wanted = wanted(image, &status)?;
     let rollout = status.rollout.as_ref();
@@ -31,6 +31,9 @@ pub(super) fn target(image: &Image, workload: &Workload, container: &str) -> Opt
         rule: rule.filter(|rule| !rule.is_empty()).unwrap_or_else(|| "none".to_owned()),
         rollout: rollout::id(image.metadata.uid.as_deref().unwrap_or_default(), &wanted.to_string()),
         order: Order::of(&image.spec).following(&status).of_one_text(managed::is_managed(&image.metadata)),
+        why_rejected: rejections.last().map(status::because).unwrap_or_default(),
+        rejected: rejections.into_iter().map(|rejected| rejected.tag).collect(),
+        held: held.map(|h| h.tag.clone()),
         left: held.map(|h| h.left.clone()).filter(|left| !left.is_empty()),
         tag: wanted.tag,
         digest: wanted.digest,

@@ -56,7 +56,11 @@ impl Sync {
         if std::mem::take(&mut memo.forced) || changed || fresh {
             return Some(Wanted::new_list(asker));
         }
+        // What somebody approves may be newer than any list.
         let passed = memo.next.is_some_and(|next| next <= now);
+        if request.approve.is_some() && (passed || memo.approved != request.approve) {
+            return Some(Wanted::new_list(Asker::Person));
+        }
         passed.then(|| spec.map_or_else(|| Wanted::new_list(asker), |spec| Wanted::shared_list(asker, spec, now)))
     }
 
@@ -79,6 +83,14 @@ impl Sync {
         if !failed {
             memo.last_success = Some(now);
         }
+    }
+
+    /// Remembers what a sync knew of, and when there is more to say than the status has.
+    pub(super) fn handled(&self, key: &ImageKey, request: &Request, wake: Option<Timestamp>) {
+        let mut memos = self.memos();
+        let memo = memos.entry(key.clone()).or_default();
+        memo.approved.clone_from(&request.approve);
+        memo.next = earlier(memo.next, wake);
     }
 
     pub(super) fn mark_stale(

@@ -148,6 +148,7 @@ impl Sync {
 
     pub(super) fn forget(&self, key: &WorkloadKey) {
         self.pending().remove(key);
+        self.judgements().remove(key);
         let view = self.views().remove(key);
         if let Some(view) = view {
             self.tell_images(key, view.uses.into_keys());
@@ -179,8 +180,10 @@ impl Sync {
         if self.duplicate_of(image, &repository).is_some() {
             return Progress { excluded: true, ..progress };
         }
+        let users = self.world.users_of(image);
+        progress.stopped = self.stopped(users.iter().map(|user| &*user.workload));
         let views = self.views();
-        for User { workload, .. } in self.world.users_of(image) {
+        for User { workload, .. } in users {
             progress.total += 1;
             let view = views.get(&workload.key).filter(|v| v.uid == workload.uid);
             let Some(seen) = view.and_then(|v| v.uses.get(&key.name)).filter(|seen| seen.wanted == wanted) else {

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use tokio::time::Instant;
 
-use crate::api::{Tagged, annotations};
+use crate::api::{Image, Tagged, annotations};
 use crate::notify::{Audit, Reason};
 use crate::rollout::{self, ApplyError, Blocked, Change, Plan, Target, Workload, WorkloadKey};
 use crate::telemetry::RolloutOutcome;
@@ -16,7 +16,7 @@ use crate::telemetry::RolloutOutcome;
 use super::engine::{Key, Sync};
 use super::target::target;
 use super::view::State;
-use super::world::{Cached, ImageKey};
+use super::world::{Cached, ImageKey, User};
 
 /// After one Image of a workload chose a tag, how long tags of its other Images may still arrive to share the rollout.
 const GATHER: Duration = Duration::from_secs(1);
@@ -44,6 +44,9 @@ impl Sync {
 
     async fn look_at_workload(&self, key: &WorkloadKey) {
         let workload = self.world.workload(key);
+        if let Some((workload, why)) = workload.as_ref().and_then(|w| Some((w, w.unrollable?))) {
+            return self.leave(workload, why).await;
+        }
         let targets = workload.as_ref().map(|w| self.targets(w)).unwrap_or_default();
         let (Some(workload), false) = (workload, targets.is_empty()) else {
             self.forget(key);
@@ -64,7 +67,7 @@ impl Sync {
             self.queue.add(Key::Workload(key.clone()), Instant::now() + PODS_PAUSE);
         } else if plan.changes.is_empty() {
             self.pending().remove(key);
-        } else if self.gathered(&workload, &targets) {
+        } else if plan.goes_back() || self.gathered(&workload, &targets) {
             if tags(&self.targets(&workload)) == tags(&targets) {
                 failure = self.roll(&workload, &plan).await;
             } else {
@@ -72,7 +75,38 @@ impl Sync {
                 self.queue.add_now(Key::Workload(key.clone()));
             }
         }
+        if !plan.goes_back() {
+            self.watch_rollout(&workload, &targets).await;
+            self.unstick(&workload, &targets).await;
+        }
         self.note(key, &targets, &plan, failure.as_deref());
+    }
+
+    /// Leaves a workload alone that cannot be rolled; says, once, why, if an Image covers it.
+    async fn leave(&self, workload: &Workload, why: &str) {
+        let key = &workload.key;
+        let covered = !self.world.images_covering(workload).is_empty();
+        let told = self.views().get(key).is_some_and(|view| view.uid == workload.uid && view.unsupported == [why]);
+        if covered && told {
+            return;
+        }
+        self.forget(key);
+        if covered {
+            {
+                let mut views = self.views();
+                let view = views.entry(key.clone()).or_default();
+                view.uid.clone_from(&workload.uid);
+                view.unsupported = vec![why.to_owned()];
+            }
+            self.events.say(&reference(workload), Reason::RolloutFailed, &format!("cannot be rolled: {why}")).await;
+        }
+    }
+
+    /// The workloads that an Image covers and that cannot be rolled, and why.
+    pub(super) fn unrollable(&self, image: &Image) -> Vec<String> {
+        let covered = self.world.covered_by(image);
+        let why = |user: &User| Some(format!("{} cannot be rolled: {}", user.workload.key, user.workload.unrollable?));
+        covered.iter().filter_map(why).collect()
     }
 
     /// Says, once, which annotations have no effect: a person who set one relies on it.
@@ -90,7 +124,10 @@ impl Sync {
     /// What the Images of the namespace want of each container.
     fn targets(&self, workload: &Workload) -> BTreeMap<String, Target> {
         let images = self.world.images_of(workload).into_iter();
-        images.filter_map(|(name, image)| target(&image, workload, &name).map(|target| (name, target))).collect()
+        let target_of = |(name, image): (String, Arc<Image>)| {
+            Some((name.clone(), target(&image, workload, &name, self.world.rejections(&image))?))
+        };
+        images.filter_map(target_of).collect()
     }
 
     async fn plan(
@@ -181,7 +218,8 @@ impl Sync {
     async fn roll(&self, workload: &Workload, plan: &Plan) -> Option<String> {
         let key = &workload.key;
         let rolling = self.rolling.lock().await;
-        let plan = &self.startable(workload, plan);
+        // Nothing delays a rollback; what else has changed waits its turn.
+        let plan = if plan.goes_back() { &plan.back_only(workload) } else { &self.startable(workload, plan) };
         if plan.changes.is_empty() {
             return None;
         }
@@ -243,7 +281,8 @@ impl Sync {
             let name = format!("Image {image}");
             let (from, to, rule, rollout) = (&change.from, &change.to, &change.rule, &change.rollout);
             let digest = change.digest.as_deref().unwrap_or_default();
-            Audit { image: &name, workload: &key.to_string(), what: "roll", from, to, digest, rule, rollout }.log();
+            let what = if change.back.is_some() { "rollback" } else { "roll" };
+            Audit { image: &name, workload: &key.to_string(), what, from, to, digest, rule, rollout }.log();
             if let Some(Cached::Read(image)) = self.world.image(&image).filter(|_| self.begins(workload, change)) {
                 let note = format!("{key}: container {}: {from} -> {to} (rollout {rollout})", change.container);
                 self.events.say(&super::report::reference(&image), Reason::RolloutStarted, &note).await;
@@ -269,7 +308,7 @@ fn tags(targets: &BTreeMap<String, Target>) -> BTreeMap<String, String> {
 /// The reference that Events on a workload carry.
 pub(super) fn reference(workload: &Workload) -> ObjectReference {
     ObjectReference {
-        api_version: Some("apps/v1".to_owned()),
+        api_version: Some(workload.key.kind.api_version().to_owned()),
         kind: Some(workload.key.kind.as_str().to_owned()),
         namespace: Some(workload.key.namespace.clone()),
         name: Some(workload.key.name.clone()),

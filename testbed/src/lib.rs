@@ -10,6 +10,7 @@
 //! their own.
 
 mod admission_load;
+mod api_proxy;
 mod api_stub;
 mod arguments;
 mod background;
@@ -32,6 +33,7 @@ mod tools;
 mod wait;
 
 pub use admission_load::{AdmissionLoad, LoadFailure, LoadReport, Reviews, WebhookClient};
+pub use api_proxy::{ApiFault, ApiProxy};
 pub use api_stub::{ApiStub, Obstacle};
 pub use arguments::Arguments;
 pub use balancer::Balancer;

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use crate::api::{Held, ImageStatus, SyncResult, Tagged, condition};
+use crate::api::{Held, ImageStatus, RolloutStatus, SyncResult, Tagged, condition};
 use crate::rollout::{Lead, soaked};
 
 use super::rollout::current;
-use super::{Conditions, Subject, rfc3339, wait};
+use super::{Conditions, ROLLOUT_FAILED, Subject, rfc3339, wait};
 use crate::sync::gates::Waits;
 
 /// How far the workloads of an Image are.
@@ -32,6 +32,8 @@ pub struct Progress {
     pub undecided: Vec<String>,
     /// A workload that could not be rolled, and why.
     pub failed: Option<(String, String)>,
+    /// A workload whose rollout does not go on, and why: it waits for somebody.
+    pub stopped: Option<(String, String)>,
     /// No workload follows this Image as it stands: its repository cannot be read, or an older Image follows it. A
     /// rollout in flight rests until that changes.
     pub excluded: bool,
@@ -80,19 +82,28 @@ pub fn after_progress(status: &mut ImageStatus, subject: &Subject<'_>, progress:
     record_lead(status, progress.lead.as_ref().map(|(lead, _)| lead), subject.now);
     wait_with_workloads(status, subject, progress);
     let moves = subject.closed.is_none() || progress.moving > 0;
+    let moves = moves && progress.stopped.is_none();
+    let way = |r: &RolloutStatus| if r.back_from.is_some() { "back to" } else { "out" };
     let soaks = soaks_until(status, progress, subject.now);
     let moving = status.rollout.as_ref().filter(|_| moves).map(|r| match (soaks, &r.first) {
         (Some(until), Some(first)) => format!("{} soaks on {first} until {}", r.tag, rfc3339(until)),
-        _ => format!("rolling out {}", r.tag),
+        _ => format!("rolling {} {}", way(r), r.tag),
     });
     let mut conditions = Conditions { list: &mut status.conditions, subject };
     match moving {
         Some(message) => conditions.set(condition::RECONCILING, true, "RollingOut", &message),
         None => conditions.clear(condition::RECONCILING),
     }
-    match &progress.failed {
-        Some((workload, why)) => {
-            conditions.set(condition::READY, false, "RolloutFailed", &format!("{workload} cannot be rolled: {why}"));
+    let failed = progress.failed.as_ref().map(|(workload, why)| format!("{workload} cannot be rolled: {why}"));
+    let stopped = progress.stopped.as_ref().map(|(workload, why)| format!("{workload} does not go on: {why}"));
+    match &stopped {
+        Some(message) => conditions.set(condition::STALLED, true, ROLLOUT_FAILED, message),
+        None if conditions.is(condition::STALLED, ROLLOUT_FAILED) => conditions.clear(condition::STALLED),
+        None => {}
+    }
+    match failed.or(stopped) {
+        Some(message) => {
+            conditions.set(condition::READY, false, ROLLOUT_FAILED, &message);
             status.result = Some(SyncResult::ActionError);
         }
         None if status.result == Some(SyncResult::ActionError) => {
