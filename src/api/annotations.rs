@@ -15,12 +15,14 @@ pub const ENABLED: &str = "kimup.cloudavenue.io/enabled";
 pub const FAILURE_POLICY: &str = "kimup.cloudavenue.io/failure-policy";
 /// On a Namespace, `"true"`: no rollouts start there; on kimup's own: in the whole cluster. Admission goes on.
 pub const FREEZE: &str = "kimup.cloudavenue.io/freeze";
-/// On a workload: a tag to stay at; not acted on by this version.
+/// On a workload: a tag to stay at.
 pub const HOLD: &str = "kimup.cloudavenue.io/hold";
 /// On a workload: first of its group; not acted on by this version.
 pub const CANARY: &str = "kimup.cloudavenue.io/canary";
-/// On an Image: `refresh`. Removed when done.
+/// On an Image: `refresh`, or `resume`: end all holds of it. On a workload: `resume`, end its holds. Removed when done.
 pub const ACTION: &str = "kimup.cloudavenue.io/action";
+/// Value of [`ACTION`]: ends holds.
+pub const RESUME: &str = "resume";
 /// On an Image: any value; another one than last time syncs now.
 pub const REQUESTED_AT: &str = "kimup.cloudavenue.io/requestedAt";
 /// On an Image: a tag to approve; not acted on by this version.
@@ -240,8 +242,13 @@ impl NamespaceSettings {
 
 /// Annotations of a workload that a later version acts on, one sentence each: who set one waits for something.
 pub fn unsupported_on_workload(annotations: &Map) -> Vec<String> {
-    let held = annotations.keys().filter(|key| [HOLD, CANARY].contains(&key.as_str()));
-    held.map(|key| format!("the annotation {key} is not acted on by this version and has no effect")).collect()
+    let set = annotations.keys().filter(|key| [CANARY].contains(&key.as_str()));
+    let mut found: Vec<String> =
+        set.map(|key| format!("the annotation {key} is not acted on by this version and has no effect")).collect();
+    if let Some(action) = annotations.get(ACTION).filter(|action| *action != RESUME) {
+        found.push(format!("the annotation {ACTION}: {action} has no effect on a workload; it knows {RESUME}"));
+    }
+    found
 }
 
 #[cfg(test)]
@@ -320,7 +327,9 @@ mod tests {
             assert_eq!(unsupported_on_workload(&map(annotations)).len(), expected, "{annotations:?}");
         }
         check(&[(ENABLED, "true")], 0);
-        check(&[(HOLD, "1.2.3"), (CANARY, "true")], 2);
+        check(&[(HOLD, "1.2.3"), (CANARY, "true")], 1);
+        check(&[(ACTION, "resume")], 0);
+        check(&[(ACTION, "refresh")], 1);
         check(&[(POLICY, "patch")], 0);
     }
 }

@@ -24,7 +24,7 @@ pub use order::Order;
 pub use schedule::{Phase, Schedule, ScheduleError, shared_age};
 pub use spec::{CompiledRule, CompiledSpec, SpecError, compile, pins_digest, unsupported_annotations};
 pub use status::{
-    Held, HistoryEntry, ImageStatus, Pending, Rejected, RevisionRecord, RolloutStatus, Seen, SyncResult, condition,
+    Held, HeldBy, HistoryEntry, ImageStatus, Pending, Rejected, RevisionRecord, RolloutStatus, Seen, SyncResult, condition,
 };
 pub use strategy::Strategy;
 pub use tagged::Tagged;

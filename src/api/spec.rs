@@ -4,9 +4,9 @@ use jiff::Timestamp;
 
 use crate::policy::{self, Filter, Platform, PlatformError, ReferenceError, Repository, Rule, RuleError};
 
-use super::annotations::{ACTION, APPROVE, Map, REJECT};
+use super::annotations::{ACTION, APPROVE, Map, REJECT, RESUME};
 use super::gates::{GATE_INVALID, GateError, Gates};
-use super::image::{ActionType, AfterRollback, ImageSpec, RuleSpec, RuleType, TriggerType};
+use super::image::{ActionType, ImageSpec, RuleSpec, RuleType, TriggerType};
 use super::schedule::{Schedule, ScheduleError};
 use super::status::SyncResult;
 use super::strategy::Strategy;
@@ -219,8 +219,9 @@ fn gate(spec: &ImageSpec) -> Option<&'static str> {
 pub fn unsupported_annotations(annotations: &Map) -> Vec<String> {
     let value = |key: &str| annotations.get(key).map(String::as_str);
     let mut found = Vec::new();
-    if let Some(action) = value(ACTION).filter(|action| *action != "refresh") {
-        found.push(format!("the annotation {ACTION}: {action} is not acted on by this version; it knows refresh"));
+    if let Some(action) = value(ACTION).filter(|action| !["refresh", RESUME].contains(action)) {
+        let known = "it knows refresh and resume";
+        found.push(format!("the annotation {ACTION}: {action} is not acted on by this version; {known}"));
     }
     for key in [APPROVE, REJECT].into_iter().filter(|key| annotations.contains_key(*key)) {
         found.push(format!("the annotation {key} is not acted on by this version"));
@@ -239,7 +240,6 @@ fn unsupported(spec: &ImageSpec) -> Vec<String> {
         (rollout.deadline.is_some(), "spec.rollout.deadline"),
         (rollout.soak.is_some(), "spec.rollout.soak"),
         (rollout.min_interval.is_some(), "spec.rollout.minInterval"),
-        (rollout.after_rollback == Some(AfterRollback::Hold), "spec.rollout.afterRollback: hold"),
     ]);
     let webhook = spec.triggers.iter().any(|t| t.kind == TriggerType::Webhook);
     let mut alerts: Vec<_> = spec.rules.iter().flat_map(|r| &r.actions).map(|a| a.kind).collect();
@@ -328,7 +328,7 @@ mod tests {
         check(&json!({"rollout": {"maxConcurrent": 2, "afterRollback": "next"}}), &[], false);
         check(
             &json!({"rollout": {"deadline": "5m", "soak": "1m", "minInterval": "1m", "afterRollback": "hold"}}),
-            &["spec.rollout.deadline", "spec.rollout.soak", "minInterval", "afterRollback"],
+            &["spec.rollout.deadline", "spec.rollout.soak", "minInterval"],
             false,
         );
         check(&json!({"pinDigest": true, "platforms": ["linux/amd64"]}), &[], false);
@@ -362,7 +362,8 @@ mod tests {
         }
         check(&[], 0);
         check(&[(ACTION, "refresh")], 0);
-        check(&[(ACTION, "resume")], 1);
+        check(&[(ACTION, "resume")], 0);
+        check(&[(ACTION, "rewind")], 1);
         check(&[(APPROVE, "1.2.3"), (REJECT, "1.2.4")], 2);
     }
 

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ControllerRevision, ReplicaSet};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -29,6 +30,8 @@ pub struct Revision {
     pub current: bool,
     /// The stamps of its template, by container.
     pub stamps: BTreeMap<String, Stamp>,
+    /// When its object was made, to the second. One that is put back keeps it.
+    pub created: Option<Timestamp>,
 }
 
 /// A Pod of a workload.
@@ -64,6 +67,13 @@ impl Facts {
         let current: BTreeSet<_> = self.revisions.iter().filter(|r| r.current).map(|r| &r.hash).collect();
         let pods = self.pods.iter().filter(|p| current.contains(&p.hash));
         pods.filter_map(|p| p.images.get(container)).map(String::as_str).collect()
+    }
+
+    /// Whether the current revision is newer than all others: nobody put it back.
+    pub fn is_new(&self) -> bool {
+        let current = self.revisions.iter().filter(|r| r.current).filter_map(|r| r.created).max();
+        let others = self.revisions.iter().filter(|r| !r.current).filter_map(|r| r.created).max();
+        current.is_some_and(|current| others.is_some_and(|others| others < current))
     }
 
     /// The stamps that revisions carry for a container: what this workload ran by kimup.
@@ -102,6 +112,7 @@ async fn replica_sets(
             hash: label(&set.metadata, TEMPLATE_HASH),
             current: newest.is_some() && number(set) == newest,
             stamps: template.and_then(|m| m.annotations.as_ref()).map(stamps).unwrap_or_default(),
+            created: created(&set.metadata),
         });
     }
     Ok((revisions, owners))
@@ -128,7 +139,7 @@ async fn controller_revisions(
         let data = &revision.data.0;
         let annotations = data.pointer("/spec/template/metadata/annotations").cloned().unwrap_or_default();
         let annotations: Map = serde_json::from_value(annotations).unwrap_or_default();
-        Revision { hash, current, stamps: stamps(&annotations) }
+        Revision { hash, current, stamps: stamps(&annotations), created: created(&revision.metadata) }
     });
     Ok((revisions.collect(), BTreeSet::from([workload.uid.clone()])))
 }
@@ -178,6 +189,10 @@ fn pod_images(pod: &Pod) -> PodImages {
 
 pub(super) fn controller(metadata: &ObjectMeta) -> Option<&String> {
     metadata.owner_references.iter().flatten().find(|o| o.controller == Some(true)).map(|o| &o.uid)
+}
+
+fn created(metadata: &ObjectMeta) -> Option<Timestamp> {
+    metadata.creation_timestamp.as_ref().map(|time| time.0)
 }
 
 fn label(metadata: &ObjectMeta, key: &str) -> String {

@@ -137,7 +137,9 @@ impl Sync {
         let subject = self.subject(&image, compiled.as_ref().ok());
         let pods = self.world.pods(&key.namespace);
         records::merge(&mut new.revisions, &key.name, pods.iter().map(AsRef::as_ref));
-        let holds = status::after_progress(&mut new, &subject, &progress);
+        let resumed = if request.resume { status::release(&mut new, &subject) } else { Vec::new() };
+        let mut holds = status::after_progress(&mut new, &subject, &progress);
+        holds.ended.extend(resumed);
         let mut settled = None;
         if new.rollout.is_some() && progress.is_complete() {
             // Before the settled tag moves, every revision that ran the old one is on record.
@@ -158,13 +160,16 @@ impl Sync {
             let memo = memos.entry(key.clone()).or_default();
             (memo.synced, memo.forced) = (Some(began), false);
         }
-        self.report(key, &written, &old, &new, selected, &holds, settled).await;
+        self.report(key, &written, &old, &new, selected, settled).await;
+        self.report_holds(key, &written, &holds).await;
         self.report_pending(key, &written, &old, &new).await;
         self.report_left_out(&written, &old, &new, compiled.as_ref().ok()).await;
         if let Some(digest) = gone {
             self.report_gone(&written, &new, &digest).await;
         }
-        if due && request.refresh {
+        if request.resume {
+            self.resume(key, &written, &new).await?;
+        } else if due && request.refresh {
             write::remove_action(self, key, &written).await?;
         }
         drop(place);

@@ -13,7 +13,8 @@ use super::world::{Cached, ImageKey, same_group};
 impl Sync {
     /// The plan without the Images that may start no rollout now: theirs must not hold up the others.
     pub(super) fn ungated(&self, workload: &Workload, plan: &Plan) -> Plan {
-        let mut images: BTreeSet<&str> = plan.changes.iter().map(|change| change.image.as_str()).collect();
+        let gated = plan.changes.iter().filter(|change| change.back.is_none());
+        let mut images: BTreeSet<&str> = gated.map(|change| change.image.as_str()).collect();
         images.retain(|name| {
             let key = ImageKey { namespace: workload.key.namespace.clone(), name: (*name).to_owned() };
             let Some(Cached::Read(image)) = self.world.image(&key) else {
@@ -30,6 +31,9 @@ impl Sync {
 
     /// The limits of design section 5. The caller holds `rolling`, so that two workloads cannot take one place.
     pub(super) fn limits_allow(&self, workload: &Workload, targets: &BTreeMap<String, Target>, plan: &Plan) -> bool {
+        if plan.changes.iter().all(|change| change.back.is_some()) {
+            return true; // a person's, or a rollback
+        }
         let namespace = &workload.key.namespace;
         let moving: Vec<Arc<Workload>> = {
             let views = self.views();

@@ -8,6 +8,7 @@ mod decide;
 mod engine;
 mod follow;
 mod gates;
+mod hold;
 mod image;
 mod limits;
 mod managed;

@@ -2,12 +2,14 @@
 
 use kube::ResourceExt;
 
-use crate::api::annotations::{ACTION, REQUESTED_AT};
+use crate::api::annotations::{ACTION, REQUESTED_AT, RESUME};
 use crate::api::{Image, ImageStatus};
 
 /// What a person asked for by annotation.
 pub(super) struct Request {
     pub refresh: bool,
+    /// End all holds. Asks for no sync.
+    pub resume: bool,
     pub requested_at: Option<String>,
 }
 
@@ -17,6 +19,7 @@ impl Request {
         let requested_at = annotations.get(REQUESTED_AT).filter(|at| status.last_handled_request.as_ref() != Some(*at));
         Self {
             refresh: annotations.get(ACTION).is_some_and(|action| action == "refresh"),
+            resume: annotations.get(ACTION).is_some_and(|action| action == RESUME),
             requested_at: requested_at.cloned(),
         }
     }

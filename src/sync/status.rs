@@ -13,7 +13,7 @@ use super::gates::{self, Waits};
 mod progress;
 mod rollout;
 
-pub use progress::{Progress, after_progress};
+pub use progress::{Holds, Progress, after_progress, release};
 use rollout::select;
 pub use rollout::{Selected, current, pinned, settle};
 

@@ -2,8 +2,9 @@
 
 use kube::ResourceExt;
 
-use crate::api::{self, Image, ImageStatus, Order, Tagged};
-use crate::rollout::{self, Target, Workload};
+use crate::api::annotations::{ACTION, RESUME};
+use crate::api::{self, AfterRollback, HeldBy, Image, ImageStatus, Order, Tagged};
+use crate::rollout::{self, Holding, Target, Workload};
 
 use super::managed;
 use super::status;
@@ -24,6 +25,7 @@ pub(super) fn target(image: &Image, workload: &Workload, container: &str) -> Opt
         .or_else(|| status.history.iter().find(|entry| entry.tag == wanted.tag).map(|entry| entry.rule.clone()));
     let name = workload.key.to_string();
     let held = status.held.iter().find(|h| h.workload == name && h.container == container);
+    let left = held.filter(|h| h.holds() && matches!(h.by, HeldBy::Undo | HeldBy::Manifest)).map(|h| h.left.clone());
     Some(Target {
         image: image.name_any(),
         settled: status.tag.as_deref() == Some(&wanted.tag)
@@ -31,7 +33,13 @@ pub(super) fn target(image: &Image, workload: &Workload, container: &str) -> Opt
         rule: rule.filter(|rule| !rule.is_empty()).unwrap_or_else(|| "none".to_owned()),
         rollout: rollout::id(image.metadata.uid.as_deref().unwrap_or_default(), &wanted.to_string()),
         order: Order::of(&image.spec).following(&status).of_one_text(managed::is_managed(&image.metadata)),
-        left: held.map(|h| h.left.clone()).filter(|left| !left.is_empty()),
+        left: left.filter(|left| !left.is_empty()),
+        holding: Holding {
+            record: held.cloned(),
+            after: AfterRollback::of(&image.spec),
+            stay: None, // known to those who ask the registry
+            resume: workload.annotations.get(ACTION).is_some_and(|action| action == RESUME),
+        },
         tag: wanted.tag,
         digest: wanted.digest,
     })

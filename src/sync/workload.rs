@@ -13,6 +13,7 @@ use crate::rollout::{self, ApplyError, Blocked, Plan, Target, Workload, Workload
 use crate::telemetry::RolloutOutcome;
 
 use super::engine::{Key, Sync};
+use super::hold;
 use super::target::target;
 use super::view::State;
 use super::world::{Cached, ImageKey};
@@ -40,8 +41,10 @@ impl Sync {
             self.forget(key);
             return;
         };
-        self.name_unsupported(&workload).await;
-        let plan = match self.plan(&workload, &targets).await {
+        let mut targets = targets;
+        self.stay(&workload, &mut targets).await;
+        self.name_unsupported(&workload, &targets).await;
+        let plan = match self.plan_without_fights(&workload, &mut targets).await {
             Ok(plan) => plan,
             Err(error) => {
                 tracing::warn!(workload = %key, namespace = key.namespace, %error, "cannot plan the workload; trying again");
@@ -51,11 +54,13 @@ impl Sync {
         };
         let plan = self.with_repair(&workload, &targets, plan).await;
         let mut failure = None;
-        if plan.blocked.is_some() {
+        if !plan.adopts.is_empty() {
+            failure = self.adopt(&workload, &plan).await;
+        } else if plan.blocked.is_some() {
             self.queue.add(Key::Workload(key.clone()), Instant::now() + PODS_PAUSE);
         } else if plan.changes.is_empty() {
             self.pending().remove(key);
-        } else if self.gathered(&workload, &targets) {
+        } else if self.gathered(&workload, &targets, &plan) {
             if tags(&self.targets(&workload)) == tags(&targets) {
                 failure = self.roll(&workload, &targets, &plan).await;
             } else {
@@ -64,11 +69,13 @@ impl Sync {
             }
         }
         self.note(key, &targets, &plan, failure.as_deref());
+        self.finish_resume(&workload, &targets, &plan).await;
     }
 
     /// Says, once, which annotations have no effect: a person who set one relies on it.
-    async fn name_unsupported(&self, workload: &Workload) {
-        let unsupported = annotations::unsupported_on_workload(&workload.annotations);
+    async fn name_unsupported(&self, workload: &Workload, targets: &BTreeMap<String, Target>) {
+        let mut unsupported = annotations::unsupported_on_workload(&workload.annotations);
+        unsupported.extend(hold::unknown(targets));
         let told = std::mem::replace(
             &mut self.views().entry(workload.key.clone()).or_default().unsupported,
             unsupported.clone(),
@@ -84,7 +91,7 @@ impl Sync {
         images.filter_map(|(name, image)| target(&image, workload, &name).map(|target| (name, target))).collect()
     }
 
-    async fn plan(
+    pub(super) async fn plan(
         &self,
         workload: &Arc<Workload>,
         targets: &BTreeMap<String, Target>,
@@ -93,7 +100,7 @@ impl Sync {
         if plan.blocked != Some(Blocked::NeedsFacts) {
             return Ok(plan);
         }
-        let wanted = (workload.generation, tags(targets));
+        let wanted = (workload.generation, with_holds(targets));
         let known = self
             .views()
             .get(&workload.key)
@@ -114,9 +121,9 @@ impl Sync {
 
     /// Whether every Image of the workload has been synced since its change was first seen: tags that move at once share
     /// one rollout.
-    fn gathered(&self, workload: &Workload, targets: &BTreeMap<String, Target>) -> bool {
+    fn gathered(&self, workload: &Workload, targets: &BTreeMap<String, Target>, plan: &Plan) -> bool {
         let images: BTreeSet<&str> = targets.values().map(|t| t.image.as_str()).collect();
-        if images.len() < 2 {
+        if images.len() < 2 || plan.changes.iter().any(|change| change.back.is_some()) {
             return true;
         }
         let now = Instant::now();
@@ -154,10 +161,15 @@ impl Sync {
         let rolling = self.rolling.lock().await;
         // Before the limits are looked at: a place that comes free meanwhile must find who waits for it.
         self.waiting().insert(key.clone());
-        let plan = &self.ungated(workload, plan);
-        if plan.changes.is_empty() || !self.limits_allow(workload, targets, plan) {
+        let mut plan = self.ungated(workload, plan);
+        if !self.limits_allow(workload, targets, &plan) {
+            let images: BTreeSet<String> = plan.changes.iter().map(|change| change.image.clone()).collect();
+            plan = plan.without(workload, &images.iter().map(String::as_str).collect());
+        }
+        if plan.changes.is_empty() {
             return None;
         }
+        let plan = &plan;
         self.waiting().remove(key);
         if !self.leadership.is_leader() {
             return None;
@@ -176,16 +188,24 @@ impl Sync {
                 self.queue.add_now(Key::Workload(key.clone()));
                 None
             }
-            Err(ApplyError::Conflict) => {
+            Err(error) => self.not_written(workload, error).await,
+        }
+    }
+
+    /// Looks again at a workload that could not be written. Returns why, if the API server refused it.
+    pub(super) async fn not_written(&self, workload: &Workload, error: ApplyError) -> Option<String> {
+        let key = &workload.key;
+        match error {
+            ApplyError::Conflict => {
                 self.queue.add(Key::Workload(key.clone()), Instant::now() + CONFLICT_PAUSE);
                 None
             }
-            Err(ApplyError::Unknown(cause)) => {
+            ApplyError::Unknown(cause) => {
                 tracing::warn!(workload = %key, namespace = key.namespace, cause, "the stamp may not have been written; looking again");
                 self.queue.add(Key::Workload(key.clone()), Instant::now() + Duration::from_secs(1));
                 None
             }
-            Err(ApplyError::Refused(cause)) => {
+            ApplyError::Refused(cause) => {
                 self.queue.add(Key::Workload(key.clone()), Instant::now() + FAILURE_PAUSE);
                 let known = self
                     .views()
@@ -225,6 +245,15 @@ impl Sync {
 fn tags(targets: &BTreeMap<String, Target>) -> BTreeMap<String, String> {
     let text = |target: &Target| Tagged::new(&target.tag, target.digest.as_deref()).to_string();
     targets.iter().map(|(container, target)| (container.clone(), text(target))).collect()
+}
+
+/// The same, and what is known of holds: a plan that had nothing to do may have something to do with another.
+fn with_holds(targets: &BTreeMap<String, Target>) -> BTreeMap<String, String> {
+    let mut tags = tags(targets);
+    for (container, target) in targets {
+        tags.entry(container.clone()).or_default().push_str(&format!(" {:?}", target.holding));
+    }
+    tags
 }
 
 /// The reference that Events on a workload carry.
