@@ -29,7 +29,7 @@ pub const REQUESTED_AT: &str = "kimup.cloudavenue.io/requestedAt";
 pub const APPROVE: &str = "kimup.cloudavenue.io/approve";
 /// On an Image: a tag to reject; not acted on by this version.
 pub const REJECT: &str = "kimup.cloudavenue.io/reject";
-/// Label on Pod templates that kimup stamped: the rollout ID.
+/// Label on Pod templates that kimup stamped, and on their workloads: the rollout ID.
 pub const ROLLOUT: &str = "kimup.cloudavenue.io/rollout";
 /// On a Pod: what admission did, one entry per changed container.
 pub const APPLIED: &str = "kimup.cloudavenue.io/applied";

@@ -76,6 +76,11 @@ impl Facts {
         current.is_some_and(|current| others.is_some_and(|others| others < current))
     }
 
+    /// Whether the current revision was made at this time or later, to the second.
+    pub fn is_newer_than(&self, since: Timestamp) -> bool {
+        self.revisions.iter().filter(|r| r.current).filter_map(|r| r.created).any(|created| created >= since)
+    }
+
     /// The stamps that revisions carry for a container: what this workload ran by kimup.
     pub fn stamps<'a>(&'a self, container: &'a str) -> impl Iterator<Item = &'a Stamp> {
         self.revisions.iter().filter_map(move |revision| revision.stamps.get(container))

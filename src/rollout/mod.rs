@@ -12,7 +12,7 @@ mod repair;
 mod workload;
 
 pub use apply::{ApplyError, FIELD_MANAGER, adopt, apply, remove_requests};
-pub use facts::{Facts, FactsError, observe};
+pub use facts::{Facts, FactsError, PodImages, Revision, observe};
 pub use fight::{Stamps, TIMES, WITHIN};
 pub use nudge::{OwnerKind, PodOwner, nudge, pod_owners};
 pub use placement::Placement;

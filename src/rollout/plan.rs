@@ -128,8 +128,9 @@ pub struct Plan {
     pub holds: Vec<Hold>,
     /// Holds that somebody has ended.
     pub released: Vec<Hold>,
-    /// Not empty if a stamp that a person put back is on record and not kimup's yet: then every stamp that kimup owns from
-    /// now on, as the template has them. An apply of these changes nothing, and keeps them whatever becomes of the others.
+    /// Not empty if a stamp that stays is not kimup's yet (of one that a person put back: once the hold is on record). Then
+    /// every stamp that kimup owns from now on, as the template has them: an apply of these changes nothing, and keeps them
+    /// whatever becomes of who wrote them.
     pub adopts: BTreeMap<String, String>,
     /// Set if a container cannot be decided yet; then nothing changes.
     pub blocked: Option<Blocked>,
@@ -184,11 +185,14 @@ pub fn plan(workload: &Workload, targets: &BTreeMap<String, Target>, facts: Opti
         let decision = target.map_or(ContainerPlan::Keep, |target| plan_container(workload, container, target, facts));
         plan.released.extend(target.and_then(|target| hold::released(target, name, &decision)));
         let stamp = workload.stamp(name).filter(|_| workload.owns_stamp(name));
-        let put_back = match &decision {
-            ContainerPlan::Hold(hold) if stamp.is_none() => target.and_then(|target| target.holding.keeps(hold)),
-            _ => None,
+        // One that somebody else wrote: kept, or held and on record.
+        let stays = match (&decision, target) {
+            (ContainerPlan::Hold(hold), Some(target)) => target.holding.keeps(hold),
+            (ContainerPlan::Keep, Some(_)) => true,
+            _ => false,
         };
-        let put_back = put_back.and_then(|_| workload.stamp(name).filter(|stamp| stamp.text == container.text));
+        let others = workload.stamp(name).filter(|stamp| stays && stamp.text == container.text);
+        let put_back = others.filter(|_| stamp.is_none());
         adopts |= put_back.is_some();
         if let Some(stamp) = stamp.or(put_back) {
             plan.adopts.insert(name.clone(), stamp.to_string());

@@ -13,6 +13,8 @@ mod image;
 mod limits;
 mod managed;
 mod manifests;
+#[cfg(test)]
+mod model;
 mod nodes;
 mod nudge;
 mod observe;

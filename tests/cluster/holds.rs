@@ -24,7 +24,7 @@ pub fn apps(shop: &Shop, kind: &str) -> Api<DynamicObject> {
     Api::namespaced_with(shop.client.clone(), &shop.namespace, &resource)
 }
 
-/// A workload of two Pods, opted in by its metadata, as it stands in Git.
+/// A workload of two Pods, opted in, as it stands in Git.
 pub fn manifest(kind: &str, name: &str, text: &str) -> Value {
     let mut object = json!({
         "apiVersion": "apps/v1", "kind": kind,
@@ -125,7 +125,7 @@ impl Stage {
         let bed = Bed::shared().await;
         bed.registries.open.push(name, "1.0.0").await.unwrap();
         let image = bed.registries.open.image(name);
-        let shop = bed.shop(name, &[]).await;
+        let shop = bed.shop(name, &[(ENABLED, "true")]).await;
         let mut patch = json!({"spec": {"image": image, "rollout": {"minInterval": "0s"}}});
         json_patch::merge(&mut patch, &json!({"spec": spec}));
         shop.create_image("img", &patch).await;
@@ -195,10 +195,11 @@ async fn take_over(shop: &Shop, kind: &str, name: &str) {
     apps(shop, kind).patch(name, &PatchParams::default(), &Patch::Json::<()>(patch)).await.unwrap();
 }
 
-/// Whether a manager owns the stamp of `app`.
+/// Whether a manager whose name begins like this owns the stamp of `app`.
 fn owns_stamp(object: &Value, manager: &str) -> bool {
     let stamp = format!("f:{STAMP}");
-    let owns = |e: &Value| e["manager"] == manager && e["fieldsV1"]["f:spec"]["f:template"]["f:metadata"]["f:annotations"][&stamp].is_object();
+    let annotations = |e: &Value| e["fieldsV1"]["f:spec"]["f:template"]["f:metadata"]["f:annotations"].clone();
+    let owns = |e: &Value| e["manager"].as_str().is_some_and(|m| m.starts_with(manager)) && annotations(e)[&stamp].is_object();
     object["metadata"]["managedFields"].as_array().unwrap().iter().any(owns)
 }
 
@@ -216,7 +217,7 @@ async fn survives_a_take_over(kind: &'static str) {
     stage.runs("1.1.0").await;
     let before = eventually(DEADLINE, "the stamp is kimup's too", async || {
         let object = object(&stage.shop, kind, "web").await;
-        let owned = owns_stamp(&object, "kimup-rollout") && owns_stamp(&object, "kubectl-rollout");
+        let owned = owns_stamp(&object, "kimup-rollout") && owns_stamp(&object, "kubectl");
         if owned { Ok(object) } else { Err(object["metadata"]["managedFields"].to_string()) }
     })
     .await;
@@ -400,7 +401,8 @@ async fn holds_last_when_kimup_is_killed_and_another_leads() {
     let mut kimup = KimupProcess::start(options).await.unwrap();
     balancer.set_backends(&[kimup.webhook()]);
     own.registry.push("app", "1.0.0").await.unwrap();
-    let (shop, image) = (own.shop("h-killed").await, own.registry.image("app"));
+    let shop = Shop::new(&own.cluster, "h-killed", &[(ENABLED, "true")], &[]).await;
+    let image = own.registry.image("app");
     shop.create_image("img", &json!({"spec": {"image": image, "rollout": {"maxConcurrent": 9, "minInterval": "0s"}}})).await;
     shop.settles("img", "1.0.0").await;
     admits(&shop, &format!("{image}:0.9.0"), &format!("{image}:1.0.0")).await;

@@ -2,6 +2,8 @@
 
 use std::cmp::Ordering;
 
+use jiff::Timestamp;
+
 use crate::api::annotations::Stamp;
 use crate::api::{AfterRollback, Held, HeldBy, Tagged};
 
@@ -40,10 +42,10 @@ impl Holding {
         self.record.as_ref().filter(|record| record.holds() && !self.resume)
     }
 
-    /// The record of a hold that keeps a stamp in place.
-    pub(super) fn keeps(&self, hold: &Hold) -> Option<&Held> {
+    /// Whether a hold that keeps a stamp in place is on record.
+    pub(super) fn keeps(&self, hold: &Hold) -> bool {
         let by = matches!(hold.by, HeldBy::Undo | HeldBy::Manifest | HeldBy::Annotation);
-        self.in_force().filter(|record| by && record.by == hold.by && record.tag == hold.tag)
+        self.in_force().is_some_and(|record| by && record.by == hold.by && record.tag == hold.tag)
     }
 }
 
@@ -189,7 +191,12 @@ impl Case<'_> {
     /// Whether an unstamped template is one that somebody took the stamp from, and no older revision that was put back:
     /// an undo leaves the workload's own labels alone and makes no new revision.
     pub(super) fn lost_its_stamp(&self, facts: &Facts) -> bool {
-        !self.workload.marked || facts.is_new()
+        let since = self.target.holding.record.as_ref().filter(|record| record.holds() && record.by != HeldBy::Paused);
+        let is_new = match since.and_then(|record| record.since.parse::<Timestamp>().ok()) {
+            Some(since) => facts.is_newer_than(since),
+            None => facts.is_new(),
+        };
+        !self.workload.marked || is_new
     }
 
     /// A hold that a person has released is none.

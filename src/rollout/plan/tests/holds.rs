@@ -130,6 +130,11 @@ fn a_stamp_that_was_taken_away_comes_back() {
     check(held(&[]).unmarked(), &format!(" -> {back}"));
     check(held(&["app:1.1.0"]).unmarked(), "Undo at 1.1.0");
     check(held(&["app:1.1.0", "app:1.2.0"]).new_revision(), &format!("1.2.0 -> {back}"));
+    // Newer than the others, but not than the hold: somebody put it back.
+    let since = |since: &str| Held { since: since.to_owned(), ..record(HeldBy::Undo, "1.2.0") };
+    let put_back = |at: &str| lost("1.2.0", &["app:1.2.0"]).record(since(at)).new_revision();
+    check(put_back("1970-01-01T00:00:01Z"), &format!("1.2.0 -> {back}"));
+    check(put_back("1970-01-01T00:00:02Z"), "keep");
     // An older revision was put back since.
     check(held(&["app:1.0.5"]), "Undo at 1.0.5");
     // Ended by a newer tag, or by a newer text.
