@@ -117,18 +117,22 @@ impl World {
                 self.settle();
                 let to = to % self.revisions.len();
                 let Made { stamp, label, runs, .. } = self.revisions[to].clone();
-                if to != self.current {
+                // Nobody can tell going back to one that lost its stamp from losing it.
+                if to != self.current && stamp.is_some() == label.is_some() {
                     self.template(stamp, label, &["kubectl-rollout"]);
                     let newest = self.image.status.as_ref().and_then(|s| s.tag.clone()).unwrap();
-                    self.held = Some(runs).filter(|runs| number(runs) < number(&newest));
+                    // What ran without a stamp of its own nobody can tell afterwards.
+                    let left = self.revisions.iter().any(|m| m.stamp.is_some() && number(&m.runs) >= number(&newest));
+                    self.held = Some(runs).filter(|runs| left && number(runs) < number(&newest));
                     self.settle();
                 }
             }
-            Event::GitOps if !ours => self.template(None, None, &[]),
-            Event::GitOps => {
-                let (stamp, label) = (self.workload.stamp("app"), self.workload.rollout.clone());
-                self.template(stamp, label, &[FIELD_MANAGER]);
+            Event::GitOps if ours => {
+                self.workload.stamp_owners.insert("app".to_owned(), BTreeSet::from([FIELD_MANAGER.to_owned()]));
             }
+            // The stamp and the label that an undo wrote.
+            Event::GitOps if self.workload.stamp("app").is_some() => self.template(None, None, &[]),
+            Event::GitOps => {}
             Event::Replace => {
                 self.workload.marked = false;
                 self.template(None, None, &[]);
