@@ -17,7 +17,7 @@ pub const FAILURE_POLICY: &str = "kimup.cloudavenue.io/failure-policy";
 pub const FREEZE: &str = "kimup.cloudavenue.io/freeze";
 /// On a workload: a tag to stay at.
 pub const HOLD: &str = "kimup.cloudavenue.io/hold";
-/// On a workload: first of its group; not acted on by this version.
+/// On a workload, `"true"`: first of its group.
 pub const CANARY: &str = "kimup.cloudavenue.io/canary";
 /// On an Image: `refresh`, or `resume`: end all holds of it. On a workload: `resume`, end its holds. Removed when done.
 pub const ACTION: &str = "kimup.cloudavenue.io/action";
@@ -25,10 +25,12 @@ pub const ACTION: &str = "kimup.cloudavenue.io/action";
 pub const RESUME: &str = "resume";
 /// On an Image: any value; another one than last time syncs now.
 pub const REQUESTED_AT: &str = "kimup.cloudavenue.io/requestedAt";
-/// On an Image: a tag to approve; not acted on by this version.
+/// On an Image: a tag to apply, though a rule asks for approval or windows are closed. Removed when done.
 pub const APPROVE: &str = "kimup.cloudavenue.io/approve";
-/// On an Image: a tag to reject; not acted on by this version.
+/// On an Image: a tag that must not run. Removed when done.
 pub const REJECT: &str = "kimup.cloudavenue.io/reject";
+/// On an Image, beside [`APPROVE`] or [`REJECT`]: the user's name. Removed with them.
+pub const APPROVED_BY: &str = "kimup.cloudavenue.io/approved-by";
 /// Label on Pod templates that kimup stamped, and on their workloads: the rollout ID.
 pub const ROLLOUT: &str = "kimup.cloudavenue.io/rollout";
 /// On a Pod: what admission did, one entry per changed container.
@@ -81,6 +83,7 @@ pub const ALL: &[&str] = &[
     REQUESTED_AT,
     APPROVE,
     REJECT,
+    APPROVED_BY,
     ROLLOUT,
     APPLIED,
     NUDGED,
@@ -240,15 +243,13 @@ impl NamespaceSettings {
     }
 }
 
-/// Annotations of a workload that a later version acts on, one sentence each: who set one waits for something.
+/// Annotations of a workload without effect, one sentence each: who set one waits for something.
 pub fn unsupported_on_workload(annotations: &Map) -> Vec<String> {
-    let set = annotations.keys().filter(|key| [CANARY].contains(&key.as_str()));
-    let mut found: Vec<String> =
-        set.map(|key| format!("the annotation {key} is not acted on by this version and has no effect")).collect();
-    if let Some(action) = annotations.get(ACTION).filter(|action| *action != RESUME) {
-        found.push(format!("the annotation {ACTION}: {action} has no effect on a workload; it knows {RESUME}"));
-    }
-    found
+    let action = annotations.get(ACTION).filter(|action| *action != RESUME);
+    action
+        .map(|action| format!("the annotation {ACTION}: {action} has no effect on a workload; it knows {RESUME}"))
+        .into_iter()
+        .collect()
 }
 
 #[cfg(test)]
@@ -327,7 +328,7 @@ mod tests {
             assert_eq!(unsupported_on_workload(&map(annotations)).len(), expected, "{annotations:?}");
         }
         check(&[(ENABLED, "true")], 0);
-        check(&[(HOLD, "1.2.3"), (CANARY, "true")], 1);
+        check(&[(HOLD, "1.2.3"), (CANARY, "true")], 0);
         check(&[(ACTION, "resume")], 0);
         check(&[(ACTION, "refresh")], 1);
         check(&[(POLICY, "patch")], 0);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, StatefulSet};
-use kube::api::{Api, Patch, PatchParams};
+use kube::api::{Api, DynamicObject, Patch, PatchParams};
 use serde_json::{Value, json};
 
 use crate::api::annotations::{ACTION, CHANGE_CAUSE, HOLD, ROLLOUT, stamp_key};
@@ -82,6 +82,10 @@ async fn send(
                 let api: Api<DaemonSet> = Api::namespaced(client.clone(), namespace);
                 api.patch(name, params, patch).await.map(|o| Workload::from_daemon_set(&o))
             }
+            kind @ (Kind::Rollout | Kind::CloneSet) => {
+                let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &kind.resource());
+                api.patch(name, params, patch).await.map(|o| Workload::from_foreign(kind, &o))
+            }
         }
     };
     match tokio::time::timeout(TIMEOUT, call).await {
@@ -100,7 +104,7 @@ fn body(workload: &Workload, stamps: &BTreeMap<String, String>, rollout: Option<
     let labels: BTreeMap<&str, &str> = rollout.into_iter().map(|rollout| (ROLLOUT, rollout)).collect();
     let annotations: BTreeMap<&str, &str> = cause.into_iter().map(|cause| (CHANGE_CAUSE, cause)).collect();
     json!({
-        "apiVersion": "apps/v1",
+        "apiVersion": workload.key.kind.api_version(),
         "kind": workload.key.kind.as_str(),
         "metadata": {
             "name": workload.key.name,

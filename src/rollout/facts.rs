@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, ListParams};
 
+use crate::api::annotated::PodHash;
 use crate::api::annotations::{Map, STAMP_PREFIX, Stamp};
 
 use super::workload::{Kind, Workload};
@@ -18,13 +19,13 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 /// Objects per page of a list.
 const PAGE: u32 = 500;
 const REVISION: &str = "deployment.kubernetes.io/revision";
-const TEMPLATE_HASH: &str = "pod-template-hash";
+const ROLLOUT_REVISION: &str = "rollout.argoproj.io/revision";
 const CONTROLLER_HASH: &str = "controller-revision-hash";
 
 /// One revision of a workload: a ReplicaSet or a `ControllerRevision`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Revision {
-    /// What its Pods carry as `pod-template-hash` or `controller-revision-hash`.
+    /// What its Pods carry as [`PodHash`]; of a CloneSet without the name before it.
     pub hash: String,
     /// The newest revision, the one the template makes.
     pub current: bool,
@@ -90,13 +91,13 @@ impl Facts {
 /// Reads the facts of a workload: two lists, each in pages and within a deadline.
 pub async fn observe(client: &kube::Client, workload: &Workload) -> Result<Facts, FactsError> {
     let (revisions, owners) = match workload.key.kind {
-        Kind::Deployment => replica_sets(client, workload).await?,
-        Kind::StatefulSet | Kind::DaemonSet => controller_revisions(client, workload).await?,
+        Kind::Deployment | Kind::Rollout => replica_sets(client, workload).await?,
+        Kind::StatefulSet | Kind::DaemonSet | Kind::CloneSet => controller_revisions(client, workload).await?,
     };
     let pods: Vec<Pod> = list(client, workload, "Pods").await?;
     let pods =
         pods.iter().filter(|pod| is_running(pod) && controller(&pod.metadata).is_some_and(|o| owners.contains(o)));
-    Ok(Facts { revisions, pods: pods.map(pod_images).collect() })
+    Ok(Facts { revisions, pods: pods.map(|pod| pod_images(workload.key.kind, pod)).collect() })
 }
 
 async fn replica_sets(
@@ -105,7 +106,7 @@ async fn replica_sets(
 ) -> Result<(Vec<Revision>, BTreeSet<String>), FactsError> {
     let sets: Vec<ReplicaSet> = list(client, workload, "ReplicaSets").await?;
     let own: Vec<_> = sets.iter().filter(|s| controller(&s.metadata) == Some(&workload.uid)).collect();
-    let number = |set: &ReplicaSet| set.metadata.annotations.as_ref()?.get(REVISION)?.parse::<u64>().ok();
+    let number = |set: &ReplicaSet| number(workload.key.kind, set);
     // Not what the Deployment's own annotation says: after an undo the controller changes it last.
     let newest = own.iter().filter_map(|set| number(set)).max();
     let mut owners = BTreeSet::new();
@@ -114,7 +115,7 @@ async fn replica_sets(
         owners.extend(set.metadata.uid.clone());
         let template = set.spec.template.as_ref().and_then(|t| t.metadata.as_ref());
         revisions.push(Revision {
-            hash: label(&set.metadata, TEMPLATE_HASH),
+            hash: PodHash::of(set.metadata.labels.as_ref()).value.to_owned(),
             current: newest.is_some() && number(set) == newest,
             stamps: template.and_then(|m| m.annotations.as_ref()).map(stamps).unwrap_or_default(),
             created: created(&set.metadata),
@@ -131,12 +132,7 @@ async fn controller_revisions(
     let own: Vec<_> = all.iter().filter(|r| controller(&r.metadata) == Some(&workload.uid)).collect();
     let newest = own.iter().map(|r| r.revision).max();
     let revisions = own.iter().map(|revision| {
-        let name = revision.metadata.name.clone().unwrap_or_default();
-        // A StatefulSet's Pods carry the revision's name as their hash, a DaemonSet's the revision's own label.
-        let hash = match workload.key.kind {
-            Kind::StatefulSet => name,
-            _ => label(&revision.metadata, CONTROLLER_HASH),
-        };
+        let hash = revision_hash(workload.key.kind, &revision.metadata);
         let current = match &workload.revision {
             Some(current) => *current == hash,
             None => Some(revision.revision) == newest,
@@ -183,13 +179,40 @@ fn is_running(pod: &Pod) -> bool {
     pod.metadata.deletion_timestamp.is_none() && !matches!(phase, Some("Succeeded" | "Failed"))
 }
 
-fn pod_images(pod: &Pod) -> PodImages {
+fn pod_images(kind: Kind, pod: &Pod) -> PodImages {
     let spec = pod.spec.as_ref();
     let containers = spec.map(|s| s.init_containers.iter().flatten().chain(&s.containers));
     let images = containers.into_iter().flatten().filter_map(|c| Some((c.name.clone(), c.image.clone()?))).collect();
-    let hash = label(&pod.metadata, TEMPLATE_HASH);
-    let hash = if hash.is_empty() { label(&pod.metadata, CONTROLLER_HASH) } else { hash };
-    PodImages { hash, images }
+    PodImages { hash: pod_hash(kind, &pod.metadata), images }
+}
+
+/// The number of a ReplicaSet's revision.
+pub(super) fn number(kind: Kind, set: &ReplicaSet) -> Option<i64> {
+    let key = if kind == Kind::Rollout { ROLLOUT_REVISION } else { REVISION };
+    set.metadata.annotations.as_ref()?.get(key)?.parse().ok()
+}
+
+/// The revision of a Pod, as [`revision_hash`] has it.
+pub(super) fn pod_hash(kind: Kind, pod: &ObjectMeta) -> String {
+    let hash = PodHash::of(pod.labels.as_ref()).value;
+    if kind == Kind::CloneSet { short_hash(hash) } else { hash }.to_owned()
+}
+
+/// What the Pods of a `ControllerRevision` carry: a StatefulSet's the revision's name, a CloneSet's the name or its end, a
+/// DaemonSet's the revision's own label.
+pub(super) fn revision_hash(kind: Kind, revision: &ObjectMeta) -> String {
+    let name = revision.name.as_deref().unwrap_or_default();
+    match kind {
+        Kind::StatefulSet => name.to_owned(),
+        Kind::CloneSet => short_hash(name).to_owned(),
+        _ => revision.labels.as_ref().and_then(|labels| labels.get(CONTROLLER_HASH)).cloned().unwrap_or_default(),
+    }
+}
+
+/// The hash in the name of a CloneSet's revision, `web-5d8f`: depending on version and settings, OpenKruise labels Pods
+/// with either.
+pub(super) fn short_hash(revision: &str) -> &str {
+    revision.rsplit('-').next().unwrap_or_default()
 }
 
 pub(super) fn controller(metadata: &ObjectMeta) -> Option<&String> {
@@ -198,10 +221,6 @@ pub(super) fn controller(metadata: &ObjectMeta) -> Option<&String> {
 
 fn created(metadata: &ObjectMeta) -> Option<Timestamp> {
     metadata.creation_timestamp.as_ref().map(|time| time.0)
-}
-
-fn label(metadata: &ObjectMeta, key: &str) -> String {
-    metadata.labels.as_ref().and_then(|l| l.get(key)).cloned().unwrap_or_default()
 }
 
 fn stamps(annotations: &Map) -> BTreeMap<String, Stamp> {

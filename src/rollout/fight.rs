@@ -64,8 +64,7 @@ mod tests {
     fn workload(text: &str, stamped: bool, owner: &str) -> Workload {
         let key = "stamp.kimup.cloudavenue.io/app";
         let annotations = if stamped { json!({key: "app:1.0.0 app:1.1.0"}) } else { json!({}) };
-        let fields =
-            json!({"f:spec": {"f:template": {"f:metadata": {"f:annotations": {format!("f:{key}"): {}}}}}});
+        let fields = json!({"f:spec": {"f:template": {"f:metadata": {"f:annotations": {format!("f:{key}"): {}}}}}});
         let object = json!({
             "metadata": {"name": "web", "namespace": "shop", "uid": "u", "resourceVersion": "7",
                 "managedFields": [{"manager": owner, "fieldsV1": if stamped { fields } else { json!({}) }}]},
@@ -79,7 +78,8 @@ mod tests {
     /// none and one is planned, `h` none and none is planned, `t` none and another text, `!` forgiven.
     #[track_caller]
     fn check(steps: &[(i64, char)], expected: bool) {
-        let again = Plan { changes: vec![Change { container: "app".to_owned(), ..Change::default() }], ..Plan::default() };
+        let again =
+            Plan { changes: vec![Change { container: "app".to_owned(), ..Change::default() }], ..Plan::default() };
         let (mut stamps, mut now, mut found) = (Stamps::default(), Timestamp::UNIX_EPOCH, false);
         for (after, step) in steps {
             now += jiff::SignedDuration::from_secs(*after);

@@ -40,6 +40,12 @@ pub struct Target {
     pub left: Option<String>,
     /// What is known of holds of this container.
     pub holding: Holding,
+    /// The tag that it is held at according to the record of that.
+    pub held: Option<String>,
+    /// Tags that are never enough, as text of `Tagged`: Pods that kimup gave one are rolled, also to an older tag.
+    pub rejected: BTreeSet<String>,
+    /// Why the newest of them was rejected.
+    pub why_rejected: String,
 }
 
 /// A container that keeps another tag.
@@ -81,6 +87,8 @@ pub struct Change {
     pub back: Option<String>,
 }
 
+/// What stands for the rule in a rollout that goes back from a rejected tag.
+pub const ROLLBACK: &str = "rollback";
 /// What stands for the rule where a held container is sent to its tag.
 pub const HOLD: &str = "hold";
 /// How a change-cause of kimup begins.
@@ -147,6 +155,17 @@ impl Plan {
         format!("{CAUSE_PREFIX}{}", said.collect::<Vec<_>>().join(", "))
     }
 
+    /// Whether it takes a rejected tag away, or sends a held container to its tag: that waits for nothing.
+    pub fn goes_back(&self) -> bool {
+        self.changes.iter().any(|change| change.back.is_some())
+    }
+
+    /// The same without what goes forward.
+    #[must_use]
+    pub fn back_only(&self, workload: &Workload) -> Self {
+        self.without(workload, &self.changes.iter().map(|change| change.image.as_str()).collect())
+    }
+
     /// The same, but what these Images change stays as it is on `workload`, save what nothing delays.
     #[must_use]
     pub fn without(&self, workload: &Workload, images: &BTreeSet<&str>) -> Self {
@@ -173,6 +192,12 @@ pub fn id(image_uid: &str, tag: &str) -> String {
         let _ = write!(id, "{byte:02x}");
     }
     id
+}
+
+/// The rollout ID of going back from a rejected tag to one whose own ID is `forward`: another one, because that tag was
+/// rolled out before.
+pub fn back_id(forward: &str, rejected: &str) -> String {
+    id(forward, rejected)
 }
 
 /// Plans a workload. `targets` are by container name; `facts` may be absent at first (`Blocked::NeedsFacts` asks).
@@ -256,7 +281,8 @@ impl Case<'_> {
             return ContainerPlan::Keep;
         }
         // An older stamp of our own is unfinished work, unless it was made ours because a person put it back.
-        match self.on_record(&ran) {
+        let held = || (self.target.held.as_ref() == Some(&ran.to_string()) && self.is_held()).then_some(HeldBy::Undo);
+        match self.on_record(&ran).or_else(held) {
             None if self.workload.owns_stamp(&self.container.name) => self.roll(&ran),
             by => self.put_back(&ran, None, by.unwrap_or(HeldBy::Undo)),
         }
@@ -281,7 +307,8 @@ impl Case<'_> {
     }
 
     fn unstamped(&self) -> ContainerPlan {
-        if self.wanted() == self.container.text {
+        // Pods may run a tag that admission gave before it was rejected.
+        if self.wanted() == self.container.text && self.target.rejected.is_empty() {
             return ContainerPlan::Keep;
         }
         let (running, facts) = match (self.running_now(), self.facts) {
@@ -298,6 +325,9 @@ impl Case<'_> {
         if running.iter().all(|ran| self.is_enough(ran)) {
             return ContainerPlan::Keep;
         }
+        if let Some(rejected) = running.iter().find(|ran| self.is_rejected(ran)) {
+            return self.roll(rejected);
+        }
         let recorded = self.target.left.is_some() && facts.revisions.len() > 1;
         let went_back = recorded || self.newer_stamps(facts, &oldest).next().is_some();
         if went_back && !self.lost_its_stamp(facts) {
@@ -311,15 +341,20 @@ impl Case<'_> {
         let stamped_before = facts.stamps(&self.container.name).any(|s| self.here(&s.reference).is_some());
         // Else the Pods to come get the settled tag at admission, but one in flight by a stamp alone.
         match (self.target.settled || stamped_before, self.workload.replicas) {
+            (_, _) if self.wanted() == self.container.text => ContainerPlan::Keep,
             (true, 0) => ContainerPlan::Keep,
             (true, _) => ContainerPlan::Blocked(Blocked::AwaitsPods),
             (false, _) => self.roll(&Tagged::default()),
         }
     }
 
-    fn roll(&self, from: &Tagged) -> ContainerPlan {
-        let want = self.want();
-        let (from, to) = from.difference(&want);
+    fn roll(&self, ran: &Tagged) -> ContainerPlan {
+        // Where it was held before a rejected tag was tried, it is held again.
+        let held =
+            self.target.held.as_deref().and_then(Tagged::parse).filter(|_| self.is_rejected(ran) && self.is_held());
+        let want = held.unwrap_or_else(|| self.want());
+        let reference = self.image(&want);
+        let (from, to) = ran.difference(&want);
         let change = Change {
             container: self.container.name.clone(),
             from,
@@ -330,17 +365,42 @@ impl Case<'_> {
             rollout: self.target.rollout.clone(),
             back: None,
         };
-        ContainerPlan::Roll(change, Stamp { text: self.container.text.clone(), reference: self.wanted() })
+        let change = if self.goes_back(ran) { self.back(ran, change) } else { change };
+        ContainerPlan::Roll(change, Stamp { text: self.container.text.clone(), reference })
+    }
+
+    /// Whether what is wanted is not newer than `ran`, which was rejected.
+    fn goes_back(&self, ran: &Tagged) -> bool {
+        self.is_rejected(ran) && self.compare(&self.want().tag, &ran.tag) != Some(Ordering::Greater)
+    }
+
+    fn back(&self, ran: &Tagged, change: Change) -> Change {
+        let rejected = if self.target.rejected.contains(&ran.tag) { ran.tag.clone() } else { ran.to_string() };
+        let why = self.target.why_rejected.clone();
+        Change {
+            rule: ROLLBACK.to_owned(),
+            rollout: back_id(&self.target.rollout, &rejected),
+            back: Some(why),
+            ..change
+        }
     }
 
     /// Whether a container that runs `ran` is left alone: it is what it should run, the same version or a newer one. Where
     /// no digest is wanted, any of the tag is right.
     fn is_enough(&self, ran: &Tagged) -> bool {
         let want = self.want();
+        if self.is_rejected(ran) {
+            return false;
+        }
         if ran.tag == want.tag {
             return want.digest.is_none() || ran.digest == want.digest;
         }
         matches!(self.compare(&ran.tag, &want.tag), Some(Ordering::Equal | Ordering::Greater))
+    }
+
+    /// Whether a tag that kimup gave is taken back: one that is rejected, unless it is the container's own text.
+    fn is_rejected(&self, ran: &Tagged) -> bool {
+        ran.is_in(&self.target.rejected) && *ran != self.own() && *ran != self.want()
     }
 
     /// The tag of the container's text.
@@ -366,11 +426,19 @@ impl Case<'_> {
 
     /// The image this container should run.
     fn wanted(&self) -> String {
-        let want = self.want();
+        self.image(&self.want())
+    }
+
+    fn image(&self, want: &Tagged) -> String {
         if want.digest.is_none() && self.reference.tag() == Some(want.tag.as_str()) {
             return self.container.text.clone();
         }
         want.image(self.reference)
+    }
+
+    /// Whether a hold is on record that has not ended.
+    fn is_held(&self) -> bool {
+        self.target.left.as_deref().and_then(Tagged::parse).is_some_and(|left| !self.ends(&left))
     }
 
     fn compare(&self, a: &str, b: &str) -> Option<Ordering> {
@@ -389,6 +457,8 @@ fn tagged(reference: &str) -> Tagged {
     Reference::parse(reference).map(|reference| Tagged::of(&reference)).unwrap_or_default()
 }
 
+#[cfg(test)]
+mod rejected;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

@@ -92,6 +92,9 @@ mod tests {
             order: Order::of(&serde_json::from_value(spec).unwrap()),
             left: None,
             holding: Holding::default(),
+            held: None,
+            rejected: BTreeSet::new(),
+            why_rejected: String::new(),
         }
     }
 

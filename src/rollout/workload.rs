@@ -1,4 +1,5 @@
 //! A workload as kimup sees it: the few facts of a Deployment, StatefulSet or DaemonSet that decide a rollout.
+//! `foreign` reads those that other projects bring.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -7,6 +8,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, DeploymentStatus, StatefulSet};
 use k8s_openapi::api::core::v1::{Container as PodContainer, PodSpec, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ManagedFieldsEntry, ObjectMeta};
+use kube::core::{ApiResource, GroupVersionKind};
 use serde_json::Value;
 
 use crate::api::annotated::Levels;
@@ -24,16 +26,51 @@ pub enum Kind {
     StatefulSet,
     /// `apps/v1` DaemonSet.
     DaemonSet,
+    /// `argoproj.io/v1alpha1` Rollout, where Argo Rollouts is installed.
+    Rollout,
+    /// `apps.kruise.io/v1alpha1` CloneSet, where OpenKruise is installed.
+    CloneSet,
 }
 
 impl Kind {
+    /// Every kind.
+    pub const ALL: [Self; 5] = [Self::Deployment, Self::StatefulSet, Self::DaemonSet, Self::Rollout, Self::CloneSet];
+
     /// The kind as it stands in YAML.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Deployment => "Deployment",
             Self::StatefulSet => "StatefulSet",
             Self::DaemonSet => "DaemonSet",
+            Self::Rollout => "Rollout",
+            Self::CloneSet => "CloneSet",
         }
+    }
+
+    /// Its API group, version and resource.
+    pub const fn api(self) -> (&'static str, &'static str, &'static str) {
+        match self {
+            Self::Deployment => ("apps", "v1", "deployments"),
+            Self::StatefulSet => ("apps", "v1", "statefulsets"),
+            Self::DaemonSet => ("apps", "v1", "daemonsets"),
+            Self::Rollout => ("argoproj.io", "v1alpha1", "rollouts"),
+            Self::CloneSet => ("apps.kruise.io", "v1alpha1", "clonesets"),
+        }
+    }
+
+    /// `apiVersion` as it stands in YAML.
+    pub const fn api_version(self) -> &'static str {
+        match self {
+            Self::Deployment | Self::StatefulSet | Self::DaemonSet => "apps/v1",
+            Self::Rollout => "argoproj.io/v1alpha1",
+            Self::CloneSet => "apps.kruise.io/v1alpha1",
+        }
+    }
+
+    /// The kind for requests without a type of its own.
+    pub fn resource(self) -> ApiResource {
+        let (group, version, plural) = self.api();
+        ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, self.as_str()), plural)
     }
 }
 
@@ -93,6 +130,7 @@ pub(super) fn blames_us(message: &str) -> bool {
 }
 
 /// A workload as kimup sees it.
+#[allow(clippy::struct_excessive_bools)] // independent facts
 #[derive(Clone, Debug, PartialEq)]
 pub struct Workload {
     /// Which one.
@@ -129,16 +167,26 @@ pub struct Workload {
     pub marked: bool,
     /// Who changed it last, kimup and changes of its status aside, as far as `metadata.managedFields` tells.
     pub changed_by: Option<String>,
-    /// `spec.paused`: its controller replaces no Pods.
-    pub paused: bool,
     /// Its controller has seen this generation, so `revision` and the revisions that exist are those of this template.
     pub observed: bool,
     /// All Pods are of the newest revision and ready, as `kubectl rollout status` sees it.
     pub complete: bool,
+    /// A person has paused it.
+    pub paused: bool,
+    /// When its controller said that its newest template makes no progress any more (`ProgressDeadlineExceeded`).
+    pub exceeded: Option<Timestamp>,
+    /// Why its controller cannot create Pods, in its words.
+    pub trouble: Option<String>,
     /// Whether its controller cannot create Pods, as far as its status tells.
     pub denied: Option<Denied>,
-    /// The revision of the newest Pods where the object itself tells it: a StatefulSet's `status.updateRevision`.
+    /// The revision of the newest Pods where the object itself tells it: `status.updateRevision` of a StatefulSet, the
+    /// hash in that of a CloneSet.
     pub revision: Option<String>,
+    /// Why its controller gave the rollout of this template up and runs the version before again; only an Argo Rollout's
+    /// does. `exceeded` says when.
+    pub aborted: Option<String>,
+    /// Why a stamp would not replace its Pods, and what to do, if that is so: it is not rolled then.
+    pub unrollable: Option<&'static str>,
 }
 
 impl Workload {
@@ -154,8 +202,24 @@ impl Workload {
             && status.replicas.unwrap_or(0) <= updated
             && status.available_replicas.unwrap_or(0) >= updated;
         let workload = Self::new(Kind::Deployment, &object.metadata, &spec.template, Some(&spec.selector))?;
-        let paused = spec.paused.unwrap_or(false);
-        Some(Self { replicas, observed, complete, paused, denied: Denied::of_deployment(&status), ..workload })
+        let condition = |kind: &str, wanted: &str| {
+            let mut conditions = status.conditions.iter().flatten();
+            conditions.find(|c| c.type_.as_deref() == Some(kind) && c.status.as_deref() == Some(wanted))
+        };
+        let exceeded = condition("Progressing", "False");
+        let exceeded = exceeded.filter(|c| c.reason.as_deref() == Some("ProgressDeadlineExceeded"));
+        Some(Self {
+            replicas,
+            observed,
+            complete,
+            paused: spec.paused == Some(true),
+            exceeded: exceeded
+                .and_then(|c| c.last_update_time.as_ref().or(c.last_transition_time.as_ref()))
+                .map(|t| t.0),
+            trouble: condition("ReplicaFailure", "True").and_then(|c| c.message.clone()),
+            denied: Denied::of_deployment(&status),
+            ..workload
+        })
     }
 
     /// Reads a StatefulSet. None if it lacks what every stored object has.
@@ -195,7 +259,7 @@ impl Workload {
         Some(Self { replicas, observed, complete: observed && (on_delete || moved), denied, ..workload })
     }
 
-    fn new(
+    pub(super) fn new(
         kind: Kind,
         metadata: &ObjectMeta,
         template: &PodTemplateSpec,
@@ -220,11 +284,15 @@ impl Workload {
             replicas: 0,
             marked: metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(ROLLOUT)),
             changed_by: changed_by(metadata.managed_fields.as_deref().unwrap_or_default()),
-            paused: false,
             observed: false,
             complete: false,
+            paused: false,
+            exceeded: None,
+            trouble: None,
             denied: None,
             revision: None,
+            aborted: None,
+            unrollable: None,
         })
     }
 
@@ -254,9 +322,13 @@ impl Denied {
     /// From the condition that a Deployment takes over from its `ReplicaSet`s.
     fn of_deployment(status: &DeploymentStatus) -> Option<Self> {
         let mut failures = status.conditions.iter().flatten().filter(|c| c.type_.as_deref() == Some("ReplicaFailure"));
-        let message =
-            failures.find(|c| c.status.as_deref() == Some("True"))?.message.as_deref().filter(|m| blames_us(m))?;
-        Some(if message.contains("failed calling webhook") { Self::Unreachable } else { Self::ByUs })
+        Self::of_message(failures.find(|c| c.status.as_deref() == Some("True"))?.message.as_deref()?)
+    }
+
+    /// From what a controller says that could not create a Pod.
+    pub(super) fn of_message(message: &str) -> Option<Self> {
+        let ours = blames_us(message);
+        ours.then(|| if message.contains("failed calling webhook") { Self::Unreachable } else { Self::ByUs })
     }
 }
 
@@ -459,9 +531,7 @@ mod tests {
     fn who_changed_it_last_is_known() {
         #[track_caller]
         fn check(entries: &[(&str, &str, &str)], expected: Option<&str>) {
-            let entry = |(manager, second, subresource): &(&str, &str, &str)| {
-                json!({"manager": manager, "time": format!("2026-01-01T00:00:{second}Z"), "subresource": subresource})
-            };
+            let entry = |(manager, second, subresource): &(&str, &str, &str)| json!({"manager": manager, "time": format!("2026-01-01T00:00:{second}Z"), "subresource": subresource});
             let entries: Vec<Value> = entries.iter().map(entry).collect();
             let object = deployment(&json!({"metadata": {"managedFields": entries}}));
             assert_eq!(Workload::from_deployment(&object).unwrap().changed_by.as_deref(), expected);

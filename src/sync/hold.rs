@@ -309,7 +309,9 @@ pub(super) fn on_record(key: &WorkloadKey, hold: &Hold, after: AfterRollback) ->
         }
         (HeldBy::Annotation, None, _) => format!("{by}; remove or change it, or: {resume}"),
         (HeldBy::Annotation, Some(tag), _) => {
-            format!("the annotation hold names {tag:?}, which the registry does not have; correct or remove it, or: {resume}")
+            format!(
+                "the annotation hold names {tag:?}, which the registry does not have; correct or remove it, or: {resume}"
+            )
         }
         (HeldBy::Paused, ..) => format!("{by}; kubectl rollout resume {object} ends this"),
         (HeldBy::Fight, Some(who), _) => fight(who, &resume),
@@ -329,5 +331,7 @@ pub(super) fn on_record(key: &WorkloadKey, hold: &Hold, after: AfterRollback) ->
 
 fn fight(who: &str, resume: &str) -> String {
     let minutes = WITHIN.as_secs() / 60;
-    format!("{who} took kimup's stamp away {TIMES} times within {minutes} minutes; have it leave the stamp alone, then: {resume}")
+    format!(
+        "{who} took kimup's stamp away {TIMES} times within {minutes} minutes; have it leave the stamp alone, then: {resume}"
+    )
 }

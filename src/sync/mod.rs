@@ -4,8 +4,10 @@
 //! queue, `image` and `workload` are what is done for one key, `write` and `observe` are the I/O shells.
 
 mod access;
+mod approval;
 mod decide;
 mod engine;
+mod failing;
 mod follow;
 mod gates;
 mod hold;
@@ -26,11 +28,13 @@ mod records;
 mod repair;
 mod report;
 mod request;
+mod rollback;
 mod settle;
 mod source;
 mod status;
 mod target;
 mod timing;
+mod turn;
 mod unmutated;
 mod verify;
 mod view;

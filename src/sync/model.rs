@@ -102,7 +102,8 @@ impl World {
         self.workload.rollout.clone_from(&label);
         let known = self.revisions.iter().position(|made| made.stamp == stamp && made.label == label);
         self.current = known.unwrap_or_else(|| {
-            let stamped = stamp.as_ref().map(|stamp| Reference::parse(&stamp.reference).unwrap().tag().unwrap().to_owned());
+            let stamped =
+                stamp.as_ref().map(|stamp| Reference::parse(&stamp.reference).unwrap().tag().unwrap().to_owned());
             let runs = stamped.or_else(|| self.image.status.as_ref()?.tag.clone()).unwrap();
             self.revisions.push(Made { stamp, label, runs, created: self.clock });
             self.revisions.len() - 1
@@ -169,7 +170,7 @@ impl World {
 
     /// One look of kimup at the workload, and what the Image then says of it. True if there was something to do.
     fn step(&mut self) -> bool {
-        let target = target(&self.image, &self.workload, "app").unwrap();
+        let target = target(&self.image, &self.workload, "app", Vec::new()).unwrap();
         let plan = rollout::plan(&self.workload, &BTreeMap::from([("app".to_owned(), target)]), Some(&self.facts()));
         assert_eq!(plan.blocked, None);
         let mut busy = !plan.adopts.is_empty() || !plan.changes.is_empty();

@@ -7,13 +7,16 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use crate::api::{Closed, ImageStatus, Pending, SyncResult, Tagged, condition};
 
+use super::approval;
 use super::decide::Choice;
 use super::gates::{self, Waits};
 
 mod progress;
+mod rejected;
 mod rollout;
 
-pub use progress::{Holds, Progress, after_progress, release};
+pub use progress::{Holds, Progress, after_progress, release, soaks_until};
+pub use rejected::{because, in_words as rejected_in_words, remember, to_leave, ways_back, withdraw};
 use rollout::select;
 pub use rollout::{Selected, current, pinned, settle};
 
@@ -22,6 +25,9 @@ const MAX_MESSAGE: usize = 1024;
 
 /// Reason of the `Ready` condition of an Image whose repository an older one of its namespace follows.
 pub const DUPLICATE: &str = "Duplicate";
+
+/// Reason of `Ready` and `Stalled` where a workload cannot be rolled, or its rollout does not go on.
+pub const ROLLOUT_FAILED: &str = "RolloutFailed";
 
 /// A time as it stands in a status: whole seconds, as everywhere in Kubernetes.
 pub fn rfc3339(time: Timestamp) -> String {
@@ -100,6 +106,7 @@ pub fn after_sync(status: &mut ImageStatus, subject: &Subject<'_>, outcome: &Out
     } else {
         conditions.set(condition::UNSUPPORTED, true, "NotImplemented", &unsupported);
     }
+    let stuck = conditions.is(condition::STALLED, ROLLOUT_FAILED);
     match outcome {
         Outcome::Failed(failure) => {
             let kept = status.tag.as_ref().map(|tag| format!("; {tag} is kept")).unwrap_or_default();
@@ -127,7 +134,9 @@ pub fn after_sync(status: &mut ImageStatus, subject: &Subject<'_>, outcome: &Out
             let Choice { tag, rule, why, missing, adopted, digest, .. } = choice;
             let reason = if *missing { "TagMissing" } else { "Synced" };
             conditions.set(condition::READY, true, reason, &in_words(choice));
-            conditions.clear(condition::STALLED);
+            if !stuck {
+                conditions.clear(condition::STALLED); // else it is the workloads that tell
+            }
             conditions.clear(condition::STALE);
             status.result = Some(SyncResult::Success);
             // One that the registry does not list yet is still to come.
@@ -142,20 +151,32 @@ pub fn after_sync(status: &mut ImageStatus, subject: &Subject<'_>, outcome: &Out
                 status.digest.clone_from(&adopted.digest);
             }
             wait(status, subject, choice.waits.as_deref());
-            select(status, subject, &Tagged { tag: tag.clone(), digest: digest.clone() }, rule, why)
+            // Going back ends first, if it does; then a newer tag is taken at once.
+            if status.rollout.as_ref().is_some_and(|r| r.back_from.is_some() && r.tag != *tag) && !stuck {
+                return None;
+            }
+            let selected = select(status, subject, &Tagged { tag: tag.clone(), digest: digest.clone() }, rule, why);
+            if choice.approved && selected.is_some() {
+                rollout::approved(status, why);
+            }
+            selected
         }
     }
 }
 
 /// The message of `Ready`.
 fn in_words(choice: &Choice) -> String {
-    let Choice { tag, missing, passed_over, waits, .. } = choice;
+    let Choice { tag, rule, missing, passed_over, waits, rejected, .. } = choice;
     let mut message = match (missing, waits) {
         (true, None) => format!("{tag} is kept: no rule allows a newer one; the registry no longer lists it"),
         (true, Some(waits)) => {
             format!("{tag} is kept while {} waits; the registry no longer lists it", waits.pending.tag)
         }
-        (false, None) => format!("{tag} is the newest tag that the rules allow"),
+        (false, None) => match rejected {
+            Some(rejected) if rule.is_empty() => format!("{tag} is kept: {rejected}"),
+            Some(rejected) => format!("{tag} is the newest tag that the rules allow; {rejected}"),
+            None => format!("{tag} is the newest tag that the rules allow"),
+        },
         (false, Some(waits)) => format!("{tag} is the newest tag that may go now: {} waits", waits.pending.tag),
     };
     for sentence in passed_over {
@@ -170,9 +191,10 @@ pub fn was_closed(status: &ImageStatus) -> bool {
     status.conditions.iter().any(waits)
 }
 
-/// When the tag that waits may go, as the status has it.
+/// When the tag that waits may go, or is not asked for any more, as the status has it.
 pub fn opens(status: &ImageStatus) -> Option<Timestamp> {
-    status.pending.as_ref()?.at.as_ref()?.parse().ok()
+    let opens = status.pending.as_ref().and_then(|pending| pending.at.as_ref()?.parse().ok());
+    opens.into_iter().chain(approval::lapses(status.asked.as_ref())).min()
 }
 
 /// Records that a tag waits, or that none does.
@@ -185,6 +207,14 @@ fn wait(status: &mut ImageStatus, subject: &Subject<'_>, waits: Option<&Waits>) 
             conditions.set(condition::PENDING, true, reason, &format!("{tag} waits: {why}{until}"));
         }
         None => conditions.clear(condition::PENDING),
+    }
+}
+
+/// Records that a tag waits no longer, and that nobody is asked for it, if that was so.
+pub fn forget_waiting(status: &mut ImageStatus, subject: &Subject<'_>, tag: &str) {
+    status.asked = status.asked.take().filter(|asked| asked.tag != tag);
+    if status.pending.as_ref().is_some_and(|pending| pending.tag == tag) {
+        wait(status, subject, None);
     }
 }
 
@@ -220,6 +250,18 @@ pub fn says_the_same(a: &ImageStatus, b: &ImageStatus) -> bool {
     timeless(a) == timeless(b)
 }
 
+/// Whether two statuses differ in nothing but how far rollouts are: who reads that can wait for a moment.
+pub fn differ_in_counts_only(a: &ImageStatus, b: &ImageStatus) -> bool {
+    let uncounted = |s: &ImageStatus| {
+        let mut status = ImageStatus { time: None, workloads: None, revisions: Vec::new(), ..s.clone() };
+        if let Some(rollout) = &mut status.rollout {
+            (rollout.total, rollout.updated) = (0, 0);
+        }
+        status
+    };
+    uncounted(a) == uncounted(b)
+}
+
 struct Conditions<'a> {
     list: &'a mut Vec<Condition>,
     subject: &'a Subject<'a>,
@@ -246,6 +288,10 @@ impl Conditions<'_> {
             None if kind == condition::READY => self.list.insert(0, said),
             None => self.list.push(said),
         }
+    }
+
+    fn is(&self, kind: &str, reason: &str) -> bool {
+        self.list.iter().any(|c| c.type_ == kind && c.status == "True" && c.reason == reason)
     }
 
     fn clear(&mut self, kind: &str) {

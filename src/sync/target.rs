@@ -3,7 +3,7 @@
 use kube::ResourceExt;
 
 use crate::api::annotations::{ACTION, RESUME};
-use crate::api::{self, AfterRollback, HeldBy, Image, ImageStatus, Order, Tagged};
+use crate::api::{self, AfterRollback, HeldBy, Image, ImageStatus, Order, Rejected, Tagged};
 use crate::rollout::{self, Holding, Target, Workload};
 
 use super::managed;
@@ -16,7 +16,7 @@ pub(super) fn wanted(image: &Image, status: &ImageStatus) -> Option<Tagged> {
 }
 
 /// What an Image wants a container of `workload` to run; none if it has no tag yet.
-pub(super) fn target(image: &Image, workload: &Workload, container: &str) -> Option<Target> {
+pub(super) fn target(image: &Image, workload: &Workload, container: &str, rejections: Vec<Rejected>) -> Option<Target> {
     let status = status_of(image);
     let wanted = wanted(image, &status)?;
     let rollout = status.rollout.as_ref();
@@ -33,6 +33,9 @@ pub(super) fn target(image: &Image, workload: &Workload, container: &str) -> Opt
         rule: rule.filter(|rule| !rule.is_empty()).unwrap_or_else(|| "none".to_owned()),
         rollout: rollout::id(image.metadata.uid.as_deref().unwrap_or_default(), &wanted.to_string()),
         order: Order::of(&image.spec).following(&status).of_one_text(managed::is_managed(&image.metadata)),
+        why_rejected: rejections.last().map(status::because).unwrap_or_default(),
+        rejected: rejections.into_iter().map(|rejected| rejected.tag).collect(),
+        held: left.as_ref().and(held.map(|h| h.tag.clone())),
         left: left.filter(|left| !left.is_empty()),
         holding: Holding {
             record: held.cloned(),

@@ -11,7 +11,9 @@ use kube::ResourceExt;
 use kube::api::{DeleteParams, EvictParams, ListParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 
-use crate::holds::{ACTION, FLUX, STAMP, annotate, apply, apps, is_held, manifest, nothing_happens, object, revisions, said};
+use crate::holds::{
+    ACTION, FLUX, STAMP, annotate, apply, apps, is_held, manifest, nothing_happens, object, revisions, said,
+};
 use crate::support::{Bed, DEADLINE, ENABLED, Shop, image_of};
 
 /// How somebody brings a manifest to the cluster, again and again.
@@ -179,7 +181,9 @@ async fn who_takes_the_stamp_away_again_and_again_is_named_and_left_alone() {
     shop.api::<Deployment>().create(&meddler, &whole).await.unwrap();
     scene.settles_on("1.1.0").await;
     scene.runs("web", 2, "1.1.0").await;
-    let stamped = async || object(shop, "Deployment", "web").await["spec"]["template"]["metadata"]["annotations"][STAMP].is_string();
+    let stamped = async || {
+        object(shop, "Deployment", "web").await["spec"]["template"]["metadata"]["annotations"][STAMP].is_string()
+    };
     for round in 0..3 {
         eventually(DEADLINE, &format!("it is stamped, round {round}"), stamped).await;
         // Seen at rest, so that this is no part of the rollout before.
@@ -235,7 +239,8 @@ async fn partitioned(scene: &Scene) {
         let what = format!("the Pods of the partitioned StatefulSet run {wanted:?}");
         eventually(DEADLINE, &what, async || {
             let pods = shop.pods().await;
-            let runs = ["part-0", "part-1"].map(|name| pods.iter().find(|p| p.name_any() == name).map(|p| image_of(p, "app")));
+            let runs =
+                ["part-0", "part-1"].map(|name| pods.iter().find(|p| p.name_any() == name).map(|p| image_of(p, "app")));
             if runs == wanted.map(|tag| Some(scene.text(tag))) { Ok(()) } else { Err(format!("{runs:?}")) }
         })
         .await;
@@ -289,7 +294,8 @@ async fn scaled(scene: &Scene) {
 }
 
 async fn scale(shop: &Shop, name: &str) -> i32 {
-    let scale: Scale = shop.api::<Deployment>().get_scale(name).await.map(|s| serde_json::from_value(json!(s)).unwrap()).unwrap();
+    let scale: Scale =
+        shop.api::<Deployment>().get_scale(name).await.map(|s| serde_json::from_value(json!(s)).unwrap()).unwrap();
     scale.spec.and_then(|spec| spec.replicas).unwrap_or_default()
 }
 

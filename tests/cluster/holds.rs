@@ -199,7 +199,8 @@ async fn take_over(shop: &Shop, kind: &str, name: &str) {
 fn owns_stamp(object: &Value, manager: &str) -> bool {
     let stamp = format!("f:{STAMP}");
     let annotations = |e: &Value| e["fieldsV1"]["f:spec"]["f:template"]["f:metadata"]["f:annotations"].clone();
-    let owns = |e: &Value| e["manager"].as_str().is_some_and(|m| m.starts_with(manager)) && annotations(e)[&stamp].is_object();
+    let owns =
+        |e: &Value| e["manager"].as_str().is_some_and(|m| m.starts_with(manager)) && annotations(e)[&stamp].is_object();
     object["metadata"]["managedFields"].as_array().unwrap().iter().any(owns)
 }
 
@@ -261,7 +262,12 @@ async fn a_stamp_lost_before_it_was_taken_over_comes_back_where_it_was_held() {
 async fn the_annotation_hold_sends_a_workload_to_its_tag() {
     let stage = Stage::new("h-annotation", "Deployment", &json!({})).await;
     // No gate delays what a person asks for.
-    stage.shop.api::<Image>().patch("img", &PatchParams::default(), &Patch::Merge(json!({"spec": {"suspend": true}}))).await.unwrap();
+    stage
+        .shop
+        .api::<Image>()
+        .patch("img", &PatchParams::default(), &Patch::Merge(json!({"spec": {"suspend": true}})))
+        .await
+        .unwrap();
     stage.annotate(&json!({HOLD: "1.1.0"})).await;
     stage.runs("1.1.0").await;
     let held = stage.held(HeldBy::Annotation, "1.1.0").await;
@@ -272,7 +278,8 @@ async fn the_annotation_hold_sends_a_workload_to_its_tag() {
     stage.annotate(&json!({HOLD: "1.0.0"})).await;
     stage.runs("1.0.0").await;
     stage.held(HeldBy::Annotation, "1.0.0").await;
-    let cause = &object(&stage.shop, "Deployment", "web").await["metadata"]["annotations"]["kubernetes.io/change-cause"];
+    let cause =
+        &object(&stage.shop, "Deployment", "web").await["metadata"]["annotations"]["kubernetes.io/change-cause"];
     assert_eq!(*cause, "kimup: app 1.1.0 -> 1.0.0 (Image img, hold: annotation)");
     // One that the registry does not have is a brake all the same.
     stage.annotate(&json!({HOLD: "9.9.9"})).await;
@@ -288,7 +295,12 @@ async fn the_annotation_hold_sends_a_workload_to_its_tag() {
     stage.annotate(&json!({HOLD: null})).await;
     said(&stage.shop, "Deployment", "web", &["Resumed: ", "1.2.0"]).await;
     stage.stays("1.2.0").await;
-    stage.shop.api::<Image>().patch("img", &PatchParams::default(), &Patch::Merge(json!({"spec": {"suspend": false}}))).await.unwrap();
+    stage
+        .shop
+        .api::<Image>()
+        .patch("img", &PatchParams::default(), &Patch::Merge(json!({"spec": {"suspend": false}})))
+        .await
+        .unwrap();
     stage.runs("1.3.0").await;
     stage.shop.settles("img", "1.3.0").await;
     nothing_is_held(&stage.shop, "img").await;
@@ -302,7 +314,11 @@ async fn resume_on_the_workload_ends_every_hold_of_it() {
         stage.runs(to).await;
         let gone = async || {
             let annotations = object(&stage.shop, "Deployment", "web").await["metadata"]["annotations"].clone();
-            if annotations[ACTION].is_null() && annotations[HOLD].is_null() { Ok(()) } else { Err(annotations.to_string()) }
+            if annotations[ACTION].is_null() && annotations[HOLD].is_null() {
+                Ok(())
+            } else {
+                Err(annotations.to_string())
+            }
         };
         eventually(DEADLINE, "what was asked is removed", gone).await;
         nothing_is_held(&stage.shop, "img").await;
@@ -357,7 +373,8 @@ async fn resume_on_the_image_ends_all_holds_of_it_by_the_usual_gates() {
     bed_undo(&stage, "first").await;
     let what = "three are held";
     shop.status_is("img", what, |s| s.workloads.as_deref() == Some("0/3, 3 held")).await;
-    let held: Vec<String> = shop.status("img").await.held.into_iter().map(|h| format!("{} {}", h.workload, h.tag)).collect();
+    let held: Vec<String> =
+        shop.status("img").await.held.into_iter().map(|h| format!("{} {}", h.workload, h.tag)).collect();
     shop.pods_run("noted", 2, &format!("{}:1.1.0", stage.image)).await;
 
     // Frozen: the holds end, and nothing starts.
@@ -403,7 +420,8 @@ async fn holds_last_when_kimup_is_killed_and_another_leads() {
     own.registry.push("app", "1.0.0").await.unwrap();
     let shop = Shop::new(&own.cluster, "h-killed", &[(ENABLED, "true")], &[]).await;
     let image = own.registry.image("app");
-    shop.create_image("img", &json!({"spec": {"image": image, "rollout": {"maxConcurrent": 9, "minInterval": "0s"}}})).await;
+    shop.create_image("img", &json!({"spec": {"image": image, "rollout": {"maxConcurrent": 9, "minInterval": "0s"}}}))
+        .await;
     shop.settles("img", "1.0.0").await;
     admits(&shop, &format!("{image}:0.9.0"), &format!("{image}:1.0.0")).await;
     let held = [("stamp", "1.1.0"), ("first", "1.0.0"), ("text", "0.9.5"), ("noted", "1.1.0")];
@@ -439,9 +457,14 @@ async fn holds_last_when_kimup_is_killed_and_another_leads() {
         admits(&shop, &format!("{image}:0.9.0"), &format!("{image}:1.2.0")).await;
         all_stay().await;
         // A Pod that is made anew is what it was.
-        for pod in shop.pods().await.iter().filter(|pod| pod.metadata.name.as_ref().is_some_and(|n| n.starts_with("first"))) {
+        for pod in
+            shop.pods().await.iter().filter(|pod| pod.metadata.name.as_ref().is_some_and(|n| n.starts_with("first")))
+        {
             let name = pod.metadata.name.clone().unwrap();
-            shop.api::<k8s_openapi::api::core::v1::Pod>().delete(&name, &kube::api::DeleteParams::default()).await.unwrap();
+            shop.api::<k8s_openapi::api::core::v1::Pod>()
+                .delete(&name, &kube::api::DeleteParams::default())
+                .await
+                .unwrap();
         }
     }
     assert!(shop.api::<Deployment>().get("noted").await.is_ok());

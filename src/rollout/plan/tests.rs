@@ -25,6 +25,9 @@ fn target(tag: &str) -> Target {
         order: order("semver-minor", None),
         left: None,
         holding: Holding::default(),
+        held: None,
+        rejected: BTreeSet::new(),
+        why_rejected: String::new(),
     }
 }
 
@@ -48,15 +51,19 @@ fn workload(text: &str) -> Workload {
         replicas: 2,
         marked: true,
         changed_by: None,
-        paused: false,
         observed: true,
         complete: true,
+        paused: false,
+        exceeded: None,
+        trouble: None,
         denied: None,
         revision: None,
+        aborted: None,
+        unrollable: None,
     }
 }
 
-const OURS: &str = crate::rollout::FIELD_MANAGER;
+pub(super) const OURS: &str = crate::rollout::FIELD_MANAGER;
 
 fn stamp(workload: &mut Workload, container: &str, value: &str, owners: &[&str]) {
     workload.template_annotations.insert(stamp_key(container), value.to_owned());
@@ -77,23 +84,23 @@ fn facts(revisions: &[&str], running: &[&str]) -> Facts {
     Facts { revisions: revisions.collect(), pods: running.iter().map(pod).collect() }
 }
 
-struct Case {
-    workload: Workload,
-    target: Target,
+pub(super) struct Case {
+    pub workload: Workload,
+    pub target: Target,
     facts: Option<Facts>,
 }
 
-fn case(text: &str, tag: &str) -> Case {
+pub(super) fn case(text: &str, tag: &str) -> Case {
     Case { workload: workload(text), target: target(tag), facts: None }
 }
 
 impl Case {
-    fn stamp(mut self, value: &str, owners: &[&str]) -> Self {
+    pub fn stamp(mut self, value: &str, owners: &[&str]) -> Self {
         stamp(&mut self.workload, "app", value, owners);
         self
     }
 
-    fn facts(mut self, revisions: &[&str], running: &[&str]) -> Self {
+    pub fn facts(mut self, revisions: &[&str], running: &[&str]) -> Self {
         self.facts = Some(facts(revisions, running));
         self
     }
@@ -133,7 +140,7 @@ fn say(plan: &Plan) -> String {
 }
 
 #[track_caller]
-fn check(case: Case, expected: &str) {
+pub(super) fn check(case: Case, expected: &str) {
     let targets = BTreeMap::from([("app".to_owned(), case.target)]);
     let found = plan(&case.workload, &targets, case.facts.as_ref());
     assert_eq!(say(&found), expected);

@@ -31,6 +31,9 @@ fn target() -> Target {
         order: Order::of(&image.spec),
         left: None,
         holding: Holding::default(),
+        held: None,
+        rejected: BTreeSet::new(),
+        why_rejected: String::new(),
     }
 }
 

@@ -1,11 +1,15 @@
 //! How far the workloads of an Image are, and what of it stands in the status. Pure.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
-use crate::api::{Held, HeldBy, ImageStatus, SyncResult, Tagged, condition};
+use jiff::Timestamp;
+
+use crate::api::{Held, HeldBy, ImageStatus, RolloutStatus, SyncResult, Tagged, condition};
+use crate::rollout::{Lead, soaked};
 
 use super::rollout::current;
-use super::{Conditions, Subject, rfc3339, wait};
+use super::{Conditions, ROLLOUT_FAILED, Subject, rfc3339, wait};
 use crate::sync::gates::Waits;
 
 /// How far the workloads of an Image are.
@@ -30,9 +34,13 @@ pub struct Progress {
     pub undecided: Vec<String>,
     /// A workload that could not be rolled, and why.
     pub failed: Option<(String, String)>,
+    /// A workload whose rollout does not go on, and why: it waits for somebody.
+    pub stopped: Option<(String, String)>,
     /// No workload follows this Image as it stands: its repository cannot be read, or an older Image follows it. A
     /// rollout in flight rests until that changes.
     pub excluded: bool,
+    /// Who goes first in the group, if others follow, and how long that one must run well before they do.
+    pub lead: Option<(Lead, Duration)>,
 }
 
 impl Progress {
@@ -74,7 +82,8 @@ pub fn after_progress(status: &mut ImageStatus, subject: &Subject<'_>, progress:
         decided || found().any(|h| h.workload == hold.workload && h.container == hold.container)
     };
     status.held.extend(known.iter().filter(|hold| !planned(hold)).cloned());
-    for (hold, released) in progress.held.iter().map(|h| (h, false)).chain(progress.released.iter().map(|h| (h, true))) {
+    for (hold, released) in progress.held.iter().map(|h| (h, false)).chain(progress.released.iter().map(|h| (h, true)))
+    {
         let same = |k: &&Held| (&k.workload, &k.container, &k.tag) == (&hold.workload, &hold.container, &hold.tag);
         let before = known.iter().find(same).filter(|k| k.by == hold.by);
         let mut hold = hold.clone();
@@ -102,17 +111,34 @@ pub fn after_progress(status: &mut ImageStatus, subject: &Subject<'_>, progress:
     if let Some(rollout) = &mut status.rollout {
         (rollout.total, rollout.updated) = (progress.total, progress.done);
     }
+    record_lead(status, progress.lead.as_ref().map(|(lead, _)| lead), subject.now);
     wait_with_workloads(status, subject, progress);
     let moves = subject.closed.is_none() || progress.moving > 0;
-    let moving = status.rollout.as_ref().filter(|_| moves).map(|r| format!("rolling out {}", r.tag));
+    let moves = moves && progress.stopped.is_none();
+    let way = |r: &RolloutStatus| if r.back_from.is_some() { "back to" } else { "out" };
+    let soaks = soaks_until(status, progress, subject.now);
+    let moving = status.rollout.as_ref().filter(|_| moves).map(|r| match (soaks, &r.first) {
+        (Some(until), Some(first)) => format!("{} soaks on {first} until {}", r.tag, rfc3339(until)),
+        _ => format!("rolling {} {}", way(r), r.tag),
+    });
     let mut conditions = Conditions { list: &mut status.conditions, subject };
     match moving {
         Some(message) => conditions.set(condition::RECONCILING, true, "RollingOut", &message),
         None => conditions.clear(condition::RECONCILING),
     }
-    match &progress.failed {
-        Some((workload, why)) => {
-            conditions.set(condition::READY, false, "RolloutFailed", &format!("{workload} cannot be rolled: {why}"));
+    let failed = progress.failed.as_ref().map(|(workload, why)| format!("{workload} cannot be rolled: {why}"));
+    let stopped = progress.stopped.as_ref().map(|(workload, why)| format!("{workload} does not go on: {why}"));
+    match &stopped {
+        Some(message) => conditions.set(condition::STALLED, true, ROLLOUT_FAILED, message),
+        // After a restart nothing is known at first.
+        None if progress.undecided.is_empty() && conditions.is(condition::STALLED, ROLLOUT_FAILED) => {
+            conditions.clear(condition::STALLED);
+        }
+        None => {}
+    }
+    match failed.or(stopped) {
+        Some(message) => {
+            conditions.set(condition::READY, false, ROLLOUT_FAILED, &message);
             status.result = Some(SyncResult::ActionError);
         }
         None if status.result == Some(SyncResult::ActionError) => {
@@ -122,6 +148,39 @@ pub fn after_progress(status: &mut ImageStatus, subject: &Subject<'_>, progress:
         None => {}
     }
     holds
+}
+
+/// Records who goes first and since when that one runs well: a restart goes on from there. If it runs well no longer, the
+/// time is taken back; while that is not known, it stays.
+fn record_lead(status: &mut ImageStatus, lead: Option<&Lead>, now: Timestamp) {
+    let Some(rollout) = &mut status.rollout else {
+        return;
+    };
+    let Some(lead) = lead else {
+        (rollout.first, rollout.first_ready_at) = (None, None);
+        return;
+    };
+    let names = Some(lead.names());
+    let fresh = rollout.first != names;
+    if fresh {
+        (rollout.first, rollout.first_ready_at) = (names, None);
+    }
+    match lead.ready {
+        Some(true) if rollout.first_ready_at.is_none() => {
+            // Another Image of the group may have it on record.
+            let since = lead.since.filter(|_| fresh).unwrap_or(now);
+            rollout.first_ready_at = Some(rfc3339(since));
+        }
+        Some(false) => rollout.first_ready_at = None,
+        _ => {}
+    }
+}
+
+/// Until when the others wait although the first one runs well.
+pub fn soaks_until(status: &ImageStatus, progress: &Progress, now: Timestamp) -> Option<Timestamp> {
+    let (_, soak) = progress.lead.as_ref().filter(|_| progress.at_rest < progress.total)?;
+    let ready_at: Timestamp = status.rollout.as_ref()?.first_ready_at.as_ref()?.parse().ok()?;
+    Some(soaked(ready_at, *soak)).filter(|until| *until > now)
 }
 
 /// What has started ends, and nothing starts: the tag that the Image has already waits with the workloads that are left.

@@ -8,6 +8,10 @@ use super::{Conditions, Subject, rfc3339};
 
 /// Tags that the history keeps.
 const MAX_HISTORY: usize = 10;
+/// Outcome of a rollout that ended well.
+pub(super) const SETTLED: &str = "Settled";
+/// Outcome of one that went back from a rejected tag.
+pub(super) const ROLLED_BACK: &str = "RolledBack";
 
 /// A newly chosen tag.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,6 +73,19 @@ pub(super) fn select(
     Some(Selected { from, to: to_text, digest: to.digest.clone(), rule: rule.to_owned(), why: why.to_owned() })
 }
 
+/// Notes on a tag that has just been chosen that somebody approved it.
+pub(super) fn approved(status: &mut ImageStatus, by: &str) {
+    if let Some(rollout) = &mut status.rollout {
+        (rollout.by, rollout.approved) = (Some(by.to_owned()), true);
+    }
+    // The first tag is on record from the start.
+    let first =
+        status.history.first_mut().filter(|first| status.tag.as_ref() == Some(&first.tag) && first.by.is_none());
+    if let Some(first) = first.filter(|first| status.rollout.as_ref().is_none_or(|r| r.tag == first.tag)) {
+        first.by = Some(by.to_owned());
+    }
+}
+
 /// What the Image should run as of now: in flight, else settled.
 pub fn current(status: &ImageStatus) -> Option<Tagged> {
     let in_flight = status.rollout.as_ref().map(|r| Tagged::new(&r.tag, r.digest.as_deref()));
@@ -97,7 +114,8 @@ fn know_digest(status: &mut ImageStatus, to: &Tagged) {
 /// Settles the rollout in flight: its tag becomes the settled one. Returns it.
 pub fn settle(status: &mut ImageStatus, subject: &Subject<'_>) -> Option<RolloutStatus> {
     let rollout = status.rollout.take()?;
-    if status.tag.as_deref() != Some(&rollout.tag) || status.digest != rollout.digest {
+    let moves = status.tag.as_deref() != Some(&rollout.tag) || status.digest != rollout.digest;
+    if moves || rollout.back_from.is_some() {
         status.tag = Some(rollout.tag.clone());
         status.digest.clone_from(&rollout.digest);
         remember(status, &rollout, subject.now, rollout.total);
@@ -118,7 +136,7 @@ fn remember(status: &mut ImageStatus, rollout: &RolloutStatus, now: Timestamp, w
         by: rollout.by.clone(),
         started: rollout.started_at.clone(),
         finished: rfc3339(now),
-        outcome: "Settled".to_owned(),
+        outcome: if rollout.back_from.is_some() { ROLLED_BACK } else { SETTLED }.to_owned(),
         workloads,
     };
     status.history.insert(0, entry);

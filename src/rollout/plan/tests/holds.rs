@@ -153,7 +153,8 @@ fn a_stamp_that_was_taken_away_comes_back() {
 
 #[test]
 fn a_text_older_than_what_was_left_is_a_decision() {
-    let held = |text: &str| case(text, "1.4.0").stamp("app:1.0.0 app:1.1.0", &[OURS]).record(record(HeldBy::Undo, "1.4.0"));
+    let held =
+        |text: &str| case(text, "1.4.0").stamp("app:1.0.0 app:1.1.0", &[OURS]).record(record(HeldBy::Undo, "1.4.0"));
     check(held("app:1.0.5"), "Manifest at 1.0.5");
     check(held("app:1.2.0"), "Manifest at 1.2.0");
     check(held("app:1.4.0"), "keep");
