@@ -88,8 +88,8 @@ impl Gates {
     /// Whether a rollout may start now. A window that denies counts more than one that allows; where there is one that
     /// allows, it is needed.
     pub fn closed(&self, now: Timestamp) -> Option<Closed> {
-        if self.suspend {
-            return Some(Closed { reason: "Suspended", why: "spec.suspend is set".to_owned(), until: None });
+        if let Some(suspended) = self.suspended() {
+            return Some(suspended);
         }
         let opens = self.opens(now);
         (opens != Some(now)).then(|| Closed {
@@ -97,6 +97,12 @@ impl Gates {
             why: "spec.windows let no rollout start now".to_owned(),
             until: opens,
         })
+    }
+
+    /// Whether the Image is suspended, whatever its windows.
+    pub fn suspended(&self) -> Option<Closed> {
+        let why = || Closed { reason: "Suspended", why: "spec.suspend is set".to_owned(), until: None };
+        self.suspend.then(why)
     }
 
     /// The first time from `now` on when the windows let a rollout start.

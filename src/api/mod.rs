@@ -5,6 +5,7 @@
 pub mod annotated;
 pub mod annotations;
 mod applied;
+mod approval;
 mod gates;
 mod image;
 mod order;
@@ -15,6 +16,7 @@ mod strategy;
 mod tagged;
 
 pub use applied::Applied;
+pub use approval::{Approval, asks_approval};
 pub use gates::{Closed, GateError, Gates};
 pub use image::{
     Action, ActionData, ActionType, AfterRollback, FilterSpec, Image, ImageSpec, KeyRef, NameRef, RolloutSpec,
@@ -24,7 +26,8 @@ pub use order::Order;
 pub use schedule::{Phase, Schedule, ScheduleError, shared_age};
 pub use spec::{CompiledRule, CompiledSpec, SpecError, compile, pins_digest, unsupported_annotations};
 pub use status::{
-    Held, HistoryEntry, ImageStatus, Pending, Rejected, RevisionRecord, RolloutStatus, Seen, SyncResult, condition,
+    Asked, Held, HistoryEntry, ImageStatus, Pending, Rejected, RevisionRecord, RolloutStatus, Seen, SyncResult,
+    condition,
 };
 pub use strategy::Strategy;
 pub use tagged::Tagged;

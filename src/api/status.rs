@@ -59,6 +59,9 @@ pub struct ImageStatus {
     /// A tag that waits for something.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pending: Option<Pending>,
+    /// The tag that people are asked to approve.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub asked: Option<Asked>,
     /// With `spec.minAge`: newer tags, and since when each is known. At most 50; of more, some in between are left out.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub seen: Vec<Seen>,
@@ -144,6 +147,9 @@ pub struct RolloutStatus {
     /// Who or what asked for it, where that was not a rule alone: `approved by alice`, `rejected: …`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub by: Option<String>,
+    /// Somebody approved it: `spec.windows` do not hold it back.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub approved: bool,
     /// When it began (RFC 3339, UTC).
     pub started_at: String,
     /// The workload that goes first, for example `Deployment/web`, where others follow it.
@@ -171,6 +177,22 @@ pub struct Pending {
     /// When it will go, if a time is known (RFC 3339).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub at: Option<String>,
+}
+
+/// A tag that people are asked to approve.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Asked {
+    /// The tag; `tag@sha256:…` for another digest of the tag that runs.
+    pub tag: String,
+    /// Since when (RFC 3339).
+    pub since: String,
+    /// Until when, if the action has a deadline (RFC 3339).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub until: Option<String>,
+    /// Nobody approved it in time: it is not asked for any more.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub lapsed: bool,
 }
 
 /// A tag that is known, and not chosen yet.

@@ -2,11 +2,9 @@
 
 use std::time::Duration;
 
+use super::approval::asks_approval;
 use super::gates::{GateError, duration};
-use super::image::{ActionType, AfterRollback, ImageSpec};
-
-/// `spec.rollout.minInterval` where it is not set.
-const MIN_INTERVAL: Duration = Duration::from_secs(30);
+use super::image::{AfterRollback, ImageSpec};
 
 /// How the workloads of an Image are rolled.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,15 +13,15 @@ pub struct Strategy {
     pub deadline: Option<Duration>,
     /// How long the first workload of a group must run well before the others follow.
     pub soak: Duration,
-    /// The least time between two rollouts of one workload.
-    pub min_interval: Duration,
+    /// The least time between two rollouts of one workload; none: the process's default.
+    pub min_interval: Option<Duration>,
     /// What ends a hold that a rollback made.
     pub after_rollback: AfterRollback,
 }
 
 impl Default for Strategy {
     fn default() -> Self {
-        Self { deadline: None, soak: Duration::ZERO, min_interval: MIN_INTERVAL, after_rollback: AfterRollback::Next }
+        Self { deadline: None, soak: Duration::ZERO, min_interval: None, after_rollback: AfterRollback::Next }
     }
 }
 
@@ -35,13 +33,11 @@ impl Strategy {
     pub fn parse(spec: &ImageSpec) -> Result<Self, GateError> {
         let (default, rollout) = (Self::default(), spec.rollout.clone().unwrap_or_default());
         // Where people approve, a person's rollback is theirs to end (design section 5).
-        let approved = spec.rules.iter().flat_map(|r| &r.actions).any(|a| a.kind == ActionType::RequestApproval);
-        let after = if approved { AfterRollback::Hold } else { AfterRollback::Next };
+        let after = if asks_approval(spec) { AfterRollback::Hold } else { AfterRollback::Next };
         Ok(Self {
             deadline: read("deadline", "10m", rollout.deadline.as_deref())?,
             soak: zero_or("soak", "15m", rollout.soak.as_deref())?.unwrap_or(default.soak),
-            min_interval: zero_or("minInterval", "30s", rollout.min_interval.as_deref())?
-                .unwrap_or(default.min_interval),
+            min_interval: zero_or("minInterval", "30s", rollout.min_interval.as_deref())?,
             after_rollback: rollout.after_rollback.unwrap_or(after),
         })
     }
@@ -78,17 +74,18 @@ mod tests {
     #[test]
     fn durations_are_read() {
         #[track_caller]
-        fn check(rollout: &Value, expected: Result<(Option<u64>, u64, u64), &str>) {
-            let seconds = |s: Strategy| (s.deadline.map(|d| d.as_secs()), s.soak.as_secs(), s.min_interval.as_secs());
+        fn check(rollout: &Value, expected: Result<(Option<u64>, u64, Option<u64>), &str>) {
+            let seconds = |d: Option<Duration>| d.map(|d| d.as_secs());
+            let seconds = |s: Strategy| (seconds(s.deadline), s.soak.as_secs(), seconds(s.min_interval));
             let found = Strategy::parse(&spec(rollout, "apply")).map(seconds).map_err(|e| e.to_string());
             match (found, expected) {
                 (Err(found), Err(end)) => assert!(found.ends_with(end), "{found}"),
                 (found, expected) => assert_eq!(found, expected.map_err(str::to_owned), "{rollout}"),
             }
         }
-        check(&json!(null), Ok((None, 0, 30)));
-        check(&json!({"deadline": "2m", "soak": "1h", "minInterval": "5m"}), Ok((Some(120), 3600, 300)));
-        check(&json!({"soak": "0s", "minInterval": "0s"}), Ok((None, 0, 0)));
+        check(&json!(null), Ok((None, 0, None)));
+        check(&json!({"deadline": "2m", "soak": "1h", "minInterval": "5m"}), Ok((Some(120), 3600, Some(300))));
+        check(&json!({"soak": "0s", "minInterval": "0s"}), Ok((None, 0, Some(0))));
         check(&json!({"deadline": "0s"}), Err("fix spec.rollout.deadline"));
         check(&json!({"soak": "soon"}), Err("use a duration such as 15m; fix spec.rollout.soak"));
         check(&json!({"minInterval": "2years"}), Err("fix spec.rollout.minInterval"));

@@ -254,6 +254,7 @@ impl Process {
             max_rollouts: args.max_rollouts,
             max_rollouts_per_namespace: args.max_rollouts_per_namespace,
             rollout_deadline: args.rollout_deadline,
+            rollout_min_interval: args.rollout_min_interval,
             status_heartbeat: args.status_heartbeat,
             question_timeout: question_timeout.saturating_sub(QUESTION_MARGIN),
         };

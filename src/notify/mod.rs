@@ -22,6 +22,8 @@ pub enum Reason {
     TagSelected,
     /// A newer tag waits for something.
     TagPending,
+    /// Somebody approved a tag, and it was chosen.
+    TagApproved,
     /// A workload's Pod template was stamped.
     RolloutStarted,
     /// A rollout ended well.
@@ -59,6 +61,7 @@ impl Reason {
     pub const ALL: &[Self] = &[
         Self::TagSelected,
         Self::TagPending,
+        Self::TagApproved,
         Self::RolloutStarted,
         Self::RolloutSettled,
         Self::Held,
@@ -81,6 +84,7 @@ impl Reason {
         match self {
             Self::TagSelected => "TagSelected",
             Self::TagPending => "TagPending",
+            Self::TagApproved => "TagApproved",
             Self::RolloutStarted => "RolloutStarted",
             Self::RolloutSettled => "RolloutSettled",
             Self::Held => "Held",

@@ -6,10 +6,10 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ControllerRevision, ReplicaSet};
 use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Pod, PodCondition};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, DeleteParams, Preconditions};
 use serde_json::Value;
 
+use crate::api::annotated::PodHash;
 use crate::api::annotations::{ROLLOUT, STAMP_PREFIX, Stamp};
 
 use super::apply::ApplyError;
@@ -17,9 +17,9 @@ use super::facts::{self, FactsError, controller};
 use super::workload::{Kind, Workload};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
-const REVISION: &str = "deployment.kubernetes.io/revision";
 const TEMPLATE_HASH: &str = "pod-template-hash";
 const CONTROLLER_HASH: &str = "controller-revision-hash";
+const ROLLOUTS_HASH: &str = "rollouts-pod-template-hash";
 /// `kubectl rollout restart` writes it: it changes nothing that runs.
 const RESTARTED: &str = "kubectl.kubernetes.io/restartedAt";
 /// Longest message taken over from a Pod, in bytes.
@@ -93,11 +93,11 @@ impl Evidence {
 /// Reads the evidence: two lists, each in pages and within a deadline.
 pub async fn evidence(client: &kube::Client, workload: &Workload) -> Result<Evidence, FactsError> {
     let past = match workload.key.kind {
-        Kind::Deployment => {
+        Kind::Deployment | Kind::Rollout => {
             let sets: Vec<ReplicaSet> = facts::list(client, workload, "ReplicaSets").await?;
-            of_replica_sets(sets.iter().filter(|s| controller(&s.metadata) == Some(&workload.uid)))
+            of_replica_sets(workload.key.kind, sets.iter().filter(|s| controller(&s.metadata) == Some(&workload.uid)))
         }
-        Kind::StatefulSet | Kind::DaemonSet => {
+        Kind::StatefulSet | Kind::DaemonSet | Kind::CloneSet => {
             let all: Vec<ControllerRevision> = facts::list(client, workload, "ControllerRevisions").await?;
             let own: Vec<_> = all.iter().filter(|r| controller(&r.metadata) == Some(&workload.uid)).collect();
             of_controller_revisions(workload, &own)
@@ -108,7 +108,7 @@ pub async fn evidence(client: &kube::Client, workload: &Workload) -> Result<Evid
     let own = pods.iter().filter(|pod| {
         pod.metadata.deletion_timestamp.is_none() && controller(&pod.metadata).is_some_and(|o| owners.contains(o))
     });
-    Ok(Evidence { pods: own.map(pod_state).collect(), past })
+    Ok(Evidence { pods: own.map(|pod| pod_state(workload.key.kind, pod)).collect(), past })
 }
 
 /// Deletes a Pod, provided it is the very one that was read, and as it was.
@@ -126,13 +126,14 @@ pub async fn delete_pod(client: &kube::Client, namespace: &str, pod: &PodState) 
     }
 }
 
-fn of_replica_sets<'a>(own: impl Iterator<Item = &'a ReplicaSet>) -> Vec<Past> {
-    let number = |set: &ReplicaSet| set.metadata.annotations.as_ref()?.get(REVISION)?.parse().ok();
+fn of_replica_sets<'a>(kind: Kind, own: impl Iterator<Item = &'a ReplicaSet>) -> Vec<Past> {
+    let number = |set: &ReplicaSet| set.metadata.annotations.as_ref()?.get(facts::revision_key(kind))?.parse().ok();
     let mut past: Vec<Past> = own
         .map(|set| {
             let template = serde_json::to_value(&set.spec.template).unwrap_or_default();
             let (stamps, template) = split(template);
-            let (owner, hash) = (set.metadata.uid.clone().unwrap_or_default(), label(&set.metadata, TEMPLATE_HASH));
+            let owner = set.metadata.uid.clone().unwrap_or_default();
+            let hash = PodHash::of(set.metadata.labels.as_ref()).value.to_owned();
             Past { owner, hash, number: number(set).unwrap_or(0), current: false, stamps, template }
         })
         .collect();
@@ -146,12 +147,7 @@ fn of_replica_sets<'a>(own: impl Iterator<Item = &'a ReplicaSet>) -> Vec<Past> {
 fn of_controller_revisions(workload: &Workload, own: &[&ControllerRevision]) -> Vec<Past> {
     let newest = own.iter().map(|r| r.revision).max();
     let read = |revision: &&ControllerRevision| {
-        let name = revision.metadata.name.clone().unwrap_or_default();
-        // A StatefulSet's Pods carry the revision's name as their hash, a DaemonSet's the revision's own label.
-        let hash = match workload.key.kind {
-            Kind::StatefulSet => name,
-            _ => label(&revision.metadata, CONTROLLER_HASH),
-        };
+        let hash = facts::revision_hash(workload.key.kind, &revision.metadata);
         let current = match &workload.revision {
             Some(current) => *current == hash,
             None => Some(revision.revision) == newest,
@@ -167,7 +163,8 @@ fn of_controller_revisions(workload: &Workload, own: &[&ControllerRevision]) -> 
 fn split(mut template: Value) -> (BTreeMap<String, Stamp>, Value) {
     let mut stamps = BTreeMap::new();
     let ours = |key: &str| {
-        key.starts_with(STAMP_PREFIX) || [ROLLOUT, TEMPLATE_HASH, CONTROLLER_HASH, RESTARTED].contains(&key)
+        key.starts_with(STAMP_PREFIX)
+            || [ROLLOUT, TEMPLATE_HASH, CONTROLLER_HASH, ROLLOUTS_HASH, RESTARTED].contains(&key)
     };
     for of in ["annotations", "labels"] {
         let Some(map) = template.pointer_mut(&format!("/metadata/{of}")).and_then(Value::as_object_mut) else {
@@ -190,7 +187,7 @@ fn split(mut template: Value) -> (BTreeMap<String, Stamp>, Value) {
     (stamps, template)
 }
 
-fn pod_state(pod: &Pod) -> PodState {
+fn pod_state(kind: Kind, pod: &Pod) -> PodState {
     let (meta, status) = (&pod.metadata, pod.status.as_ref());
     let conditions = status.and_then(|s| s.conditions.as_deref()).unwrap_or_default();
     let condition = |kind: &str| conditions.iter().find(|c| c.type_.as_str() == kind);
@@ -214,9 +211,7 @@ fn pod_state(pod: &Pod) -> PodState {
     PodState {
         uid: meta.uid.clone().unwrap_or_default(),
         resource_version: meta.resource_version.clone().unwrap_or_default(),
-        hash: Some(label(meta, TEMPLATE_HASH))
-            .filter(|hash| !hash.is_empty())
-            .unwrap_or_else(|| label(meta, CONTROLLER_HASH)),
+        hash: facts::pod_hash(kind, pod),
         created,
         scheduled: spec.is_some_and(|s| s.node_name.as_ref().is_some_and(|node| !node.is_empty())),
         unscheduled: condition("PodScheduled").and_then(|c: &PodCondition| c.message.clone()).map(cut),
@@ -281,10 +276,6 @@ fn ended(state: Option<&ContainerState>) -> Option<String> {
 fn cut(mut text: String) -> String {
     text.truncate(text.floor_char_boundary(MAX_MESSAGE));
     text
-}
-
-fn label(metadata: &ObjectMeta, key: &str) -> String {
-    metadata.labels.as_ref().and_then(|l| l.get(key)).cloned().unwrap_or_default()
 }
 
 #[cfg(test)]

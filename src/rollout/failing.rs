@@ -2,7 +2,8 @@
 //!
 //! A rollout fails if its workload is not complete when the deadline has passed since anything last got better: since the
 //! stamp, or since a Pod of its revision came to be, became ready or stopped being it. A Deployment's controller may say so
-//! earlier (`spec.progressDeadlineSeconds`).
+//! earlier (`spec.progressDeadlineSeconds`). Of an Argo Rollout, whose steps may take as long as they like, only its own
+//! controller knows.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use jiff::Timestamp;
 use crate::api::annotations::Stamp;
 
 use super::evidence::{Past, PodState};
-use super::workload::Workload;
+use super::workload::{Kind, Workload};
 
 /// A Pod that restarted as often as this becomes ready and unready in turns: that is no progress.
 const FLAPS: i32 = 3;
@@ -41,7 +42,12 @@ pub enum Verdict {
 pub fn due(workload: &Workload, deadline: Duration) -> Option<Timestamp> {
     let waits = workload.complete || workload.paused || workload.replicas == 0 || workload.deleting;
     let stamped_at = workload.stamped_at.filter(|_| !waits)?;
-    Some(if is_exceeded(workload) { stamped_at } else { after(stamped_at, deadline) })
+    match is_exceeded(workload) {
+        true => Some(stamped_at),
+        // Its steps may take days: only its own controller knows.
+        false if workload.key.kind == Kind::Rollout => None,
+        false => Some(after(stamped_at, deadline)),
+    }
 }
 
 /// Judges a rollout by the Pods of its revision.
@@ -56,6 +62,10 @@ pub fn judge(workload: &Workload, pods: &[PodState], deadline: Duration, now: Ti
     let over = after(better.max().unwrap_or(stamped_at).max(stamped_at), deadline);
     if over > now && !is_exceeded(workload) {
         return Verdict::Fine(Some(over));
+    }
+    if let Some(reason) = &workload.aborted {
+        // Its Pods are gone with it, or were ready and did badly.
+        return Verdict::Failing { reason: reason.clone(), containers: BTreeSet::new() };
     }
     let started: Vec<&PodState> = pods.iter().filter(|pod| pod.scheduled).collect();
     let mut unwell: Vec<&&PodState> = started.iter().filter(|pod| !pod.ready).collect();
@@ -73,7 +83,7 @@ pub fn judge(workload: &Workload, pods: &[PodState], deadline: Duration, now: Ti
     }
 }
 
-/// Whether the Deployment's controller gave this template up, and not the one before: the stamp is older than its word.
+/// Whether its controller gave this template up, and not the one before: the stamp is older than its word.
 fn is_exceeded(workload: &Workload) -> bool {
     workload.observed && workload.exceeded.is_some_and(|at| workload.stamped_at.is_some_and(|stamped| stamped < at))
 }

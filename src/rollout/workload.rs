@@ -1,4 +1,5 @@
 //! A workload as kimup sees it: the few facts of a Deployment, StatefulSet or DaemonSet that decide a rollout.
+//! `foreign` reads those that other projects bring.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -7,6 +8,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, DeploymentStatus, StatefulSet};
 use k8s_openapi::api::core::v1::{Container as PodContainer, PodSpec, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ManagedFieldsEntry, ObjectMeta};
+use kube::core::{ApiResource, GroupVersionKind};
 use serde_json::Value;
 
 use crate::api::annotated::Levels;
@@ -24,16 +26,51 @@ pub enum Kind {
     StatefulSet,
     /// `apps/v1` DaemonSet.
     DaemonSet,
+    /// `argoproj.io/v1alpha1` Rollout, where Argo Rollouts is installed.
+    Rollout,
+    /// `apps.kruise.io/v1alpha1` CloneSet, where OpenKruise is installed.
+    CloneSet,
 }
 
 impl Kind {
+    /// Every kind.
+    pub const ALL: [Self; 5] = [Self::Deployment, Self::StatefulSet, Self::DaemonSet, Self::Rollout, Self::CloneSet];
+
     /// The kind as it stands in YAML.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Deployment => "Deployment",
             Self::StatefulSet => "StatefulSet",
             Self::DaemonSet => "DaemonSet",
+            Self::Rollout => "Rollout",
+            Self::CloneSet => "CloneSet",
         }
+    }
+
+    /// Its API group, version and resource.
+    pub const fn api(self) -> (&'static str, &'static str, &'static str) {
+        match self {
+            Self::Deployment => ("apps", "v1", "deployments"),
+            Self::StatefulSet => ("apps", "v1", "statefulsets"),
+            Self::DaemonSet => ("apps", "v1", "daemonsets"),
+            Self::Rollout => ("argoproj.io", "v1alpha1", "rollouts"),
+            Self::CloneSet => ("apps.kruise.io", "v1alpha1", "clonesets"),
+        }
+    }
+
+    /// `apiVersion` as it stands in YAML.
+    pub const fn api_version(self) -> &'static str {
+        match self {
+            Self::Deployment | Self::StatefulSet | Self::DaemonSet => "apps/v1",
+            Self::Rollout => "argoproj.io/v1alpha1",
+            Self::CloneSet => "apps.kruise.io/v1alpha1",
+        }
+    }
+
+    /// The kind for requests without a type of its own.
+    pub fn resource(self) -> ApiResource {
+        let (group, version, plural) = self.api();
+        ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, self.as_str()), plural)
     }
 }
 
@@ -138,8 +175,14 @@ pub struct Workload {
     pub trouble: Option<String>,
     /// Whether its controller cannot create Pods, as far as its status tells.
     pub denied: Option<Denied>,
-    /// The revision of the newest Pods where the object itself tells it: a StatefulSet's `status.updateRevision`.
+    /// The revision of the newest Pods where the object itself tells it: `status.updateRevision` of a StatefulSet, the
+    /// hash in that of a CloneSet.
     pub revision: Option<String>,
+    /// Why its controller gave the rollout of this template up and runs the version before again; only an Argo Rollout's
+    /// does. `exceeded` says when.
+    pub aborted: Option<String>,
+    /// Why a stamp would not replace its Pods, and what to do, if that is so: it is not rolled then.
+    pub unrollable: Option<&'static str>,
 }
 
 impl Workload {
@@ -212,7 +255,7 @@ impl Workload {
         Some(Self { replicas, observed, complete: observed && (on_delete || moved), denied, ..workload })
     }
 
-    fn new(
+    pub(super) fn new(
         kind: Kind,
         metadata: &ObjectMeta,
         template: &PodTemplateSpec,
@@ -242,6 +285,8 @@ impl Workload {
             trouble: None,
             denied: None,
             revision: None,
+            aborted: None,
+            unrollable: None,
         })
     }
 
@@ -266,9 +311,13 @@ impl Denied {
     /// From the condition that a Deployment takes over from its `ReplicaSet`s.
     fn of_deployment(status: &DeploymentStatus) -> Option<Self> {
         let mut failures = status.conditions.iter().flatten().filter(|c| c.type_.as_deref() == Some("ReplicaFailure"));
-        let message =
-            failures.find(|c| c.status.as_deref() == Some("True"))?.message.as_deref().filter(|m| blames_us(m))?;
-        Some(if message.contains("failed calling webhook") { Self::Unreachable } else { Self::ByUs })
+        Self::of_message(failures.find(|c| c.status.as_deref() == Some("True"))?.message.as_deref()?)
+    }
+
+    /// From what a controller says that could not create a Pod.
+    pub(super) fn of_message(message: &str) -> Option<Self> {
+        let ours = blames_us(message);
+        ours.then(|| if message.contains("failed calling webhook") { Self::Unreachable } else { Self::ByUs })
     }
 }
 

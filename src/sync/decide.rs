@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
 
-use crate::api::{CompiledSpec, Order, Tagged};
+use crate::api::{CompiledRule, CompiledSpec, Order, Tagged};
 use crate::policy::{self, Rule};
 
 use super::gates::Waits;
@@ -55,6 +55,25 @@ pub struct Choice {
     pub rejected: Option<String>,
     /// A newer tag that has to wait.
     pub waits: Option<Box<Waits>>,
+    /// A person asked for it; `why` says who: `approved by bob`.
+    pub approved: bool,
+}
+
+/// Which rules choose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rules {
+    /// Those whose tags go by themselves.
+    Free,
+    /// Also those whose tags a person approves.
+    All,
+}
+
+impl Rules {
+    /// Names and rules, in order.
+    fn of(self, spec: &CompiledSpec) -> (Vec<&str>, Vec<&Rule>) {
+        let chooses = |rule: &&CompiledRule| rule.apply && (self == Self::All || rule.approval.is_none());
+        spec.rules.iter().filter(chooses).map(|rule| (&*rule.name, &rule.rule)).unzip()
+    }
 }
 
 /// The decision.
@@ -73,7 +92,7 @@ pub enum Verdict {
 }
 
 /// Decides over a complete list of tags. The answer does not depend on their order.
-pub fn decide<T: AsRef<str>>(spec: &CompiledSpec, known: Known<'_>, tags: &[T]) -> Verdict {
+pub fn decide<T: AsRef<str>>(spec: &CompiledSpec, which: Rules, known: Known<'_>, tags: &[T]) -> Verdict {
     let order = Order::from(spec);
     // A stamp that no rule can compare is nothing to start from.
     let comparable = |tag: &str| order.compare(tag, tag).is_some();
@@ -93,16 +112,15 @@ pub fn decide<T: AsRef<str>>(spec: &CompiledSpec, known: Known<'_>, tags: &[T]) 
     if tags.is_empty() {
         return Verdict::Empty;
     }
-    if let Some(gate) = spec.gate {
-        let why = format!("{gate} is not acted on by this version, so nothing is chosen while it is set");
-        return current.map_or(Verdict::None { why }, kept);
-    }
     let start = start(spec, &order, current, &known);
-    let (names, rules): (Vec<&str>, Vec<&Rule>) =
-        spec.rules.iter().filter(|rule| rule.apply).map(|rule| (&*rule.name, &rule.rule)).unzip();
+    let (names, rules) = which.of(spec);
     let offered: Vec<&str> = tags.iter().map(AsRef::as_ref).filter(|tag| !known.is_rejected(tag)).collect();
     let decision = policy::choose(&rules, &spec.filter, start, &offered);
-    let why = if rules.is_empty() { "no rule has the action apply".to_owned() } else { decision.reason() };
+    let why = match rules.is_empty() {
+        true if spec.asks_approval() => "each rule asks for approval".to_owned(),
+        true => "no rule has the action apply".to_owned(),
+        false => decision.reason(),
+    };
     match (decision.selected, decision.rule, start) {
         // A rule may choose what is behind the current tag by the order of one that only tells.
         (Some(tag), Some(_), _) if current.is_some_and(|c| order.compare(tag, c) == Some(Ordering::Less)) => {
@@ -112,6 +130,8 @@ pub fn decide<T: AsRef<str>>(spec: &CompiledSpec, known: Known<'_>, tags: &[T]) 
             let rule = names.get(rule).copied().unwrap_or_default().to_owned();
             Verdict::Tag(Choice { tag: tag.to_owned(), rule, why, adopted, ..Choice::default() })
         }
+        // Of these a person decides on the first tag: one that could be compared would be the current one by now.
+        _ if current.is_none() && which == Rules::Free && spec.asks_approval() => Verdict::None { why },
         // Newer ones than a rejected starting tag are taken, itself is not.
         (_, _, Some(tag)) if current != Some(tag) && known.is_rejected(tag) => match current {
             Some(current) => kept(current),
@@ -130,7 +150,7 @@ pub fn decide<T: AsRef<str>>(spec: &CompiledSpec, known: Known<'_>, tags: &[T]) 
 /// The tag that would be chosen, were it not rejected; none if `chosen` is.
 pub fn refused<T: AsRef<str>>(spec: &CompiledSpec, known: Known<'_>, tags: &[T], chosen: &str) -> Option<String> {
     known.rejected.filter(|rejected| !rejected.is_empty())?;
-    let Verdict::Tag(choice) = decide(spec, Known { rejected: None, ..known }, tags) else {
+    let Verdict::Tag(choice) = decide(spec, Rules::All, Known { rejected: None, ..known }, tags) else {
         return None;
     };
     Some(choice.tag).filter(|tag| tag != chosen && known.is_rejected(tag))
@@ -155,6 +175,34 @@ fn start<'a>(spec: &'a CompiledSpec, order: &Order, current: Option<&'a str>, kn
         (Some(current), _) => Some(current),
         (None, base) => base,
     }
+}
+
+/// Whether the rules allow `tag`, which somebody approved, to replace what is current: the name of the rule, or why not.
+pub fn allows<T: AsRef<str>>(
+    spec: &CompiledSpec,
+    known: Known<'_>,
+    current: Option<&str>,
+    tags: &[T],
+    tag: &str,
+) -> Result<String, String> {
+    let order = Order::from(spec);
+    if known.is_rejected(tag) {
+        return Err("it was rejected; the annotation action=retry clears that".to_owned());
+    }
+    if let Some(current) = current.filter(|current| order.compare(tag, current) == Some(Ordering::Less)) {
+        return Err(format!("it is older than {current}; to go back, reject {current} or undo its rollout"));
+    }
+    let (names, rules) = Rules::All.of(spec);
+    let start = start(spec, &order, current, &known);
+    // What stands between is of no account: each rule is asked for this tag alone.
+    let alone = policy::choose(&rules, &spec.filter, start, &[tag]).rule.and_then(|rule| names.get(rule).copied());
+    let explained = policy::choose(&rules, &spec.filter, start, tags).explain();
+    if explained.candidates.contains(&tag) {
+        return Ok(alone.unwrap_or_default().to_owned());
+    }
+    let lost = explained.rejected.iter().find(|rejection| rejection.tag == tag);
+    Err(lost
+        .map_or_else(|| "no rule allows it".to_owned(), |rejection| format!("no rule allows it: {}", rejection.reason)))
 }
 
 #[cfg(test)]

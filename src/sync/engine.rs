@@ -1,6 +1,6 @@
 //! Runs sync: the queue of keys, the workers, and what the process remembers between them.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ use crate::telemetry::Metrics;
 
 use super::failing::Judgement;
 use super::image::Memo;
+use super::limits::Waits;
 use super::nodes::Nodes;
 use super::nudge::{self, Nudges};
 use super::outage::Outages;
@@ -53,6 +54,8 @@ pub struct Options {
     pub max_rollouts: usize,
     /// How long a rollout may make no progress, where an Image does not say.
     pub rollout_deadline: Duration,
+    /// Least time between two rollouts of one workload, where its Image does not say.
+    pub rollout_min_interval: Duration,
     /// How often `status.time` is written when nothing else changed.
     pub status_heartbeat: Duration,
     /// How long the webhook's question may take here.
@@ -80,7 +83,7 @@ pub struct Sync {
     pub(super) rolling: tokio::sync::Mutex<()>,
     pub(super) nodes: Nodes,
     pub(super) nudges: Nudges,
-    waiting: Mutex<HashSet<WorkloadKey>>,
+    waiting: Mutex<HashMap<WorkloadKey, Waits>>,
     pending: Mutex<HashMap<WorkloadKey, Instant>>,
     told: Mutex<HashMap<SourceKey, (String, Vec<String>)>>,
     judgements: Mutex<HashMap<WorkloadKey, Judgement>>,
@@ -245,8 +248,8 @@ impl Sync {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Workloads that wait for a place in the limits.
-    pub(super) fn waiting(&self) -> MutexGuard<'_, HashSet<WorkloadKey>> {
+    /// Workloads that wait for others.
+    pub(super) fn waiting(&self) -> MutexGuard<'_, HashMap<WorkloadKey, Waits>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

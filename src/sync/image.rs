@@ -9,11 +9,13 @@ use kube::ResourceExt;
 use tokio::sync::SemaphorePermit;
 use tokio::time::Instant;
 
+use crate::api::annotations::APPROVE;
 use crate::api::{self, Closed, CompiledSpec, Image, ImageStatus, Rejected, SyncResult, Tagged};
 use crate::policy::Repository;
 use crate::registry::Asker;
 use crate::rollout::PullAccess;
 
+use super::approval::Approved;
 use super::decide::{self, Known};
 use super::engine::{Key, Sync};
 use super::gates::{self, Gate};
@@ -21,7 +23,7 @@ use super::managed;
 use super::observe;
 use super::pace::{self, RETRY_MAX, Wanted};
 use super::records;
-use super::request::Request;
+use super::request::{self, Request};
 use super::status::{self, Failure, Outcome, Subject};
 use super::verify::{Checks, Chosen, Given};
 use super::world::{Cached, ImageKey, status_of};
@@ -47,8 +49,12 @@ pub(super) struct Memo {
     pub(super) forced: bool,
     /// Somebody wants what it rejected tried again.
     pub(super) forgets: bool,
+    /// When its status was written last.
+    pub(super) written: Option<Instant>,
     /// What was learned of its tags.
     pub(super) checks: Checks,
+    /// The approval that the last sync knew of: it is not a reason for another one.
+    pub(super) approved: Option<Approved>,
 }
 
 impl Sync {
@@ -119,10 +125,15 @@ impl Sync {
         }
         let now = Timestamp::now();
         let compiled = api::compile(&image.spec, now);
+        if self.reject_by_word(key, &image, &old, &request, compiled.as_ref().ok()).await? {
+            self.queue.add_now(Key::Image(key.clone()));
+            return Ok(());
+        }
         let mut new = old.clone();
         let mut selected = None;
         let mut began = None;
         let mut gone = None;
+        let mut answer = None;
         let wanted = self.wanted(key, &image, &old, &request, compiled.as_ref().ok(), now);
         let wanted = wanted.or_else(|| self.gate_opened(key, &image, &old, compiled.as_ref().ok(), now));
         let due = wanted.is_some();
@@ -131,24 +142,27 @@ impl Sync {
             let spec = compiled.as_ref().ok();
             // A registry may take long: the place is for others until it has answered.
             drop(place);
-            let Chosen { outcome, seen } = self.sync(key, &image, &old, compiled.as_ref(), wanted).await;
+            let chosen = self.sync(key, &image, &old, compiled.as_ref(), wanted).await;
+            let Chosen { outcome, seen, asked, answer: answered, wake } = chosen;
             place = self.places.take().await.ok_or(WriteError::NotLeader)?;
             if let Outcome::Tag(choice) = &outcome {
                 gone.clone_from(&choice.gone);
             }
             let retry = matches!(&outcome, Outcome::Failed(failure) if !failure.stalled);
-            let subject = self.subject(&image, spec);
+            let subject = self.subject(&image, &old, spec);
             selected = status::after_sync(&mut new, &subject, &outcome);
-            new.seen = seen;
+            (new.seen, new.asked) = (seen, asked);
+            answer = request::taken(answered, &outcome, &new);
             self.metrics.sync(new.result.map_or("Error", SyncResult::as_str));
             self.schedule(key, &image, spec, retry, &new);
+            self.handled(key, &request, wake);
             self.mark_stale(key, &mut new, &subject, spec, retry);
             if request.requested_at.is_some() {
                 new.last_handled_request.clone_from(&request.requested_at);
             }
         }
         let progress = self.progress(key, &image, &new);
-        let subject = self.subject(&image, compiled.as_ref().ok());
+        let subject = self.subject(&image, &new, compiled.as_ref().ok());
         let pods = self.world.pods(&key.namespace);
         records::merge(&mut new.revisions, &key.name, pods.iter().map(AsRef::as_ref));
         let holds = status::after_progress(&mut new, &subject, &progress);
@@ -159,9 +173,20 @@ impl Sync {
             settled = status::settle(&mut new, &subject);
         }
         status::keep_transitions(&old, &mut new);
+        if let Some(until) = status::soaks_until(&new, &progress, subject.now) {
+            self.queue_at(Key::Image(key.clone()), until);
+        }
+        let told_later = !due && !request.any() && settled.is_none() && status::differ_in_counts_only(&old, &new);
+        if told_later && self.was_counted_just_now(key, &old, &new) {
+            return Ok(());
+        }
         let mut written = image.clone();
         if self.must_write(&old, &new, due, request.any()) {
             written = write::status(self, key, &image, &new).await?;
+        }
+        let led = |s: &ImageStatus| s.rollout.as_ref().map(|r| (r.first.clone(), r.first_ready_at.clone()));
+        if led(&old) != led(&new) {
+            self.free_turns(&key.namespace);
         }
         if old.tag.is_none() && new.tag.is_some() {
             self.nudges.hurry(&key.namespace); // Pods may have been denied for want of it
@@ -180,9 +205,11 @@ impl Sync {
         self.report(key, &written, &old, &new, selected, &holds, settled).await;
         self.report_pending(key, &written, &old, &new).await;
         self.report_left_out(&written, &old, &new, compiled.as_ref().ok()).await;
+        self.report_asked(key, &written, &old, &new).await;
         if let Some(digest) = gone {
             self.report_gone(&written, &new, &digest).await;
         }
+        self.acknowledge(key, &written, &old, &new, &request, answer.as_ref()).await?;
         if due && (request.refresh || request.retry) {
             write::remove_action(self, key, &written).await?;
         }
@@ -200,7 +227,7 @@ impl Sync {
         compiled: Result<&CompiledSpec, &api::SpecError>,
         wanted: Wanted,
     ) -> Chosen {
-        let failed = |failure| Chosen { outcome: Outcome::Failed(failure), seen: status.seen.clone() };
+        let failed = |failure| Chosen::failed(status, failure);
         let spec = match compiled {
             Ok(spec) => spec,
             Err(error) => {
@@ -264,7 +291,7 @@ impl Sync {
         let stamped = self.newest_stamp(image, spec, &rejected);
         let frozen = self.frozen(&key.namespace);
         // Where a newer tag may have to wait, what the manifest says counts as chosen meanwhile.
-        let gated = spec.gate.is_some() || spec.gates.any() || frozen.is_some();
+        let gated = spec.asks_approval() || spec.gates.any() || frozen.is_some();
         let stamped = stamped.or_else(|| gates::own_tag(spec, &tags).filter(|_| gated));
         let stamped = stamped.filter(|stamped| !stamped.is_in(&rejected));
         let known = Known {
@@ -278,8 +305,16 @@ impl Sync {
         let now = Timestamp::now();
         let nothing_runs = known.settled.is_none() && known.in_flight.is_none() && known.stamped.is_none();
         // Nobody asked a frozen namespace to be without tags: the first one rolls nothing.
-        let closed = spec.gates.closed(now).or(frozen.filter(|_| !nothing_runs));
-        let gate = Gate { closed, min_age: spec.gates.min_age, seen: status.seen.clone(), now };
+        let frozen = frozen.filter(|_| !nothing_runs);
+        let gate = Gate {
+            brake: spec.gates.suspended().or_else(|| frozen.clone()),
+            closed: spec.gates.closed(now).or(frozen),
+            min_age: spec.gates.min_age,
+            seen: status.seen.clone(),
+            now,
+            approved: Request::of(image, status).approve,
+            asked: status.asked.clone(),
+        };
         let given = Given::new(key, spec, status, known, &tags, gate);
         let mut chosen =
             self.places.outside(self.verified(image, &given, &asked.request)).await.ok_or_else(stopping)??;
@@ -306,7 +341,12 @@ impl Sync {
         stamped.max_by(|a, b| order.compare(&a.tag, &b.tag).unwrap_or_else(|| a.tag.cmp(&b.tag)))
     }
 
-    pub(super) fn subject<'a>(&self, image: &'a Image, compiled: Option<&CompiledSpec>) -> Subject<'a> {
+    pub(super) fn subject<'a>(
+        &self,
+        image: &'a Image,
+        status: &ImageStatus,
+        compiled: Option<&CompiledSpec>,
+    ) -> Subject<'a> {
         let repository = Repository::parse(&image.spec.image).ok();
         let used = !self.world.users_of(image).is_empty();
         Subject {
@@ -316,20 +356,29 @@ impl Sync {
             unsupported: {
                 let mut unsupported = compiled.map(|c| c.unsupported.clone()).unwrap_or_default();
                 unsupported.extend(api::unsupported_annotations(image.annotations()));
+                unsupported.extend(self.unrollable(image));
                 unsupported
             },
             pin: api::pins_digest(&image.spec),
             follows: compiled.and_then(|spec| spec.tag_to_follow().map(str::to_owned)),
             used,
-            closed: self.closed(image),
+            closed: self.closed(image, status),
             now: Timestamp::now(),
         }
     }
 
-    /// Why no rollout of an Image may start now.
-    pub(super) fn closed(&self, image: &Image) -> Option<Closed> {
-        let gates = api::Gates::parse(&image.spec);
-        let closed = gates.map_or_else(|error| Some(Closed::from(&error)), |gates| gates.closed(Timestamp::now()));
+    /// Why no rollout of an Image may start now. Windows do not hold back what somebody approved.
+    pub(super) fn closed(&self, image: &Image, status: &ImageStatus) -> Option<Closed> {
+        let approved = status.rollout.as_ref().is_some_and(|rollout| rollout.approved);
+        self.closed_for(image, approved)
+    }
+
+    fn closed_for(&self, image: &Image, approved: bool) -> Option<Closed> {
+        let closed = match api::Gates::parse(&image.spec) {
+            Err(error) => Some(Closed::from(&error)),
+            Ok(gates) if approved => gates.suspended(),
+            Ok(gates) => gates.closed(Timestamp::now()),
+        };
         closed.or_else(|| self.frozen(image.metadata.namespace.as_deref().unwrap_or_default()))
     }
 
@@ -342,7 +391,9 @@ impl Sync {
         spec: Option<&CompiledSpec>,
         now: Timestamp,
     ) -> Option<Wanted> {
-        let spec = spec.filter(|_| status::was_closed(status) && self.closed(image).is_none())?;
+        let approved = image.annotations().contains_key(APPROVE);
+        let open = || self.closed(image, status).is_none() || (approved && self.closed_for(image, true).is_none());
+        let spec = spec.filter(|_| status::was_closed(status) && open())?;
         self.free_waiting();
         let fails = self.memos().get(key).is_some_and(|memo| memo.failures > 0);
         (!fails).then(|| Wanted::shared_list(Asker::Schedule, spec, now))

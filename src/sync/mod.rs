@@ -4,6 +4,7 @@
 //! queue, `image` and `workload` are what is done for one key, `write` and `observe` are the I/O shells.
 
 mod access;
+mod approval;
 mod decide;
 mod engine;
 mod failing;
@@ -30,6 +31,7 @@ mod source;
 mod status;
 mod target;
 mod timing;
+mod turn;
 mod unmutated;
 mod verify;
 mod view;

@@ -9,6 +9,7 @@ use crate::notify::{Audit, Reason};
 use crate::policy::{Reference, Repository};
 use crate::telemetry::RolloutOutcome;
 
+use super::approval;
 use super::engine::{Key, Sync};
 use super::managed;
 use super::observe::HOST_FAILS;
@@ -129,12 +130,32 @@ impl Sync {
         }) else {
             return;
         };
+        if new.asked.as_ref().is_some_and(|asked| asked.tag == pending.tag) && !super::status::was_closed(new) {
+            return; // said as what is asked for
+        }
         let until = pending.at.as_ref().map(|at| format!(", until {at}")).unwrap_or_default();
         let note = format!("{}: {} waits: {}{until}", image.spec.image, pending.tag, pending.reason);
         self.events.say(&reference(image), Reason::TagPending, &note).await;
         let (image, from) = (format!("Image {key}"), new.tag.clone().unwrap_or_default());
         let to = &pending.tag;
         Audit { image: &image, workload: "", what: "wait", from: &from, to, digest: "", rule: "", rollout: "" }.log();
+    }
+
+    /// Says, once, that people are asked to approve a tag, and that they are not asked any more.
+    pub(super) async fn report_asked(&self, key: &ImageKey, image: &Image, old: &ImageStatus, new: &ImageStatus) {
+        let Some(asked) = &new.asked else {
+            return;
+        };
+        let before = old.asked.as_ref().filter(|before| before.tag == asked.tag);
+        if before.is_some_and(|before| before.lapsed == asked.lapsed) {
+            return;
+        }
+        let why = approval::waits(key, asked).pending.reason;
+        let note = format!("{}: {} waits: {why}", image.spec.image, asked.tag);
+        self.events.say(&reference(image), Reason::TagPending, &note).await;
+        let (image, from) = (format!("Image {key}"), new.tag.clone().unwrap_or_default());
+        let (to, what) = (&asked.tag, if asked.lapsed { "lapse" } else { "ask" });
+        Audit { image: &image, workload: "", what, from: &from, to, digest: "", rule: "", rollout: "" }.log();
     }
 
     async fn report_failure(&self, key: &ImageKey, on: &ObjectReference, old: &ImageStatus, new: &ImageStatus) {

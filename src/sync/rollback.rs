@@ -58,7 +58,7 @@ impl Sync {
             return Ok(false);
         }
         let spec = api::compile(&image.spec, Timestamp::now()).ok();
-        let subject = self.subject(image, spec.as_ref());
+        let subject = self.subject(image, old, spec.as_ref());
         let mut new = old.clone();
         if let Some(Failed { workload, left, reason, .. }) = &failed {
             let text = rejected_text(left);

@@ -7,6 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use crate::api::{Closed, ImageStatus, Pending, SyncResult, Tagged, condition};
 
+use super::approval;
 use super::decide::Choice;
 use super::gates::{self, Waits};
 
@@ -14,9 +15,8 @@ mod progress;
 mod rejected;
 mod rollout;
 
-pub use progress::{Progress, after_progress};
-#[allow(unused_imports)]
-pub use rejected::{because, in_words as rejected_in_words, reject, remember, to_leave, ways_back, withdraw};
+pub use progress::{Progress, after_progress, soaks_until};
+pub use rejected::{because, in_words as rejected_in_words, remember, to_leave, ways_back, withdraw};
 use rollout::select;
 pub use rollout::{Selected, current, pinned, settle};
 
@@ -155,7 +155,11 @@ pub fn after_sync(status: &mut ImageStatus, subject: &Subject<'_>, outcome: &Out
             if status.rollout.as_ref().is_some_and(|r| r.back_from.is_some() && r.tag != *tag) && !stuck {
                 return None;
             }
-            select(status, subject, &Tagged { tag: tag.clone(), digest: digest.clone() }, rule, why)
+            let selected = select(status, subject, &Tagged { tag: tag.clone(), digest: digest.clone() }, rule, why);
+            if choice.approved && selected.is_some() {
+                rollout::approved(status, why);
+            }
+            selected
         }
     }
 }
@@ -187,9 +191,10 @@ pub fn was_closed(status: &ImageStatus) -> bool {
     status.conditions.iter().any(waits)
 }
 
-/// When the tag that waits may go, as the status has it.
+/// When the tag that waits may go, or is not asked for any more, as the status has it.
 pub fn opens(status: &ImageStatus) -> Option<Timestamp> {
-    status.pending.as_ref()?.at.as_ref()?.parse().ok()
+    let opens = status.pending.as_ref().and_then(|pending| pending.at.as_ref()?.parse().ok());
+    opens.into_iter().chain(approval::lapses(status.asked.as_ref())).min()
 }
 
 /// Records that a tag waits, or that none does.
@@ -202,6 +207,14 @@ fn wait(status: &mut ImageStatus, subject: &Subject<'_>, waits: Option<&Waits>) 
             conditions.set(condition::PENDING, true, reason, &format!("{tag} waits: {why}{until}"));
         }
         None => conditions.clear(condition::PENDING),
+    }
+}
+
+/// Records that a tag waits no longer, and that nobody is asked for it, if that was so.
+pub fn forget_waiting(status: &mut ImageStatus, subject: &Subject<'_>, tag: &str) {
+    status.asked = status.asked.take().filter(|asked| asked.tag != tag);
+    if status.pending.as_ref().is_some_and(|pending| pending.tag == tag) {
+        wait(status, subject, None);
     }
 }
 
@@ -235,6 +248,18 @@ pub fn keep_transitions(old: &ImageStatus, new: &mut ImageStatus) {
 pub fn says_the_same(a: &ImageStatus, b: &ImageStatus) -> bool {
     let timeless = |s: &ImageStatus| ImageStatus { time: None, ..s.clone() };
     timeless(a) == timeless(b)
+}
+
+/// Whether two statuses differ in nothing but how far rollouts are: who reads that can wait for a moment.
+pub fn differ_in_counts_only(a: &ImageStatus, b: &ImageStatus) -> bool {
+    let uncounted = |s: &ImageStatus| {
+        let mut status = ImageStatus { time: None, workloads: None, revisions: Vec::new(), ..s.clone() };
+        if let Some(rollout) = &mut status.rollout {
+            (rollout.total, rollout.updated) = (0, 0);
+        }
+        status
+    };
+    uncounted(a) == uncounted(b)
 }
 
 struct Conditions<'a> {

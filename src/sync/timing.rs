@@ -16,6 +16,9 @@ use super::request::Request;
 use super::status::{self, Subject};
 use super::world::ImageKey;
 
+/// Least time between two writes that tell only how far a rollout is.
+const COUNTS_PAUSE: Duration = Duration::from_secs(1);
+
 impl Sync {
     pub(super) fn asker(&self, key: &ImageKey) -> Asker {
         if self.asked().contains_key(key) { Asker::Question } else { Asker::Schedule }
@@ -53,7 +56,11 @@ impl Sync {
         if std::mem::take(&mut memo.forced) || changed || fresh {
             return Some(Wanted::new_list(asker));
         }
+        // What somebody approves may be newer than any list.
         let passed = memo.next.is_some_and(|next| next <= now);
+        if request.approve.is_some() && (passed || memo.approved != request.approve) {
+            return Some(Wanted::new_list(Asker::Person));
+        }
         passed.then(|| spec.map_or_else(|| Wanted::new_list(asker), |spec| Wanted::shared_list(asker, spec, now)))
     }
 
@@ -76,6 +83,14 @@ impl Sync {
         if !failed {
             memo.last_success = Some(now);
         }
+    }
+
+    /// Remembers what a sync knew of, and when there is more to say than the status has.
+    pub(super) fn handled(&self, key: &ImageKey, request: &Request, wake: Option<Timestamp>) {
+        let mut memos = self.memos();
+        let memo = memos.entry(key.clone()).or_default();
+        memo.approved.clone_from(&request.approve);
+        memo.next = earlier(memo.next, wake);
     }
 
     pub(super) fn mark_stale(
@@ -102,6 +117,22 @@ impl Sync {
         let written = old.time.as_deref().and_then(|time| time.parse::<Timestamp>().ok());
         let heartbeat = self.options.status_heartbeat;
         synced && written.is_none_or(|at| at.saturating_add(heartbeat).is_ok_and(|next| next <= Timestamp::now()))
+    }
+
+    /// Whether the counts of a rollout were written a moment ago: then they are written again when that is over. One write
+    /// for each step of each workload would be most of what a rollout costs the API server.
+    pub(super) fn was_counted_just_now(&self, key: &ImageKey, old: &ImageStatus, new: &ImageStatus) -> bool {
+        let now = Instant::now();
+        let mut memos = self.memos();
+        let memo = memos.entry(key.clone()).or_default();
+        match memo.written.map(|written| written + COUNTS_PAUSE).filter(|next| *next > now) {
+            Some(next) if !status::says_the_same(old, new) => {
+                drop(memos);
+                self.queue.add(Key::Image(key.clone()), next);
+                true
+            }
+            _ => false,
+        }
     }
 
     pub(super) fn queue_next(&self, key: &ImageKey) {

@@ -1,10 +1,12 @@
 //! How far each workload is, as its last reconcile found it, and what that means for its Images.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use crate::api::annotations::{CANARY, STAMP_PREFIX};
 use crate::api::{self, Held, Image, ImageStatus, Tagged};
 use crate::policy::Repository;
-use crate::rollout::{Hold, Plan, Target, Workload, WorkloadKey};
+use crate::rollout::{Facts, Hold, Plan, Target, Workload, WorkloadKey};
 
 use super::engine::{Key, Sync};
 use super::status::Progress;
@@ -32,13 +34,17 @@ pub(super) enum State {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct View {
     pub(super) uid: String,
-    generation: i64,
+    /// Whether somebody marked it as one that goes first, and how many Pods it should have: its Images order by that.
+    place: (bool, i32),
     /// By Image name.
     pub(super) uses: BTreeMap<String, Use>,
     /// The generation and tags for which the Pods were seen to run what is wanted without a stamp.
     pub(super) unstamped: Option<(i64, BTreeMap<String, String>)>,
-    /// The newest generation whose rollout was seen to end: Pods that fail later are no rollout in flight.
-    pub(super) ended: i64,
+    /// The facts by which it is to be rolled, and the version they were read for: who waits long asks no more than once,
+    /// and tags that come faster than facts do not put it off.
+    pub(super) facts: Option<(String, Arc<Facts>)>,
+    /// The [`template`] whose rollout was seen to end last: Pods that fail later are no rollout in flight.
+    pub(super) ended: Option<String>,
     /// What was said of annotations without effect.
     pub(super) unsupported: Vec<String>,
     /// The rollout whose Pods were said to come without their stamp over and over.
@@ -46,18 +52,31 @@ pub(super) struct View {
 }
 
 impl View {
-    /// The newest generation whose rollout has ended, now that `workload` is seen. `at_rest`: nothing is to be changed and
+    /// The template whose rollout has ended last, now that `workload` is seen. `at_rest`: nothing is to be changed and
     /// its Images have settled. One that this process sees for the first time like that came to its end before: if its
     /// Pods fail since, it takes no place in the limits.
-    fn ended(&self, workload: &Workload, at_rest: bool) -> i64 {
+    fn ended(&self, workload: &Workload, at_rest: bool) -> Option<String> {
         let known = self.uid == workload.uid && !self.uses.is_empty();
         match (workload.complete, known) {
-            (true, _) => workload.generation,
-            (false, true) => self.ended,
-            (false, false) if at_rest => workload.generation,
-            (false, false) => 0,
+            (true, _) => Some(template(workload)),
+            (false, true) => self.ended.clone(),
+            (false, false) if at_rest => Some(template(workload)),
+            (false, false) => None,
         }
     }
+
+    /// How far the workload is, seen from an Image that wants it to run `tag`; none if it was not looked at for that tag.
+    pub(super) fn state(&self, image: &str, tag: &Tagged) -> Option<&State> {
+        self.uses.get(image).filter(|seen| seen.wanted == *tag).map(|seen| &seen.state)
+    }
+}
+
+/// What kimup wrote on a workload's template, as text: another one is another rollout. Neither replicas nor what people
+/// change beside it make one.
+pub(super) fn template(workload: &Workload) -> String {
+    let stamps = workload.template_annotations.iter().filter(|(key, _)| key.starts_with(STAMP_PREFIX));
+    let stamps: Vec<String> = stamps.map(|(key, stamp)| format!("{key}={stamp}")).collect();
+    format!("{} {}", workload.rollout.as_deref().unwrap_or_default(), stamps.join(","))
 }
 
 /// What one Image has of a workload.
@@ -102,21 +121,20 @@ impl Sync {
         let at_rest = plan.changes.is_empty() && plan.blocked.is_none() && self.all_settled(key, targets);
         let mut views = self.views();
         let view = views.entry(key.clone()).or_default();
-        let changed = view.uses != uses || view.uid != workload.uid;
+        let place = (workload.annotations.contains_key(CANARY), workload.replicas);
+        let changed = view.uses != uses || view.uid != workload.uid || view.place != place;
         let ended = view.ended(&workload, at_rest);
         let freed = ended != view.ended;
         view.uid.clone_from(&workload.uid);
-        view.generation = workload.generation;
+        view.place = place;
         view.uses.clone_from(&uses);
         view.ended = ended;
         drop(views);
         if changed {
-            for name in uses.into_keys() {
-                self.queue.add_now(Key::Image(ImageKey { namespace: key.namespace.clone(), name }));
-            }
+            self.tell_images(key, uses.into_keys());
         }
         if freed {
-            self.free_waiting();
+            self.free_places();
         }
     }
 
@@ -132,10 +150,22 @@ impl Sync {
         self.pending().remove(key);
         self.judgements().remove(key);
         let view = self.views().remove(key);
-        for name in view.into_iter().flat_map(|view| view.uses.into_keys()) {
+        if let Some(view) = view {
+            self.tell_images(key, view.uses.into_keys());
+            self.waiting().remove(key);
+            self.free_places();
+        }
+    }
+
+    /// Has the Images of a workload look at how far it is, and those that wait for it because it goes first.
+    fn tell_images(&self, key: &WorkloadKey, own: impl Iterator<Item = String>) {
+        let led = self.world.led_by(key);
+        if !led.is_empty() {
+            self.free_turns(&key.namespace);
+        }
+        for name in own.chain(led) {
             self.queue.add_now(Key::Image(ImageKey { namespace: key.namespace.clone(), name }));
         }
-        self.free_waiting();
     }
 
     /// How far the workloads of an Image are.
@@ -173,6 +203,8 @@ impl Sync {
                 progress.failed = Some((workload.key.to_string(), why.clone()));
             }
         }
+        drop(views);
+        progress.lead = self.lead(image, status).map(|lead| (lead, self.soak(image)));
         progress
     }
 }
@@ -197,10 +229,11 @@ mod tests {
     use k8s_openapi::api::apps::v1::Deployment;
     use serde_json::json;
 
-    fn workload(available: i32) -> Workload {
+    fn workload(stamp: i64, available: i32) -> Workload {
         let object: Deployment = serde_json::from_value(json!({
             "metadata": {"name": "web", "namespace": "shop", "uid": "u", "resourceVersion": "7", "generation": 4},
-            "spec": {"replicas": 1, "selector": {}, "template": {"spec": {"containers": [{"name": "app", "image": "app:1"}]}}},
+            "spec": {"replicas": 1, "selector": {}, "template": {
+                "metadata": {"annotations": {"stamp.kimup.cloudavenue.io/app": format!("app:1 app:{stamp}")}}, "spec": {"containers": [{"name": "app", "image": "app:1"}]}}},
             "status": {"observedGeneration": 4, "replicas": 1, "updatedReplicas": 1, "availableReplicas": available},
         }))
         .unwrap();
@@ -211,10 +244,11 @@ mod tests {
     fn a_rollout_ends_once() {
         #[track_caller]
         fn check(uid: &str, before: Option<i64>, available: i32, at_rest: bool, expected: i64) {
+            let ended = |stamp: i64| (stamp != 0).then(|| template(&workload(stamp, 1)));
             let seen = Use { wanted: Tagged::new("1", None), state: State::Moving, held: Vec::new() };
             let uses = before.map(|_| ("web".to_owned(), seen)).into_iter().collect();
-            let view = View { uid: uid.to_owned(), uses, ended: before.unwrap_or_default(), ..View::default() };
-            assert_eq!(view.ended(&workload(available), at_rest), expected);
+            let view = View { uid: uid.to_owned(), uses, ended: ended(before.unwrap_or_default()), ..View::default() };
+            assert_eq!(view.ended(&workload(4, available), at_rest), ended(expected));
         }
         // Complete: whatever was known.
         check("", None, 1, false, 4);

@@ -4,18 +4,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use tokio::time::Instant;
 
 use crate::api::{Image, Tagged, annotations};
 use crate::notify::{Audit, Reason};
-use crate::rollout::{self, ApplyError, Blocked, Plan, Target, Workload, WorkloadKey};
+use crate::rollout::{self, ApplyError, Blocked, Change, Plan, Target, Workload, WorkloadKey};
 use crate::telemetry::RolloutOutcome;
 
 use super::engine::{Key, Sync};
 use super::target::target;
 use super::view::State;
-use super::world::{Cached, ImageKey};
+use super::world::{Cached, ImageKey, User};
 
 /// After one Image of a workload chose a tag, how long tags of its other Images may still arrive to share the rollout.
 const GATHER: Duration = Duration::from_secs(1);
@@ -34,7 +35,18 @@ impl Sync {
         if !self.leadership.is_leader() {
             return;
         }
+        let offered = self.take_offer(key);
+        self.look_at_workload(key).await;
+        if offered {
+            self.pass_on(key);
+        }
+    }
+
+    async fn look_at_workload(&self, key: &WorkloadKey) {
         let workload = self.world.workload(key);
+        if let Some((workload, why)) = workload.as_ref().and_then(|w| Some((w, w.unrollable?))) {
+            return self.leave(workload, why).await;
+        }
         let targets = workload.as_ref().map(|w| self.targets(w)).unwrap_or_default();
         let (Some(workload), false) = (workload, targets.is_empty()) else {
             self.forget(key);
@@ -57,7 +69,7 @@ impl Sync {
             self.pending().remove(key);
         } else if plan.goes_back() || self.gathered(&workload, &targets) {
             if tags(&self.targets(&workload)) == tags(&targets) {
-                failure = self.roll(&workload, &targets, &plan).await;
+                failure = self.roll(&workload, &plan).await;
             } else {
                 // The tag that was waited for has come since this plan was made.
                 self.queue.add_now(Key::Workload(key.clone()));
@@ -68,6 +80,33 @@ impl Sync {
             self.unstick(&workload, &targets).await;
         }
         self.note(key, &targets, &plan, failure.as_deref());
+    }
+
+    /// Leaves a workload alone that cannot be rolled; says, once, why, if an Image covers it.
+    async fn leave(&self, workload: &Workload, why: &str) {
+        let key = &workload.key;
+        let covered = !self.world.images_covering(workload).is_empty();
+        let told = self.views().get(key).is_some_and(|view| view.uid == workload.uid && view.unsupported == [why]);
+        if covered && told {
+            return;
+        }
+        self.forget(key);
+        if covered {
+            {
+                let mut views = self.views();
+                let view = views.entry(key.clone()).or_default();
+                view.uid.clone_from(&workload.uid);
+                view.unsupported = vec![why.to_owned()];
+            }
+            self.events.say(&reference(workload), Reason::RolloutFailed, &format!("cannot be rolled: {why}")).await;
+        }
+    }
+
+    /// The workloads that an Image covers and that cannot be rolled, and why.
+    pub(super) fn unrollable(&self, image: &Image) -> Vec<String> {
+        let covered = self.world.covered_by(image);
+        let why = |user: &User| Some(format!("{} cannot be rolled: {}", user.workload.key, user.workload.unrollable?));
+        covered.iter().filter_map(why).collect()
     }
 
     /// Says, once, which annotations have no effect: a person who set one relies on it.
@@ -101,28 +140,43 @@ impl Sync {
             return Ok(plan);
         }
         let wanted = (workload.generation, tags(targets));
-        let known = self
-            .views()
-            .get(&workload.key)
-            .is_some_and(|view| view.uid == workload.uid && view.unstamped.as_ref() == Some(&wanted));
-        if known {
-            return Ok(Plan { blocked: None, ..plan });
+        let known = {
+            let views = self.views();
+            let view = views.get(&workload.key).filter(|view| view.uid == workload.uid);
+            if view.is_some_and(|view| view.unstamped.as_ref() == Some(&wanted)) {
+                return Ok(Plan { blocked: None, ..plan });
+            }
+            let facts = view.and_then(|view| view.facts.clone());
+            facts.filter(|(version, _)| *version == workload.resource_version)
+        };
+        if let Some((_, facts)) = known {
+            let plan = rollout::plan(workload, targets, Some(&facts));
+            if plan.blocked.is_none() && plan.holds.is_empty() && !plan.changes.is_empty() {
+                return Ok(plan);
+            }
         }
-        let facts = rollout::observe(&self.client, workload).await?;
+        let facts = Arc::new(rollout::observe(&self.client, workload).await?);
         let plan = rollout::plan(workload, targets, Some(&facts));
-        if plan.blocked.is_none() && plan.changes.is_empty() && plan.holds.is_empty() {
-            let mut views = self.views();
-            let view = views.entry(workload.key.clone()).or_default();
+        let mut views = self.views();
+        let view = views.entry(workload.key.clone()).or_default();
+        view.facts = None;
+        if plan.blocked.is_none() && plan.holds.is_empty() {
             view.uid.clone_from(&workload.uid);
-            view.unstamped = Some(wanted);
+            if plan.changes.is_empty() {
+                view.unstamped = Some(wanted);
+            } else {
+                view.facts = Some((workload.resource_version.clone(), facts));
+            }
         }
         Ok(plan)
     }
 
     /// Whether every Image of the workload has been synced since its change was first seen: tags that move at once share
-    /// one rollout.
+    /// one rollout. Likewise those of its groups that do not know the tag yet: who goes first is chosen among all.
     fn gathered(&self, workload: &Workload, targets: &BTreeMap<String, Target>) -> bool {
-        let images: BTreeSet<&str> = targets.values().map(|t| t.image.as_str()).collect();
+        let own: BTreeSet<String> = targets.values().map(|t| t.image.clone()).collect();
+        let mut images = self.behind(&workload.key, &own);
+        images.extend(own.iter().cloned());
         if images.len() < 2 {
             return true;
         }
@@ -137,14 +191,19 @@ impl Sync {
         }
         let mut all = true;
         for name in images {
-            let key = ImageKey { namespace: workload.key.namespace.clone(), name: name.to_owned() };
+            let of_group = !own.contains(&name);
+            let key = ImageKey { namespace: workload.key.namespace.clone(), name };
             let mut memos = self.memos();
             let Some(memo) = memos.get_mut(&key) else {
                 continue;
             };
             if memo.synced.is_none_or(|began| began < since + GATHER) {
                 all = false;
-                memo.forced = true;
+                if of_group {
+                    memo.next = Some(Timestamp::now()); // the list that has the tag will do
+                } else {
+                    memo.forced = true;
+                }
                 drop(memos);
                 self.queue.add_now(Key::Image(key));
             }
@@ -156,15 +215,12 @@ impl Sync {
     }
 
     /// Stamps a workload, if the limits allow. Returns why it could not be written.
-    async fn roll(&self, workload: &Workload, targets: &BTreeMap<String, Target>, plan: &Plan) -> Option<String> {
+    async fn roll(&self, workload: &Workload, plan: &Plan) -> Option<String> {
         let key = &workload.key;
         let rolling = self.rolling.lock().await;
-        // Before the limits are looked at: a place that comes free meanwhile must find who waits for it.
-        self.waiting().insert(key.clone());
-        let back = plan.goes_back();
         // Nothing delays a rollback; what else has changed waits its turn.
-        let plan = if back { &plan.back_only(workload) } else { &self.ungated(workload, plan) };
-        if plan.changes.is_empty() || !(back || self.limits_allow(workload, targets, plan)) {
+        let plan = if plan.goes_back() { &plan.back_only(workload) } else { &self.startable(workload, plan) };
+        if plan.changes.is_empty() {
             return None;
         }
         self.waiting().remove(key);
@@ -181,6 +237,9 @@ impl Sync {
                 self.metrics.kubernetes_write(key.kind.as_str());
                 self.metrics.rollout(RolloutOutcome::Started);
                 self.pending().remove(key);
+                if let Some(view) = self.views().get_mut(key) {
+                    view.facts = None;
+                }
                 self.announce(workload, plan).await;
                 self.queue.add_now(Key::Workload(key.clone()));
                 None
@@ -224,11 +283,20 @@ impl Sync {
             let digest = change.digest.as_deref().unwrap_or_default();
             let what = if change.back.is_some() { "rollback" } else { "roll" };
             Audit { image: &name, workload: &key.to_string(), what, from, to, digest, rule, rollout }.log();
-            if let Some(Cached::Read(image)) = self.world.image(&image) {
+            if let Some(Cached::Read(image)) = self.world.image(&image).filter(|_| self.begins(workload, change)) {
                 let note = format!("{key}: container {}: {from} -> {to} (rollout {rollout})", change.container);
                 self.events.say(&super::report::reference(&image), Reason::RolloutStarted, &note).await;
             }
         }
+    }
+}
+
+impl Sync {
+    /// Whether nobody else carries the rollout yet: an Image says once that it began, each workload when its own did.
+    fn begins(&self, workload: &Workload, change: &Change) -> bool {
+        let others = self.world.workloads(Some(&workload.key.namespace));
+        let carries = |w: &Arc<Workload>| w.key != workload.key && w.rollout.as_ref() == Some(&change.rollout);
+        !others.iter().any(carries)
     }
 }
 
@@ -240,7 +308,7 @@ fn tags(targets: &BTreeMap<String, Target>) -> BTreeMap<String, String> {
 /// The reference that Events on a workload carry.
 pub(super) fn reference(workload: &Workload) -> ObjectReference {
     ObjectReference {
-        api_version: Some("apps/v1".to_owned()),
+        api_version: Some(workload.key.kind.api_version().to_owned()),
         kind: Some(workload.key.kind.as_str().to_owned()),
         namespace: Some(workload.key.namespace.clone()),
         name: Some(workload.key.name.clone()),

@@ -6,7 +6,7 @@ fn a_pod_tells_what_is_wrong() {
     #[track_caller]
     fn check(status: &Value, expected: Option<&str>) {
         let pod = json!({"metadata": {"name": "web-1"}, "spec": {"nodeName": "n", "containers": []}, "status": status});
-        let state = pod_state(&serde_json::from_value(pod).unwrap());
+        let state = pod_state(Kind::Deployment, &serde_json::from_value(pod).unwrap());
         assert_eq!(state.trouble.as_deref(), expected, "{status}");
     }
     let container = |state: Value, restarts: i32, last: Value| {

@@ -55,6 +55,8 @@ fn workload(text: &str) -> Workload {
         trouble: None,
         denied: None,
         revision: None,
+        aborted: None,
+        unrollable: None,
     }
 }
 

@@ -1,8 +1,12 @@
 //! How far the workloads of an Image are, and what of it stands in the status. Pure.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
+
+use jiff::Timestamp;
 
 use crate::api::{Held, ImageStatus, RolloutStatus, SyncResult, Tagged, condition};
+use crate::rollout::{Lead, soaked};
 
 use super::rollout::current;
 use super::{Conditions, ROLLOUT_FAILED, Subject, rfc3339, wait};
@@ -33,6 +37,8 @@ pub struct Progress {
     /// No workload follows this Image as it stands: its repository cannot be read, or an older Image follows it. A
     /// rollout in flight rests until that changes.
     pub excluded: bool,
+    /// Who goes first in the group, if others follow, and how long that one must run well before they do.
+    pub lead: Option<(Lead, Duration)>,
 }
 
 impl Progress {
@@ -73,11 +79,16 @@ pub fn after_progress(status: &mut ImageStatus, subject: &Subject<'_>, progress:
     if let Some(rollout) = &mut status.rollout {
         (rollout.total, rollout.updated) = (progress.total, progress.done);
     }
+    record_lead(status, progress.lead.as_ref().map(|(lead, _)| lead), subject.now);
     wait_with_workloads(status, subject, progress);
     let moves = subject.closed.is_none() || progress.moving > 0;
     let moves = moves && progress.stopped.is_none();
     let way = |r: &RolloutStatus| if r.back_from.is_some() { "back to" } else { "out" };
-    let moving = status.rollout.as_ref().filter(|_| moves).map(|r| format!("rolling {} {}", way(r), r.tag));
+    let soaks = soaks_until(status, progress, subject.now);
+    let moving = status.rollout.as_ref().filter(|_| moves).map(|r| match (soaks, &r.first) {
+        (Some(until), Some(first)) => format!("{} soaks on {first} until {}", r.tag, rfc3339(until)),
+        _ => format!("rolling {} {}", way(r), r.tag),
+    });
     let mut conditions = Conditions { list: &mut status.conditions, subject };
     match moving {
         Some(message) => conditions.set(condition::RECONCILING, true, "RollingOut", &message),
@@ -105,6 +116,39 @@ pub fn after_progress(status: &mut ImageStatus, subject: &Subject<'_>, progress:
         None => {}
     }
     fresh
+}
+
+/// Records who goes first and since when that one runs well: a restart goes on from there. If it runs well no longer, the
+/// time is taken back; while that is not known, it stays.
+fn record_lead(status: &mut ImageStatus, lead: Option<&Lead>, now: Timestamp) {
+    let Some(rollout) = &mut status.rollout else {
+        return;
+    };
+    let Some(lead) = lead else {
+        (rollout.first, rollout.first_ready_at) = (None, None);
+        return;
+    };
+    let names = Some(lead.names());
+    let fresh = rollout.first != names;
+    if fresh {
+        (rollout.first, rollout.first_ready_at) = (names, None);
+    }
+    match lead.ready {
+        Some(true) if rollout.first_ready_at.is_none() => {
+            // Another Image of the group may have it on record.
+            let since = lead.since.filter(|_| fresh).unwrap_or(now);
+            rollout.first_ready_at = Some(rfc3339(since));
+        }
+        Some(false) => rollout.first_ready_at = None,
+        _ => {}
+    }
+}
+
+/// Until when the others wait although the first one runs well.
+pub fn soaks_until(status: &ImageStatus, progress: &Progress, now: Timestamp) -> Option<Timestamp> {
+    let (_, soak) = progress.lead.as_ref().filter(|_| progress.at_rest < progress.total)?;
+    let ready_at: Timestamp = status.rollout.as_ref()?.first_ready_at.as_ref()?.parse().ok()?;
+    Some(soaked(ready_at, *soak)).filter(|until| *until > now)
 }
 
 /// What has started ends, and nothing starts: the tag that the Image has already waits with the workloads that are left.

@@ -14,7 +14,7 @@ const MAX_REJECTED: usize = 50;
 /// `workload` is where it failed, or empty for a person's word; `reason` says what failed, or who said so.
 ///
 /// Returns whether that is new.
-#[allow(dead_code)] // for a person's word
+#[cfg(test)] // what `Sync::go_back` does, without asking the registry
 pub fn reject(status: &mut ImageStatus, subject: &Subject<'_>, tag: &str, reason: &str, workload: &str) -> bool {
     let new = remember(status, subject, tag, reason, workload);
     let all = status.rejected.clone();
@@ -98,7 +98,7 @@ pub fn withdraw(
         from: Some(left.tag.clone()),
         back_from: Some(counted.tag.clone()),
         rule: crate::rollout::ROLLBACK.to_owned(),
-        by: Some(format!("rejected: {}", because(&counted))),
+        by: Some(by(&counted)),
         started_at: rfc3339(subject.now),
         ..RolloutStatus::default()
     });
@@ -122,7 +122,13 @@ fn in_flight(status: &ImageStatus) -> Option<Tagged> {
 
 /// `1.3.0 was rejected: Deployment/web: CrashLoopBackOff …`
 pub fn in_words(rejected: &Rejected) -> String {
-    format!("{} was rejected: {}", rejected.tag, because(rejected))
+    format!("{} was {}", rejected.tag, by(rejected))
+}
+
+/// `rejected: Deployment/web: CrashLoopBackOff …`, or a person's word: `rejected by bob`
+fn by(rejected: &Rejected) -> String {
+    let word = rejected.workload.is_empty() && rejected.reason.starts_with("rejected by ");
+    if word { rejected.reason.clone() } else { format!("rejected: {}", because(rejected)) }
 }
 
 /// `Deployment/web: CrashLoopBackOff …`

@@ -73,6 +73,19 @@ pub(super) fn select(
     Some(Selected { from, to: to_text, digest: to.digest.clone(), rule: rule.to_owned(), why: why.to_owned() })
 }
 
+/// Notes on a tag that has just been chosen that somebody approved it.
+pub(super) fn approved(status: &mut ImageStatus, by: &str) {
+    if let Some(rollout) = &mut status.rollout {
+        (rollout.by, rollout.approved) = (Some(by.to_owned()), true);
+    }
+    // The first tag is on record from the start.
+    let first =
+        status.history.first_mut().filter(|first| status.tag.as_ref() == Some(&first.tag) && first.by.is_none());
+    if let Some(first) = first.filter(|first| status.rollout.as_ref().is_none_or(|r| r.tag == first.tag)) {
+        first.by = Some(by.to_owned());
+    }
+}
+
 /// What the Image should run as of now: in flight, else settled.
 pub fn current(status: &ImageStatus) -> Option<Tagged> {
     let in_flight = status.rollout.as_ref().map(|r| Tagged::new(&r.tag, r.digest.as_deref()));
