@@ -187,7 +187,7 @@ pub(super) fn revision_hash(kind: Kind, revision: &ObjectMeta) -> String {
     match kind {
         Kind::StatefulSet => name,
         Kind::CloneSet => short_hash(&name).to_owned(),
-        _ => label(revision, CONTROLLER_HASH),
+        _ => revision.labels.as_ref().and_then(|labels| labels.get(CONTROLLER_HASH)).cloned().unwrap_or_default(),
     }
 }
 

@@ -85,7 +85,7 @@ pub fn judge(workload: &Workload, pods: &[PodState], deadline: Duration, now: Ti
 
 /// Whether its controller gave this template up, and not the one before: the stamp is older than its word.
 fn is_exceeded(workload: &Workload) -> bool {
-    workload.observed && workload.exceeded.is_some_and(|at| workload.stamped_at.is_some_and(|stamped| stamped <= at))
+    workload.observed && workload.exceeded.is_some_and(|at| workload.stamped_at.is_some_and(|stamped| stamped < at))
 }
 
 fn after(time: Timestamp, by: Duration) -> Timestamp {

@@ -318,6 +318,9 @@ impl Sync {
         let pause = if failing.is_some() { PAUSE } else { STOPPED_PAUSE };
         let next = (failing.is_some() || stopped.is_some()).then(|| Instant::now() + pause);
         let mut judgements = self.judgements();
+        if next.is_none() && !judgements.contains_key(key) {
+            return;
+        }
         let known = judgements.entry(key.clone()).or_default();
         // The first words stay: counts in them would be written again and again.
         let same = known.next.is_some_and(|(_, of)| of == workload.generation)

@@ -52,9 +52,8 @@ impl Sync {
             left,
             reason,
         });
-        let failed = failed.min_by(|a, b| a.workload.cmp(&b.workload));
-        let failed =
-            failed.filter(|failed| !failed.left.tag.is_in(&rejections.iter().map(|r| r.tag.clone()).collect()));
+        let known: BTreeSet<String> = rejections.iter().map(|rejected| rejected.tag.clone()).collect();
+        let failed = failed.filter(|failed| !failed.left.tag.is_in(&known)).min_by(|a, b| a.workload.cmp(&b.workload));
         if failed.is_none() && status::to_leave(old, &rejections).is_none() {
             return Ok(false);
         }
@@ -72,6 +71,9 @@ impl Sync {
             ways.truncate(MAX_WAYS);
             ways.extend(failed.as_ref().map(|failed| failed.left.before.clone()).filter(|_| ways.is_empty()));
             to = self.first_there(image, &ways).await;
+            if failed.is_none() {
+                to = to.or_else(|| ways.first().cloned()); // another workload has shown that the tag is no good
+            }
             if let (None, Some(failed)) = (&to, &failed) {
                 let gone: Vec<String> = ways.iter().map(ToString::to_string).collect();
                 let why = format!(
@@ -82,7 +84,9 @@ impl Sync {
                 return Ok(false);
             }
         }
-        let tried = failed.is_some() || self.is_tried(image, &rejections);
+        // Of a settled one any Pod may run it.
+        let settled = old.tag.as_ref().is_some_and(|tag| Tagged::new(tag, old.digest.as_deref()).is_in(&known));
+        let tried = failed.is_some() || settled || self.is_tried(image, &rejections);
         let counted = status::withdraw(&mut new, &subject, &rejections, to.as_ref(), tried);
         if let Some(failed) = &failed {
             self.hold_again(image, failed, &subject, &mut new).await;

@@ -3,7 +3,8 @@
 use kube::ResourceExt;
 
 use crate::api::annotations::{ACTION, RESUME};
-use crate::api::{self, AfterRollback, HeldBy, Image, ImageStatus, Order, Rejected, Tagged};
+use crate::api::{self, AfterRollback, HeldBy, HistoryEntry, Image, ImageStatus, Order, Rejected, Tagged};
+use crate::policy::Reference;
 use crate::rollout::{self, Holding, Target, Workload};
 
 use super::managed;
@@ -19,10 +20,16 @@ pub(super) fn wanted(image: &Image, status: &ImageStatus) -> Option<Tagged> {
 pub(super) fn target(image: &Image, workload: &Workload, container: &str, rejections: Vec<Rejected>) -> Option<Target> {
     let status = status_of(image);
     let wanted = wanted(image, &status)?;
-    let rollout = status.rollout.as_ref();
-    let rule = rollout
+    let in_flight = status.rollout.as_ref();
+    let chosen = |entry: &&HistoryEntry| entry.tag == wanted.tag && entry.rule != rollout::ROLLBACK;
+    let rule = in_flight
         .map(|r| r.rule.clone())
-        .or_else(|| status.history.iter().find(|entry| entry.tag == wanted.tag).map(|entry| entry.rule.clone()));
+        .or_else(|| status.history.iter().find(chosen).map(|entry| entry.rule.clone()));
+    // Of several rejections that of the tag which it runs says why it goes back.
+    let stamp = workload.stamp(container).and_then(|stamp| Reference::parse(&stamp.reference).ok());
+    let ran = stamp.map(|reference| Tagged::of(&reference));
+    let of_it = |r: &&Rejected| ran.as_ref().is_some_and(|ran| ran.tag == r.tag || ran.to_string() == r.tag);
+    let why = rejections.iter().find(of_it).or(rejections.last()).map(status::because);
     let name = workload.key.to_string();
     let held = status.held.iter().find(|h| h.workload == name && h.container == container);
     let left = held.filter(|h| h.holds() && matches!(h.by, HeldBy::Undo | HeldBy::Manifest)).map(|h| h.left.clone());
@@ -33,7 +40,7 @@ pub(super) fn target(image: &Image, workload: &Workload, container: &str, reject
         rule: rule.filter(|rule| !rule.is_empty()).unwrap_or_else(|| "none".to_owned()),
         rollout: rollout::id(image.metadata.uid.as_deref().unwrap_or_default(), &wanted.to_string()),
         order: Order::of(&image.spec).following(&status).of_one_text(managed::is_managed(&image.metadata)),
-        why_rejected: rejections.last().map(status::because).unwrap_or_default(),
+        why_rejected: why.unwrap_or_default(),
         rejected: rejections.into_iter().map(|rejected| rejected.tag).collect(),
         held: left.as_ref().and(held.map(|h| h.tag.clone())),
         left: left.filter(|left| !left.is_empty()),

@@ -54,7 +54,7 @@ fn a_rollout_is_due() {
     }
     check(&json!({}), Some(1600));
     check(&gave_up(1300), Some(1000));
-    check(&gave_up(900), Some(1600)); // of the template before
+    check(&gave_up(1000), Some(1600)); // of the template before: times are whole seconds
     check(&json!({"spec": {"paused": true}}), None);
     check(&json!({"spec": {"replicas": 0}, "status": {"replicas": 1}}), None);
     check(&json!({"status": {"replicas": 2, "updatedReplicas": 2}}), None);
