@@ -19,7 +19,7 @@ pub const FREEZE: &str = "kimup.cloudavenue.io/freeze";
 pub const HOLD: &str = "kimup.cloudavenue.io/hold";
 /// On a workload, `"true"`: first of its group.
 pub const CANARY: &str = "kimup.cloudavenue.io/canary";
-/// On an Image: `refresh`. Removed when done.
+/// On an Image: `refresh`, or `retry` to forget what was rejected. Removed when done.
 pub const ACTION: &str = "kimup.cloudavenue.io/action";
 /// On an Image: any value; another one than last time syncs now.
 pub const REQUESTED_AT: &str = "kimup.cloudavenue.io/requestedAt";

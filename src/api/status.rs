@@ -276,7 +276,7 @@ pub struct HistoryEntry {
     /// Who or what asked for it, where that was not a rule alone: `approved by alice`, `rejected: …`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub by: Option<String>,
-    /// `Settled`.
+    /// `Settled`, or `RolledBack`: it went back to this tag from the rejected one in `from`.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub outcome: String,
     /// How many workloads were rolled.

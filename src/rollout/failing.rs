@@ -2,7 +2,8 @@
 //!
 //! A rollout fails if its workload is not complete when the deadline has passed since anything last got better: since the
 //! stamp, or since a Pod of its revision came to be, became ready or stopped being it. A Deployment's controller may say so
-//! earlier (`spec.progressDeadlineSeconds`).
+//! earlier (`spec.progressDeadlineSeconds`). Of an Argo Rollout, whose steps may take as long as they like, only its own
+//! controller knows.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -62,6 +63,10 @@ pub fn judge(workload: &Workload, pods: &[PodState], deadline: Duration, now: Ti
     if over > now && !is_exceeded(workload) {
         return Verdict::Fine(Some(over));
     }
+    if let Some(reason) = &workload.aborted {
+        // Its Pods are gone with it, or were ready and did badly.
+        return Verdict::Failing { reason: reason.clone(), containers: BTreeSet::new() };
+    }
     let started: Vec<&PodState> = pods.iter().filter(|pod| pod.scheduled).collect();
     let mut unwell: Vec<&&PodState> = started.iter().filter(|pod| !pod.ready).collect();
     unwell.sort_by_key(|pod| (pod.trouble.is_none(), &pod.name));
@@ -71,7 +76,6 @@ pub fn judge(workload: &Workload, pods: &[PodState], deadline: Duration, now: Ti
     Verdict::Failing {
         reason: match &worst.trouble {
             Some(trouble) => trouble.clone(),
-            None if workload.progress_failed.is_some() => workload.progress_failed.clone().unwrap_or_default(),
             None if is_exceeded(workload) => format!("ProgressDeadlineExceeded: Pod {} is not ready", worst.name),
             None => format!("NotReady: Pod {} is not ready", worst.name),
         },
@@ -79,11 +83,9 @@ pub fn judge(workload: &Workload, pods: &[PodState], deadline: Duration, now: Ti
     }
 }
 
-/// Whether the controller gave this template up, and not the one before: the stamp is older than the word of a
-/// Deployment's.
+/// Whether its controller gave this template up, and not the one before: the stamp is older than its word.
 fn is_exceeded(workload: &Workload) -> bool {
-    let exceeded = workload.exceeded.is_some_and(|at| workload.stamped_at.is_some_and(|stamped| stamped <= at));
-    workload.observed && (exceeded || workload.progress_failed.is_some())
+    workload.observed && workload.exceeded.is_some_and(|at| workload.stamped_at.is_some_and(|stamped| stamped <= at))
 }
 
 fn after(time: Timestamp, by: Duration) -> Timestamp {

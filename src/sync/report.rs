@@ -106,15 +106,18 @@ impl Sync {
         for User { workload, containers } in self.world.users_of(image) {
             let stamps = containers.iter().filter_map(|container| workload.stamp(container));
             let stamped = stamps.filter_map(|stamp| Reference::parse(&stamp.reference).ok());
-            // The others never left it.
-            let of_it = rollout.back_from.is_none() || workload.rollout.as_ref() == Some(&rollout.id);
-            if of_it && stamped.into_iter().any(|r| *r.repository() == repository && r.tag() == Some(&rollout.tag)) {
+            let mut stamped = stamped.filter(|r| *r.repository() == repository);
+            // Back: the others never left it, and one that was held is held again.
+            let of_it = match rollout.back_from {
+                Some(_) => stamped.next().filter(|_| workload.rollout.as_ref() == Some(&rollout.id)),
+                None => stamped.find(|r| r.tag() == Some(&rollout.tag)),
+            };
+            if let Some(tag) = of_it.and_then(|r| r.tag().map(str::to_owned)) {
                 let (reason, because) = match &rollout.by {
                     Some(by) if rollout.back_from.is_some() => (Reason::RolledBack, format!("; {by}")),
                     _ => (Reason::RolloutSettled, String::new()),
                 };
-                let note =
-                    format!("rollout {}: its Pods run {repository}:{} (Image {key}){because}", rollout.id, rollout.tag);
+                let note = format!("rollout {}: its Pods run {repository}:{tag} (Image {key}){because}", rollout.id);
                 self.events.say(&super::workload::reference(&workload), reason, &note).await;
             }
         }

@@ -103,7 +103,11 @@ impl Stage {
     }
 
     async fn is_stamped(&self, kind: &str, name: &str, tag: &str) {
-        let wanted = format!(":1.0.0 {}:{tag}", self.image);
+        self.is_stamped_for(kind, name, "1.0.0", tag).await;
+    }
+
+    async fn is_stamped_for(&self, kind: &str, name: &str, text: &str, tag: &str) {
+        let wanted = format!(":{text} {}:{tag}", self.image);
         eventually(DEADLINE, &format!("{kind}/{name} is stamped for {tag}"), async || {
             let stamp = stamp(&get(&self.shop, kind, name).await);
             if stamp.ends_with(&wanted) { Ok(()) } else { Err(stamp) }
@@ -336,6 +340,55 @@ async fn what_was_not_tried_is_not_rejected() {
     let status = stage.shop.settles("img", "1.3.0").await;
     assert!(status.rejected.is_empty());
     stage.shop.status_is("img", "is well again", |s| condition(s, "Stalled") == "-").await;
+}
+
+#[tokio::test]
+async fn what_was_held_is_held_again() {
+    let bed = Bed::shared().await;
+    let stage = Stage::new("rb-held", &json!({"rollout": {"deadline": OURS}})).await;
+    stage.workload("Deployment", "web", &json!({})).await;
+    stage.push("1.2.5").await;
+    stage.runs("web", "1.2.5").await;
+    stage.shop.settles("img", "1.2.5").await;
+    bed.cluster.kubectl_ok(&["-n", &stage.shop.namespace, "rollout", "undo", "deployment/web"]).await.unwrap();
+    let held = |s: &ImageStatus| s.held.iter().any(|h| (h.tag.as_str(), h.left.as_str()) == ("1.2.0", "1.2.5"));
+    stage.shop.status_is("img", "is held", held).await;
+    stage.push(BROKEN).await;
+    stage.is_stamped("Deployment", "web", BROKEN).await;
+    let back = |s: &ImageStatus| s.rejected.len() == 1 && s.rollout.is_none() && held(s);
+    stage.shop.status_is("img", "is held again", back).await;
+    stage.runs("web", "1.2.0").await;
+    let generation = get(&stage.shop, "Deployment", "web").await["metadata"]["generation"].clone();
+    for _ in 0..3 {
+        let status = stage.shop.sync("img").await;
+        assert_eq!(status.tag.as_deref(), Some("1.2.5"));
+        assert!(held(&status) && status.rollout.is_none(), "{status:?}");
+    }
+    assert_eq!(get(&stage.shop, "Deployment", "web").await["metadata"]["generation"], generation);
+    let events = stage.shop.events("Deployment", "web").await;
+    assert_eq!(count(&events, &["RolledBack: ", ":1.2.0"]), 1, "{events:?}");
+    stage.push("1.4.0").await;
+    stage.runs("web", "1.4.0").await;
+    assert!(stage.shop.settles("img", "1.4.0").await.held.is_empty());
+}
+
+/// The first tag of an Image counts at once, and can fail all the same.
+#[tokio::test]
+async fn the_first_tag_may_fail() {
+    let bed = Bed::shared().await;
+    let (shop, registry) = (bed.shop("rb-first", &[]).await, &bed.registries.open);
+    registry.push_all("rb-first", &["1.1.0", "1.2.0"]).await.unwrap();
+    let image = registry.image("rb-first");
+    shop.create_deployment("web", &format!("{image}:1.2.0"), &json!({})).await;
+    shop.pods_run("web", 2, &format!("{image}:1.2.0")).await;
+    registry.push("rb-first", BROKEN).await.unwrap();
+    let rules = json!([{"name": "newest", "type": "always", "actions": [{"type": "apply"}]}]);
+    shop.create_image("img", &json!({"spec": {"image": image, "rules": rules, "rollout": {"deadline": OURS}}})).await;
+    patch(&shop, "Deployment", "web", &json!({"metadata": {"annotations": {ENABLED: "true"}}})).await;
+    let stage = Stage { shop, registry, repository: "rb-first".to_owned(), image };
+    stage.is_stamped_for("Deployment", "web", "1.2.0", BROKEN).await;
+    stage.is_rolled_back("Deployment", "web", "ImagePullBackOff").await;
+    stage.stays("Deployment", "web").await;
 }
 
 #[tokio::test]
