@@ -111,24 +111,12 @@ impl Sync {
             image = write::status(self, key, &image, &status).await?;
         }
         let request = Request::of(&image, &status_of(&image));
-        if request.retry && !self.retry(key, &image) {
-            return Ok(()); // others of its group come first
-        }
-        let forgets = self.memos().get_mut(key).is_some_and(|memo| std::mem::take(&mut memo.forgets));
-        if request.retry || forgets {
-            image = self.forget_rejected(key, &image).await?;
-        }
-        let old = status_of(&image);
-        // Before anything else: a registry may take long to answer.
-        if self.go_back(key, &image, &old).await? {
+        let Some(image) = self.without_registry(key, image, &request).await? else {
             return Ok(());
-        }
+        };
+        let old = status_of(&image);
         let now = Timestamp::now();
         let compiled = api::compile(&image.spec, now);
-        if self.reject_by_word(key, &image, &old, &request, compiled.as_ref().ok()).await? {
-            self.queue.add_now(Key::Image(key.clone()));
-            return Ok(());
-        }
         let mut new = old.clone();
         let mut selected = None;
         let mut began = None;
@@ -221,6 +209,32 @@ impl Sync {
         drop(place);
         self.queue_next(key);
         Ok(())
+    }
+
+    /// What comes before anything else, since a registry may take long to answer: people's words about rejected tags, and
+    /// going back. None if that was written: then the Image is looked at again.
+    async fn without_registry(
+        &self,
+        key: &ImageKey,
+        mut image: Arc<Image>,
+        request: &Request,
+    ) -> Result<Option<Arc<Image>>, WriteError> {
+        if request.retry && !self.retry(key, &image) {
+            return Ok(None); // others of its group come first
+        }
+        let forgets = self.memos().get_mut(key).is_some_and(|memo| std::mem::take(&mut memo.forgets));
+        if request.retry || forgets {
+            image = self.forget_rejected(key, &image).await?;
+        }
+        let old = status_of(&image);
+        if self.go_back(key, &image, &old).await? {
+            return Ok(None);
+        }
+        if self.reject_by_word(key, &image, &old, request).await? {
+            self.queue.add_now(Key::Image(key.clone()));
+            return Ok(None);
+        }
+        Ok(Some(image))
     }
 
     /// One sync: what should this Image run?
@@ -321,8 +335,11 @@ impl Sync {
             asked: status.asked.clone(),
         };
         let given = Given::new(key, spec, status, known, &tags, gate);
-        let mut chosen =
-            self.places.outside(self.verified(image, &given, &asked.request)).await.ok_or_else(stopping)??;
+        let mut chosen = self
+            .places
+            .outside(Box::pin(self.verified(image, &given, &asked.request)))
+            .await
+            .ok_or_else(stopping)??;
         if let Outcome::Tag(choice) = &mut chosen.outcome {
             let refused = decide::refused(spec, known, &tags, &choice.tag);
             let of = |r: &&Rejected| Some(&r.tag) == refused.as_ref() || r.tag.starts_with(&format!("{}@", choice.tag));

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use kube::ResourceExt;
 
 use crate::api::annotations::{ACTION, APPROVE, APPROVED_BY, REJECT, REQUESTED_AT, RESUME};
-use crate::api::{CompiledSpec, Image, ImageStatus, Tagged};
+use crate::api::{self, Image, ImageStatus, Tagged};
 use crate::notify::{Audit, Reason};
 
 use super::approval::{Answer, Approved};
@@ -112,7 +113,6 @@ impl Sync {
         image: &Arc<Image>,
         old: &ImageStatus,
         request: &Request,
-        spec: Option<&CompiledSpec>,
     ) -> Result<bool, WriteError> {
         let Some((tag, by)) = &request.reject else {
             return Ok(false);
@@ -127,7 +127,8 @@ impl Sync {
             return Ok(true);
         };
         let mut new = old.clone();
-        let subject = self.subject(image, old, spec);
+        let spec = api::compile(&image.spec, Timestamp::now()).ok();
+        let subject = self.subject(image, old, spec.as_ref());
         let is_new = status::remember(&mut new, &subject, &tag, by, "");
         status::forget_waiting(&mut new, &subject, &tag);
         let mut written = image.clone();

@@ -305,6 +305,7 @@ async fn where_nobody_has_to_approve_who_may_edit_rejects() {
     answered(&shop).await;
     let word = "rejected by field manager kubectl-annotate";
     assert_eq!((status.rejected[0].reason.as_str(), status.history[0].by.as_deref()), (word, Some(word)));
-    let status = stays(&shop, 2).await;
+    let revisions = shop.revisions("web").await;
+    let status = stays(&shop, revisions).await;
     assert_eq!((status.tag.as_deref(), status.rollout), (Some("1.0.0"), None));
 }
