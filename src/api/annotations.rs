@@ -15,12 +15,15 @@ pub const ENABLED: &str = "kimup.cloudavenue.io/enabled";
 pub const FAILURE_POLICY: &str = "kimup.cloudavenue.io/failure-policy";
 /// On a Namespace, `"true"`: no rollouts start there; on kimup's own: in the whole cluster. Admission goes on.
 pub const FREEZE: &str = "kimup.cloudavenue.io/freeze";
-/// On a workload: a tag to stay at; not acted on by this version.
+/// On a workload: a tag to stay at.
 pub const HOLD: &str = "kimup.cloudavenue.io/hold";
 /// On a workload, `"true"`: first of its group.
 pub const CANARY: &str = "kimup.cloudavenue.io/canary";
-/// On an Image: `refresh`, or `retry` to forget what was rejected. Removed when done.
+/// On an Image: `refresh`, `retry` to forget what was rejected, or `resume` to end all holds of it. On a workload: `resume`,
+/// to end its holds. Removed when done.
 pub const ACTION: &str = "kimup.cloudavenue.io/action";
+/// Value of [`ACTION`]: ends holds.
+pub const RESUME: &str = "resume";
 /// On an Image: any value; another one than last time syncs now.
 pub const REQUESTED_AT: &str = "kimup.cloudavenue.io/requestedAt";
 /// On an Image: a tag to apply, though a rule asks for approval or windows are closed. Removed when done.
@@ -29,7 +32,7 @@ pub const APPROVE: &str = "kimup.cloudavenue.io/approve";
 pub const REJECT: &str = "kimup.cloudavenue.io/reject";
 /// On an Image, beside [`APPROVE`] or [`REJECT`]: the user's name. Removed with them.
 pub const APPROVED_BY: &str = "kimup.cloudavenue.io/approved-by";
-/// Label on Pod templates that kimup stamped: the rollout ID.
+/// Label on Pod templates that kimup stamped, and on their workloads: the rollout ID.
 pub const ROLLOUT: &str = "kimup.cloudavenue.io/rollout";
 /// On a Pod: what admission did, one entry per changed container.
 pub const APPLIED: &str = "kimup.cloudavenue.io/applied";
@@ -241,10 +244,13 @@ impl NamespaceSettings {
     }
 }
 
-/// Annotations of a workload that a later version acts on, one sentence each: who set one waits for something.
+/// Annotations of a workload without effect, one sentence each: who set one waits for something.
 pub fn unsupported_on_workload(annotations: &Map) -> Vec<String> {
-    let held = annotations.keys().filter(|key| [HOLD].contains(&key.as_str()));
-    held.map(|key| format!("the annotation {key} is not acted on by this version and has no effect")).collect()
+    let action = annotations.get(ACTION).filter(|action| *action != RESUME);
+    action
+        .map(|action| format!("the annotation {ACTION}: {action} has no effect on a workload; it knows {RESUME}"))
+        .into_iter()
+        .collect()
 }
 
 #[cfg(test)]
@@ -323,7 +329,9 @@ mod tests {
             assert_eq!(unsupported_on_workload(&map(annotations)).len(), expected, "{annotations:?}");
         }
         check(&[(ENABLED, "true")], 0);
-        check(&[(HOLD, "1.2.3"), (CANARY, "true")], 1);
+        check(&[(HOLD, "1.2.3"), (CANARY, "true")], 0);
+        check(&[(ACTION, "resume")], 0);
+        check(&[(ACTION, "refresh")], 1);
         check(&[(POLICY, "patch")], 0);
     }
 }

@@ -378,10 +378,11 @@ pub struct RolloutSpec {
 }
 
 /// What ends a hold that a person's rollback made.
-#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, JsonSchema)]
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum AfterRollback {
     /// A newer tag than the one that was left.
+    #[default]
     Next,
     /// Only a person.
     Hold,

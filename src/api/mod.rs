@@ -26,7 +26,7 @@ pub use order::Order;
 pub use schedule::{Phase, Schedule, ScheduleError, shared_age};
 pub use spec::{CompiledRule, CompiledSpec, SpecError, compile, pins_digest, unsupported_annotations};
 pub use status::{
-    Asked, Held, HistoryEntry, ImageStatus, Pending, Rejected, RevisionRecord, RolloutStatus, Seen, SyncResult,
+    Asked, Held, HeldBy, HistoryEntry, ImageStatus, Pending, Rejected, RevisionRecord, RolloutStatus, Seen, SyncResult,
     condition,
 };
 pub use strategy::Strategy;

@@ -4,10 +4,10 @@ use jiff::Timestamp;
 
 use crate::policy::{self, Filter, Platform, PlatformError, ReferenceError, Repository, Rule, RuleError};
 
-use super::annotations::{ACTION, Map};
+use super::annotations::{ACTION, Map, RESUME};
 use super::approval::Approval;
 use super::gates::{GATE_INVALID, GateError, Gates};
-use super::image::{ActionType, AfterRollback, ImageSpec, RuleSpec, RuleType, TriggerType};
+use super::image::{ActionType, ImageSpec, RuleSpec, RuleType, TriggerType};
 use super::schedule::{Schedule, ScheduleError};
 use super::status::SyncResult;
 use super::strategy::Strategy;
@@ -222,8 +222,8 @@ pub(super) fn compile_filter(spec: &ImageSpec) -> Result<Filter, SpecError> {
 pub fn unsupported_annotations(annotations: &Map) -> Vec<String> {
     let value = |key: &str| annotations.get(key).map(String::as_str);
     let mut found = Vec::new();
-    if let Some(action) = value(ACTION).filter(|action| !["refresh", "retry"].contains(action)) {
-        let known = "it knows refresh and retry";
+    if let Some(action) = value(ACTION).filter(|action| !["refresh", "retry", RESUME].contains(action)) {
+        let known = "it knows refresh, retry and resume";
         found.push(format!("the annotation {ACTION}: {action} is not acted on by this version; {known}"));
     }
     found
@@ -235,20 +235,13 @@ fn named<const N: usize>(fields: [(bool, &'static str); N]) -> Vec<&'static str>
 
 /// Every field and value that this version does not act on: one sentence for each of what follows from that.
 fn unsupported(spec: &ImageSpec) -> Vec<String> {
-    let rollout = spec.rollout.clone().unwrap_or_default();
-    let without_effect =
-        named([(rollout.after_rollback == Some(AfterRollback::Hold), "spec.rollout.afterRollback: hold")]);
     let webhook = spec.triggers.iter().any(|t| t.kind == TriggerType::Webhook);
     let mut alerts: Vec<_> = spec.rules.iter().flat_map(|r| &r.actions).map(|a| a.kind).collect();
     alerts.retain(|kind| !matches!(kind, ActionType::Apply | ActionType::RequestApproval));
     let mut alerts: Vec<_> = alerts.into_iter().map(ActionType::as_str).collect();
     alerts.sort_unstable();
     alerts.dedup();
-    let sentences = [
-        ("without effect", without_effect),
-        ("never fires", named([(webhook, "a trigger of type webhook")])),
-        ("nothing is sent", alerts),
-    ];
+    let sentences = [("never fires", named([(webhook, "a trigger of type webhook")])), ("nothing is sent", alerts)];
     let said = sentences.into_iter().filter(|(_, fields)| !fields.is_empty());
     said.map(|(so, fields)| format!("not acted on by this version, {so}: {}", fields.join(", "))).collect()
 }
@@ -323,7 +316,7 @@ mod tests {
         check(&json!({"windows": [{"kind": "deny", "schedule": "0 0 * * *", "duration": "8h"}]}), &[], false);
         check(&json!({"rollout": {"maxConcurrent": 2, "afterRollback": "next"}}), &[], false);
         check(&json!({"rollout": {"soak": "1m", "minInterval": "1m"}}), &[], false);
-        check(&json!({"rollout": {"deadline": "5m", "afterRollback": "hold"}}), &["spec.rollout.afterRollback"], false);
+        check(&json!({"rollout": {"deadline": "5m", "afterRollback": "hold"}}), &[], false);
         check(&json!({"pinDigest": true, "platforms": ["linux/amd64"]}), &[], false);
         check(&json!({"triggers": [{"type": "webhook"}]}), &["webhook"], false);
         check(&action("alert-slack"), &["alert-slack"], false);
@@ -355,7 +348,8 @@ mod tests {
         }
         check(&[], 0);
         check(&[(ACTION, "refresh")], 0);
-        check(&[(ACTION, "resume")], 1);
+        check(&[(ACTION, "resume")], 0);
+        check(&[(ACTION, "rewind")], 1);
     }
 
     #[test]

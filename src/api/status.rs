@@ -230,11 +230,41 @@ pub struct Held {
     /// The tag it keeps; with the digest if that alone was left.
     pub tag: String,
     /// The tag that was left: a newer one than this ends the hold. `tag@sha256:…` if another digest of the same tag was left.
+    /// Empty if no tag ends it.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub left: String,
     /// Since when (RFC 3339).
     pub since: String,
     /// What holds it.
+    pub by: HeldBy,
+    /// The same for people, and what releases it.
     pub why: String,
+    /// Since when it is released and waits for its turn (RFC 3339); none while it is held.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub released: Option<String>,
+}
+
+impl Held {
+    /// Whether nobody has released it yet.
+    pub const fn holds(&self) -> bool {
+        self.released.is_none()
+    }
+}
+
+/// What holds a workload.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
+pub enum HeldBy {
+    /// An older revision was put back (`kubectl rollout undo`).
+    #[default]
+    Undo,
+    /// The manifest names an older tag than it ran.
+    Manifest,
+    /// The annotation `hold`.
+    Annotation,
+    /// `spec.paused` of the workload.
+    Paused,
+    /// Another controller took kimup's stamp away over and over.
+    Fight,
 }
 
 /// Which references the first Pods of an unstamped revision got, so that its later Pods get the same.

@@ -32,14 +32,21 @@ impl Strategy {
     /// A duration that cannot be read.
     pub fn parse(spec: &ImageSpec) -> Result<Self, GateError> {
         let (default, rollout) = (Self::default(), spec.rollout.clone().unwrap_or_default());
-        // Where people approve, a person's rollback is theirs to end (design section 5).
-        let after = if asks_approval(spec) { AfterRollback::Hold } else { AfterRollback::Next };
         Ok(Self {
             deadline: read("deadline", "10m", rollout.deadline.as_deref())?,
             soak: zero_or("soak", "15m", rollout.soak.as_deref())?.unwrap_or(default.soak),
             min_interval: zero_or("minInterval", "30s", rollout.min_interval.as_deref())?,
-            after_rollback: rollout.after_rollback.unwrap_or(after),
+            after_rollback: AfterRollback::of(spec),
         })
+    }
+}
+
+impl AfterRollback {
+    /// What `spec.rollout` says, also where the rest of it cannot be read.
+    pub fn of(spec: &ImageSpec) -> Self {
+        // Where people approve, a person's rollback is theirs to end (design section 5).
+        let default = if asks_approval(spec) { Self::Hold } else { Self::Next };
+        spec.rollout.as_ref().and_then(|rollout| rollout.after_rollback).unwrap_or(default)
     }
 }
 

@@ -32,6 +32,10 @@ pub enum Reason {
     Held,
     /// An older tag was written into the manifest: the workload stays there.
     HeldByManifest,
+    /// Somebody ended a hold.
+    Resumed,
+    /// Another controller takes a stamp away over and over: the workload is left alone.
+    StampFight,
     /// Another, older Image of the namespace names the same repository.
     Duplicate,
     /// The spec, or an annotation, cannot be used.
@@ -66,6 +70,8 @@ impl Reason {
         Self::RolloutSettled,
         Self::Held,
         Self::HeldByManifest,
+        Self::Resumed,
+        Self::StampFight,
         Self::Duplicate,
         Self::PolicyInvalid,
         Self::OptedOut,
@@ -89,6 +95,8 @@ impl Reason {
             Self::RolloutSettled => "RolloutSettled",
             Self::Held => "Held",
             Self::HeldByManifest => "HeldByManifest",
+            Self::Resumed => "Resumed",
+            Self::StampFight => "StampFight",
             Self::Duplicate => "Duplicate",
             Self::PolicyInvalid => "PolicyInvalid",
             Self::OptedOut => "OptedOut",
@@ -106,7 +114,8 @@ impl Reason {
     const fn warns(self) -> bool {
         matches!(
             self,
-            Self::Duplicate
+            Self::StampFight
+                | Self::Duplicate
                 | Self::PolicyInvalid
                 | Self::RegistryUnreachable
                 | Self::SyncFailed
@@ -176,7 +185,7 @@ pub struct Audit<'a> {
     pub image: &'a str,
     /// `Deployment/web`; empty for a decision that concerns all workloads of the Image.
     pub workload: &'a str,
-    /// What was done: `select`, `roll`, `settle`, `hold`, `reject`, `rollback` or `retry`.
+    /// What was done: `select`, `roll`, `settle`, `hold`, `resume`, `reject`, `rollback` or `retry`.
     pub what: &'static str,
     /// The tag before.
     pub from: &'a str,

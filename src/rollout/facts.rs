@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ControllerRevision, ReplicaSet};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -30,6 +31,8 @@ pub struct Revision {
     pub current: bool,
     /// The stamps of its template, by container.
     pub stamps: BTreeMap<String, Stamp>,
+    /// When its object was made, to the second. One that is put back keeps it.
+    pub created: Option<Timestamp>,
 }
 
 /// A Pod of a workload.
@@ -65,6 +68,18 @@ impl Facts {
         let current: BTreeSet<_> = self.revisions.iter().filter(|r| r.current).map(|r| &r.hash).collect();
         let pods = self.pods.iter().filter(|p| current.contains(&p.hash));
         pods.filter_map(|p| p.images.get(container)).map(String::as_str).collect()
+    }
+
+    /// Whether the current revision is newer than all others: nobody put it back.
+    pub fn is_new(&self) -> bool {
+        let current = self.revisions.iter().filter(|r| r.current).filter_map(|r| r.created).max();
+        let others = self.revisions.iter().filter(|r| !r.current).filter_map(|r| r.created).max();
+        current.is_some_and(|current| others.is_some_and(|others| others < current))
+    }
+
+    /// Whether the current revision was made at this time or later, to the second.
+    pub fn is_newer_than(&self, since: Timestamp) -> bool {
+        self.revisions.iter().filter(|r| r.current).filter_map(|r| r.created).any(|created| created >= since)
     }
 
     /// The stamps that revisions carry for a container: what this workload ran by kimup.
@@ -104,6 +119,7 @@ async fn replica_sets(
             hash: PodHash::of(set.metadata.labels.as_ref()).value.to_owned(),
             current: newest.is_some() && number(set) == newest,
             stamps: template.and_then(|m| m.annotations.as_ref()).map(stamps).unwrap_or_default(),
+            created: created(&set.metadata),
         });
     }
     Ok((revisions, owners))
@@ -125,7 +141,7 @@ async fn controller_revisions(
         let data = &revision.data.0;
         let annotations = data.pointer("/spec/template/metadata/annotations").cloned().unwrap_or_default();
         let annotations: Map = serde_json::from_value(annotations).unwrap_or_default();
-        Revision { hash, current, stamps: stamps(&annotations) }
+        Revision { hash, current, stamps: stamps(&annotations), created: created(&revision.metadata) }
     });
     Ok((revisions.collect(), BTreeSet::from([workload.uid.clone()])))
 }
@@ -203,8 +219,8 @@ pub(super) fn controller(metadata: &ObjectMeta) -> Option<&String> {
     metadata.owner_references.iter().flatten().find(|o| o.controller == Some(true)).map(|o| &o.uid)
 }
 
-fn label(metadata: &ObjectMeta, key: &str) -> String {
-    metadata.labels.as_ref().and_then(|l| l.get(key)).cloned().unwrap_or_default()
+fn created(metadata: &ObjectMeta) -> Option<Timestamp> {
+    metadata.creation_timestamp.as_ref().map(|time| time.0)
 }
 
 fn stamps(annotations: &Map) -> BTreeMap<String, Stamp> {

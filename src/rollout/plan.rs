@@ -9,12 +9,15 @@ use std::fmt::Write;
 use aws_lc_rs::digest::{SHA256, digest};
 
 use crate::api::annotations::Stamp;
-use crate::api::{Order, Tagged};
+use crate::api::{HeldBy, Order, Tagged};
 use crate::policy::Reference;
 
-use super::apply::FIELD_MANAGER;
 use super::facts::Facts;
 use super::workload::{Container, Workload};
+
+mod hold;
+
+pub use hold::{Holding, Stay};
 
 /// What an Image wants one container to run.
 #[derive(Clone, Debug)]
@@ -35,6 +38,8 @@ pub struct Target {
     pub order: Order,
     /// The tag that a person left, with its digest if that alone was left, if this container is held already.
     pub left: Option<String>,
+    /// What is known of holds of this container.
+    pub holding: Holding,
     /// The tag that it is held at according to the record of that.
     pub held: Option<String>,
     /// Tags that are never enough, as text of `Tagged`: Pods that kimup gave one are rolled, also to an older tag.
@@ -43,7 +48,7 @@ pub struct Target {
     pub why_rejected: String,
 }
 
-/// A workload that keeps another tag because a person said so.
+/// A container that keeps another tag.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hold {
     /// Name of the Image.
@@ -52,14 +57,17 @@ pub struct Hold {
     pub container: String,
     /// The tag it keeps; with the digest if that alone was left.
     pub tag: String,
-    /// The tag that was left: a newer one than this ends the hold. With its digest if only that differs.
+    /// The tag that was left: a newer one than this ends the hold. With its digest if only that differs. Empty if no tag
+    /// ends it.
     pub left: String,
-    /// True: the manifest's text is older than what ran (`HeldByManifest`). False: an older revision was put back.
-    pub by_manifest: bool,
+    /// What holds it.
+    pub by: HeldBy,
+    /// Who takes its stamps away, or the tag of the annotation that cannot be had.
+    pub what: Option<String>,
 }
 
 /// A container that will run another image.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Change {
     /// Name of the container.
     pub container: String,
@@ -75,12 +83,16 @@ pub struct Change {
     pub rule: String,
     /// The rollout ID.
     pub rollout: String,
-    /// Set if it goes back from a rejected tag: why that was rejected.
+    /// Set if it is no newer tag that is rolled out: why it goes there. Nothing delays it.
     pub back: Option<String>,
 }
 
 /// What stands for the rule in a rollout that goes back from a rejected tag.
 pub const ROLLBACK: &str = "rollback";
+/// What stands for the rule where a held container is sent to its tag.
+pub const HOLD: &str = "hold";
+/// How a change-cause of kimup begins.
+pub(super) const CAUSE_PREFIX: &str = "kimup: ";
 
 /// Why a workload cannot be planned yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,6 +103,8 @@ pub enum Blocked {
     Unobserved,
     /// Its Pods are being created and get the tag at admission.
     AwaitsPods,
+    /// A registry must be asked for the tag of the annotation `hold`.
+    AwaitsRegistry,
 }
 
 /// The decision for one container.
@@ -100,8 +114,12 @@ pub enum ContainerPlan {
     Keep,
     /// Its Pods must be replaced.
     Roll(Change, Stamp),
-    /// A person put it back.
+    /// It keeps another tag.
     Hold(Hold),
+    /// It is to keep another tag than it runs.
+    Send(Hold, Change, Stamp),
+    /// It would keep another tag, had nobody released it.
+    Release(Hold, Change, Stamp),
     /// Not decided.
     Blocked(Blocked),
 }
@@ -114,8 +132,14 @@ pub struct Plan {
     /// Every stamp of ours that the template carries afterwards, by container: one apply says all, or it would take some
     /// back. Those of containers that are gone are left out, and go.
     pub stamps: BTreeMap<String, String>,
-    /// What a person put back.
+    /// What keeps another tag.
     pub holds: Vec<Hold>,
+    /// Holds that somebody has ended.
+    pub released: Vec<Hold>,
+    /// Not empty if a stamp that stays is not kimup's yet (of one that a person put back: once the hold is on record). Then
+    /// every stamp that kimup owns from now on, as the template has them: an apply of these changes nothing, and keeps them
+    /// whatever becomes of who wrote them.
+    pub adopts: BTreeMap<String, String>,
     /// Set if a container cannot be decided yet; then nothing changes.
     pub blocked: Option<Blocked>,
 }
@@ -125,44 +149,38 @@ impl Plan {
     pub fn change_cause(&self) -> String {
         let said = self.changes.iter().map(|c| {
             let from = if c.from.is_empty() { "?" } else { &c.from };
-            let why = c.back.as_ref().map_or_else(|| format!("rule {}", c.rule), |why| format!("{ROLLBACK}: {why}"));
+            let why = c.back.as_ref().map_or_else(|| format!("rule {}", c.rule), |why| format!("{}: {why}", c.rule));
             format!("{} {from} -> {} (Image {}, {why})", c.container, c.to, c.image)
         });
-        format!("kimup: {}", said.collect::<Vec<_>>().join(", "))
+        format!("{CAUSE_PREFIX}{}", said.collect::<Vec<_>>().join(", "))
     }
 
-    /// Whether it takes a rejected tag away: that waits for nothing.
+    /// Whether it takes a rejected tag away, or sends a held container to its tag: that waits for nothing.
     pub fn goes_back(&self) -> bool {
         self.changes.iter().any(|change| change.back.is_some())
     }
 
-    /// The same without the Images that go forward.
+    /// The same without what goes forward.
     #[must_use]
     pub fn back_only(&self, workload: &Workload) -> Self {
-        let back: BTreeSet<&str> = self.changes.iter().filter(|c| c.back.is_some()).map(|c| c.image.as_str()).collect();
-        let forward = self.changes.iter().map(|c| c.image.as_str()).filter(|image| !back.contains(image)).collect();
-        self.without(workload, &forward)
+        self.without(workload, &self.changes.iter().map(|change| change.image.as_str()).collect())
     }
 
-    /// The same, but what these Images change stays as it is on `workload`.
+    /// The same, but what these Images change stays as it is on `workload`, save what nothing delays.
     #[must_use]
     pub fn without(&self, workload: &Workload, images: &BTreeSet<&str>) -> Self {
         let mut plan = self.clone();
-        plan.changes.retain(|change| !images.contains(change.image.as_str()));
-        for change in self.changes.iter().filter(|change| images.contains(change.image.as_str())) {
+        let waits = |change: &Change| change.back.is_none() && images.contains(change.image.as_str());
+        plan.changes.retain(|change| !waits(change));
+        for change in self.changes.iter().filter(|change| waits(change)) {
             let container = &change.container;
-            match workload.stamp(container).filter(|_| is_ours(workload, container)) {
+            match workload.stamp(container).filter(|_| workload.owns_stamp(container)) {
                 Some(stamp) => _ = plan.stamps.insert(container.clone(), stamp.to_string()),
                 None => _ = plan.stamps.remove(container),
             }
         }
         plan
     }
-}
-
-/// Whether kimup applied the stamp of a container.
-fn is_ours(workload: &Workload, container: &str) -> bool {
-    workload.stamp_owners.get(container).is_some_and(|owners| owners.contains(FIELD_MANAGER))
 }
 
 /// The rollout ID of a tag (pinned: `tag@sha256:…`) of an Image: the same whoever computes it, so that deciding twice rolls
@@ -185,28 +203,47 @@ pub fn back_id(forward: &str, rejected: &str) -> String {
 /// Plans a workload. `targets` are by container name; `facts` may be absent at first (`Blocked::NeedsFacts` asks).
 pub fn plan(workload: &Workload, targets: &BTreeMap<String, Target>, facts: Option<&Facts>) -> Plan {
     let mut plan = Plan::default();
+    let mut adopts = false;
     for container in &workload.containers {
-        let decision = match targets.get(&container.name) {
-            Some(target) => plan_container(workload, container, target, facts),
-            None => ContainerPlan::Keep,
+        let name = &container.name;
+        let target = targets.get(name);
+        let decision = target.map_or(ContainerPlan::Keep, |target| plan_container(workload, container, target, facts));
+        plan.released.extend(target.and_then(|target| hold::released(target, name, &decision)));
+        let stamp = workload.stamp(name).filter(|_| workload.owns_stamp(name));
+        // One that somebody else wrote: kept, or held and on record.
+        let stays = match (&decision, target) {
+            (ContainerPlan::Hold(hold), Some(target)) => target.holding.keeps(hold),
+            (ContainerPlan::Keep, Some(_)) => true,
+            _ => false,
         };
+        let others = workload.stamp(name).filter(|stamp| stays && stamp.text == container.text);
+        let put_back = others.filter(|_| stamp.is_none());
+        adopts |= put_back.is_some();
+        if let Some(stamp) = stamp.or(put_back) {
+            plan.adopts.insert(name.clone(), stamp.to_string());
+            plan.stamps.insert(name.clone(), stamp.to_string());
+        }
         match decision {
-            ContainerPlan::Roll(change, stamp) => {
+            ContainerPlan::Roll(change, stamp) | ContainerPlan::Release(_, change, stamp) => {
                 plan.changes.push(change);
-                plan.stamps.insert(container.name.clone(), stamp.to_string());
-                continue;
+                plan.stamps.insert(name.clone(), stamp.to_string());
+            }
+            ContainerPlan::Send(hold, change, stamp) => {
+                plan.holds.push(hold);
+                plan.changes.push(change);
+                plan.stamps.insert(name.clone(), stamp.to_string());
             }
             ContainerPlan::Hold(hold) => plan.holds.push(hold),
             ContainerPlan::Blocked(why) => plan.blocked = Some(why),
             ContainerPlan::Keep => {}
         }
-        if let Some(stamp) = workload.stamp(&container.name).filter(|_| is_ours(workload, &container.name)) {
-            plan.stamps.insert(container.name.clone(), stamp.to_string());
-        }
     }
     if plan.blocked.is_some() {
         plan.changes.clear();
         plan.stamps.clear();
+    }
+    if plan.blocked.is_some() || !adopts {
+        plan.adopts.clear();
     }
     plan
 }
@@ -216,11 +253,12 @@ fn plan_container(workload: &Workload, container: &Container, target: &Target, f
         return ContainerPlan::Keep;
     };
     let case = Case { workload, container, target, reference: &reference, facts };
-    match workload.stamp(&container.name) {
+    let decision = case.stays().unwrap_or_else(|| match workload.stamp(&container.name) {
         Some(stamp) if stamp.text == container.text => case.stamped(&stamp),
         Some(stamp) => case.text_changed(&stamp),
         None => case.unstamped(),
-    }
+    });
+    case.while_paused(case.unless_released(decision))
 }
 
 struct Case<'a> {
@@ -242,11 +280,12 @@ impl Case<'_> {
         if self.is_enough(&ran) || of_before {
             return ContainerPlan::Keep;
         }
-        let held = self.target.held.as_ref() == Some(&ran.to_string()) && self.is_held();
-        if is_ours(self.workload, &self.container.name) && !held {
-            return self.roll(&ran); // an older stamp of our own is unfinished work
+        // An older stamp of our own is unfinished work, unless it was made ours because a person put it back.
+        let held = || (self.target.held.as_ref() == Some(&ran.to_string()) && self.is_held()).then_some(HeldBy::Undo);
+        match self.on_record(&ran).or_else(held) {
+            None if self.workload.owns_stamp(&self.container.name) => self.roll(&ran),
+            by => self.put_back(&ran, None, by.unwrap_or(HeldBy::Undo)),
         }
-        self.put_back(&ran, None, false)
     }
 
     fn text_changed(&self, stamp: &Stamp) -> ContainerPlan {
@@ -256,9 +295,11 @@ impl Case<'_> {
             before.is_some_and(|b| b.repository() == self.reference.repository() && b.tag() == self.reference.tag());
         // A stamp for another repository says nothing of this one, and the same tag in another spelling is no decision.
         let ran = self.here(&stamp.reference).filter(|_| !respelled);
-        match ran {
-            Some(ran) if self.compare(&own.tag, &ran.tag) == Some(Ordering::Less) => {
-                self.put_back(&own, Some(ran), true)
+        // While it is held, what was left before counts too.
+        let before = |ran: &Tagged| self.left().into_iter().chain([ran.clone()]).max_by(|a, b| self.order(a, b));
+        match ran.map(|ran| (before(&ran).unwrap_or_else(|| ran.clone()), ran)) {
+            Some((before, ran)) if self.compare(&own.tag, &before.tag) == Some(Ordering::Less) => {
+                self.put_back(&own, Some(ran), HeldBy::Manifest)
             }
             _ if self.wanted() == self.container.text => ContainerPlan::Keep,
             _ => self.roll(&own),
@@ -270,19 +311,14 @@ impl Case<'_> {
         if self.wanted() == self.container.text && self.target.rejected.is_empty() {
             return ContainerPlan::Keep;
         }
-        if !self.workload.observed {
-            // The revision counted as current may be the one before: an undo would be taken for what it undid.
-            return ContainerPlan::Blocked(Blocked::Unobserved);
-        }
-        let Some(facts) = self.facts else {
-            return ContainerPlan::Blocked(Blocked::NeedsFacts);
+        let (running, facts) = match (self.running_now(), self.facts) {
+            (Ok(running), Some(facts)) => (running, facts),
+            (Err(blocked), _) => return ContainerPlan::Blocked(blocked),
+            (_, None) => return ContainerPlan::Blocked(Blocked::NeedsFacts),
         };
-        let name = &self.container.name;
-        if facts.revisions.iter().any(|r| r.current && r.stamps.contains_key(name)) {
-            // The template's own revision is not made yet: the Pods seen are those of the one before.
-            return ContainerPlan::Blocked(Blocked::AwaitsPods);
+        if let Some((tag, by)) = self.held_at().filter(|_| self.lost_its_stamp(facts)) {
+            return self.keep_at(&tag, &running, by);
         }
-        let running: Vec<Tagged> = facts.running(name).into_iter().map(tagged).collect();
         let Some(oldest) = running.iter().min_by(|a, b| self.order(a, b)).cloned() else {
             return self.without_pods(facts);
         };
@@ -293,8 +329,9 @@ impl Case<'_> {
             return self.roll(rejected);
         }
         let recorded = self.target.left.is_some() && facts.revisions.len() > 1;
-        if recorded || self.newer_stamps(facts, &oldest).next().is_some() {
-            return self.put_back(&oldest, None, false);
+        let went_back = recorded || self.newer_stamps(facts, &oldest).next().is_some();
+        if went_back && !self.lost_its_stamp(facts) {
+            return self.put_back(&oldest, None, HeldBy::Undo);
         }
         self.roll(&oldest)
     }
@@ -309,49 +346,6 @@ impl Case<'_> {
             (true, _) => ContainerPlan::Blocked(Blocked::AwaitsPods),
             (false, _) => self.roll(&Tagged::default()),
         }
-    }
-
-    /// Not our doing that it runs `ran`. If it ran a newer tag before (`left`, a hold on record, the stamp of another
-    /// revision), or the target's digest of the same tag, a person went back: it stays until there is a newer tag than the
-    /// one that was left, or another digest of it.
-    fn put_back(&self, ran: &Tagged, left: Option<Tagged>, by_manifest: bool) -> ContainerPlan {
-        let hold = |ran: &Tagged, left: &Tagged| {
-            let (image, container) = (self.target.image.clone(), self.container.name.clone());
-            let whole = ran.tag == left.tag;
-            let text = |tagged: &Tagged| if whole { tagged.to_string() } else { tagged.tag.clone() };
-            ContainerPlan::Hold(Hold { image, container, tag: text(ran), left: text(left), by_manifest })
-        };
-        let recorded = self.target.left.as_deref().and_then(Tagged::parse);
-        if let Some(recorded) = recorded.as_ref().filter(|left| !self.ends(left)) {
-            return hold(ran, recorded);
-        }
-        let Some(facts) = self.facts else {
-            return ContainerPlan::Blocked(Blocked::NeedsFacts);
-        };
-        let known = self.newer_stamps(facts, ran).chain(left).chain(recorded);
-        match known.max_by(|a, b| self.order(a, b)) {
-            Some(left) if !self.ends(&left) => hold(ran, &left),
-            _ => self.roll(ran),
-        }
-    }
-
-    /// Whether the target ends a hold since `left` was left.
-    fn ends(&self, left: &Tagged) -> bool {
-        let target = self.target();
-        let moved =
-            target.tag == left.tag && left.digest.is_some() && target.digest.is_some_and(|d| left.digest != Some(d));
-        moved || self.compare(&target.tag, &left.tag) == Some(Ordering::Greater)
-    }
-
-    /// What revisions that were stamped for this container ran, if newer than `ran`; the target's own counts also where
-    /// the rule cannot compare. Every revision counts: right after an undo the left one is still the current.
-    fn newer_stamps<'f>(&'f self, facts: &'f Facts, ran: &Tagged) -> impl Iterator<Item = Tagged> + use<'f> {
-        let ran = ran.clone();
-        let stamped = facts.stamps(&self.container.name).filter_map(|stamp| self.here(&stamp.reference));
-        stamped.filter(move |tagged| {
-            let newer = self.compare(&tagged.tag, &ran.tag) == Some(Ordering::Greater);
-            newer || (*tagged == self.target() && *tagged != ran)
-        })
     }
 
     fn roll(&self, ran: &Tagged) -> ContainerPlan {

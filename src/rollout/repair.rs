@@ -8,7 +8,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::api::Tagged;
 use crate::policy::Reference;
 
-use super::apply::FIELD_MANAGER;
 use super::plan::{Change, Plan, Target};
 use super::workload::Workload;
 
@@ -49,7 +48,7 @@ pub fn repair(workload: &Workload, targets: &BTreeMap<String, Target>, wrong: &B
             let rollout = format!("{rollout}{REPAIRED}");
             plan.changes.push(Change { container: name.clone(), from, to, digest, image, rule, rollout, back: None });
         }
-        if workload.stamp_owners.get(name).is_some_and(|owners| owners.contains(FIELD_MANAGER)) {
+        if workload.owns_stamp(name) {
             plan.stamps.insert(name.clone(), stamp.to_string());
         }
     }
@@ -64,6 +63,7 @@ pub fn repair(workload: &Workload, targets: &BTreeMap<String, Target>, wrong: &B
 mod tests {
     use super::*;
     use crate::api::Order;
+    use crate::rollout::{FIELD_MANAGER, Holding};
     use serde_json::json;
 
     fn workload(text: &str, stamp: &str, rollout: &str) -> Workload {
@@ -91,6 +91,7 @@ mod tests {
             rollout: "ab12".to_owned(),
             order: Order::of(&serde_json::from_value(spec).unwrap()),
             left: None,
+            holding: Holding::default(),
             held: None,
             rejected: BTreeSet::new(),
             why_rejected: String::new(),

@@ -163,6 +163,10 @@ pub struct Workload {
     pub selector: Option<String>,
     /// Wanted number of Pods.
     pub replicas: i32,
+    /// A rollout ID stands on the workload itself: kimup stamped it, and nobody has replaced the whole object since.
+    pub marked: bool,
+    /// Who changed it last, kimup and changes of its status aside, as far as `metadata.managedFields` tells.
+    pub changed_by: Option<String>,
     /// Its controller has seen this generation, so `revision` and the revisions that exist are those of this template.
     pub observed: bool,
     /// All Pods are of the newest revision and ready, as `kubectl rollout status` sees it.
@@ -278,6 +282,8 @@ impl Workload {
             stamped_at: stamped_at(metadata.managed_fields.as_deref().unwrap_or_default()),
             selector: selector.and_then(selector_query),
             replicas: 0,
+            marked: metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(ROLLOUT)),
+            changed_by: changed_by(metadata.managed_fields.as_deref().unwrap_or_default()),
             observed: false,
             complete: false,
             paused: false,
@@ -293,6 +299,11 @@ impl Workload {
     /// The stamp of a container.
     pub fn stamp(&self, container: &str) -> Option<Stamp> {
         Stamp::of(&self.template_annotations, container)
+    }
+
+    /// Whether kimup applied the stamp of a container.
+    pub fn owns_stamp(&self, container: &str) -> bool {
+        self.stamp_owners.get(container).is_some_and(|owners| owners.contains(FIELD_MANAGER))
     }
 
     /// Whether a container of this workload follows what covers it: the Pod template's word first, then the workload's
@@ -362,6 +373,15 @@ fn stamped_at(entries: &[ManagedFieldsEntry]) -> Option<Timestamp> {
     let ours = entries.iter().filter(|entry| entry.manager.as_deref() == Some(FIELD_MANAGER));
     let stamped = ours.filter(|entry| stamped_containers(entry).next().is_some());
     stamped.filter_map(|entry| entry.time.as_ref().map(|time| time.0)).max()
+}
+
+/// Who changed the object last: the newest entry that is not kimup's. One that takes something away and adds nothing may
+/// leave no trace of its own; then it is the one that changed something before.
+fn changed_by(entries: &[ManagedFieldsEntry]) -> Option<String> {
+    let ours = |manager: &str| manager.starts_with("kimup-");
+    let others = entries.iter().filter(|entry| entry.subresource.as_deref().unwrap_or_default().is_empty());
+    let others = others.filter_map(|entry| Some((entry.time.as_ref()?.0, entry.manager.as_deref()?)));
+    others.filter(|(_, manager)| !ours(manager)).max_by_key(|(time, _)| *time).map(|(_, manager)| manager.to_owned())
 }
 
 /// The containers whose stamps an entry of `metadata.managedFields` owns.
@@ -505,6 +525,21 @@ mod tests {
         let workload = Workload::from_deployment(&object).unwrap();
         let owners: Vec<_> = workload.stamp_owners["app"].iter().map(String::as_str).collect();
         assert_eq!(owners, ["kimup-rollout", "kubectl-rollout"]);
+    }
+
+    #[test]
+    fn who_changed_it_last_is_known() {
+        #[track_caller]
+        fn check(entries: &[(&str, &str, &str)], expected: Option<&str>) {
+            let entry = |(manager, second, subresource): &(&str, &str, &str)| json!({"manager": manager, "time": format!("2026-01-01T00:00:{second}Z"), "subresource": subresource});
+            let entries: Vec<Value> = entries.iter().map(entry).collect();
+            let object = deployment(&json!({"metadata": {"managedFields": entries}}));
+            assert_eq!(Workload::from_deployment(&object).unwrap().changed_by.as_deref(), expected);
+        }
+        check(&[], None);
+        check(&[("kimup-rollout", "09", "")], None);
+        check(&[("helm", "01", ""), ("flux", "02", ""), ("kubectl", "01", "")], Some("flux"));
+        check(&[("flux", "02", ""), ("kimup-rollout", "03", ""), ("kcm", "04", "status")], Some("flux"));
     }
 
     #[test]

@@ -165,7 +165,9 @@ impl Sync {
         let subject = self.subject(&image, &new, compiled.as_ref().ok());
         let pods = self.world.pods(&key.namespace);
         records::merge(&mut new.revisions, &key.name, pods.iter().map(AsRef::as_ref));
-        let holds = status::after_progress(&mut new, &subject, &progress);
+        let resumed = if request.resume { status::release(&mut new, &subject) } else { Vec::new() };
+        let mut holds = status::after_progress(&mut new, &subject, &progress);
+        holds.ended.extend(resumed);
         let mut settled = None;
         if new.rollout.is_some() && progress.is_complete() {
             // Before the settled tag moves, every revision that ran the old one is on record.
@@ -202,7 +204,8 @@ impl Sync {
             self.memos().entry(key.clone()).or_default().forced = true;
             self.queue.add_now(Key::Image(key.clone()));
         }
-        self.report(key, &written, &old, &new, selected, &holds, settled).await;
+        self.report(key, &written, &old, &new, selected, settled).await;
+        self.report_holds(key, &written, &holds).await;
         self.report_pending(key, &written, &old, &new).await;
         self.report_left_out(&written, &old, &new, compiled.as_ref().ok()).await;
         self.report_asked(key, &written, &old, &new).await;
@@ -210,7 +213,9 @@ impl Sync {
             self.report_gone(&written, &new, &digest).await;
         }
         self.acknowledge(key, &written, &old, &new, &request, answer.as_ref()).await?;
-        if due && (request.refresh || request.retry) {
+        if request.resume {
+            self.resume(key, &written, &new).await?;
+        } else if due && (request.refresh || request.retry) {
             write::remove_action(self, key, &written).await?;
         }
         drop(place);

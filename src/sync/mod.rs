@@ -10,10 +10,13 @@ mod engine;
 mod failing;
 mod follow;
 mod gates;
+mod hold;
 mod image;
 mod limits;
 mod managed;
 mod manifests;
+#[cfg(test)]
+mod model;
 mod nodes;
 mod nudge;
 mod observe;

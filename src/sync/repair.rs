@@ -45,7 +45,7 @@ impl Sync {
         targets: &BTreeMap<String, Target>,
         plan: Plan,
     ) -> Plan {
-        if plan.blocked.is_some() || !plan.holds.is_empty() {
+        if plan.blocked.is_some() || !plan.holds.is_empty() || workload.paused {
             return plan;
         }
         if !plan.changes.is_empty() {

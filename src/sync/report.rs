@@ -25,7 +25,6 @@ impl Sync {
         old: &ImageStatus,
         new: &ImageStatus,
         selected: Option<Selected>,
-        holds: &[api::Held],
         settled: Option<api::RolloutStatus>,
     ) {
         let on = reference(image);
@@ -61,19 +60,6 @@ impl Sync {
             let (rule, rollout) = (&rollout.rule, &rollout.id);
             Audit { image: &name, workload: "", what: "settle", from, to, digest, rule, rollout }.log();
             self.queue_users(key, image);
-        }
-        for hold in holds {
-            let (why, note) = (&hold.why, format!("{} stays at {}: {}", hold.workload, hold.tag, hold.why));
-            let reason = if why.contains("manifest") { Reason::HeldByManifest } else { Reason::Held };
-            self.events.say(&on, reason, &note).await;
-            let workloads = self.world.workloads(Some(&key.namespace));
-            if let Some(workload) = workloads.iter().find(|w| w.key.to_string() == hold.workload) {
-                let note = format!("container {} stays at {}: {why} ({name})", hold.container, hold.tag);
-                self.events.say(&super::workload::reference(workload), reason, &note).await;
-            }
-            let (from, to) = (&hold.left, &hold.tag);
-            Audit { image: &name, workload: &hold.workload, what: "hold", from, to, digest: "", rule: "", rollout: "" }
-                .log();
         }
         self.report_failure(key, &on, old, new).await;
         self.report_stopped(image, &on, old, new).await;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use kube::ResourceExt;
 
-use crate::api::annotations::{ACTION, APPROVE, APPROVED_BY, REJECT, REQUESTED_AT};
+use crate::api::annotations::{ACTION, APPROVE, APPROVED_BY, REJECT, REQUESTED_AT, RESUME};
 use crate::api::{CompiledSpec, Image, ImageStatus, Tagged};
 use crate::notify::{Audit, Reason};
 
@@ -19,6 +19,8 @@ use super::write::{self, WriteError};
 /// What a person asked for by annotation.
 pub(super) struct Request {
     pub refresh: bool,
+    /// End all holds. Asks for no sync.
+    pub resume: bool,
     /// Rejected tags are tried again.
     pub retry: bool,
     pub requested_at: Option<String>,
@@ -37,6 +39,7 @@ impl Request {
         Self {
             refresh: asks("refresh"),
             retry: asks("retry"),
+            resume: asks(RESUME),
             requested_at: requested_at.cloned(),
             approve: tag(APPROVE).map(|tag| Approved { tag, by: format!("approved by {}", who(image, APPROVE)) }),
             reject: tag(REJECT).map(|tag| (tag, format!("rejected by {}", who(image, REJECT)))),

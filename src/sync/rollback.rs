@@ -150,7 +150,7 @@ impl Sync {
         new.held.retain(|held| held.workload != workload || held.container != container);
         let why = format!("it was held there before {} was tried; a newer tag than {left} ends this", failed.left.tag);
         let (tag, since) = (before.tag.clone(), status::rfc3339(subject.now));
-        new.held.push(Held { workload, container, tag, left, since, why });
+        new.held.push(Held { workload, container, tag, left, since, why, ..Held::default() });
         new.held.sort_by(|a, b| (&a.workload, &a.container).cmp(&(&b.workload, &b.container)));
     }
 

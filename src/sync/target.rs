@@ -2,8 +2,9 @@
 
 use kube::ResourceExt;
 
-use crate::api::{self, Image, ImageStatus, Order, Rejected, Tagged};
-use crate::rollout::{self, Target, Workload};
+use crate::api::annotations::{ACTION, RESUME};
+use crate::api::{self, AfterRollback, HeldBy, Image, ImageStatus, Order, Rejected, Tagged};
+use crate::rollout::{self, Holding, Target, Workload};
 
 use super::managed;
 use super::status;
@@ -24,6 +25,7 @@ pub(super) fn target(image: &Image, workload: &Workload, container: &str, reject
         .or_else(|| status.history.iter().find(|entry| entry.tag == wanted.tag).map(|entry| entry.rule.clone()));
     let name = workload.key.to_string();
     let held = status.held.iter().find(|h| h.workload == name && h.container == container);
+    let left = held.filter(|h| h.holds() && matches!(h.by, HeldBy::Undo | HeldBy::Manifest)).map(|h| h.left.clone());
     Some(Target {
         image: image.name_any(),
         settled: status.tag.as_deref() == Some(&wanted.tag)
@@ -33,8 +35,14 @@ pub(super) fn target(image: &Image, workload: &Workload, container: &str, reject
         order: Order::of(&image.spec).following(&status).of_one_text(managed::is_managed(&image.metadata)),
         why_rejected: rejections.last().map(status::because).unwrap_or_default(),
         rejected: rejections.into_iter().map(|rejected| rejected.tag).collect(),
-        held: held.map(|h| h.tag.clone()),
-        left: held.map(|h| h.left.clone()).filter(|left| !left.is_empty()),
+        held: left.as_ref().and(held.map(|h| h.tag.clone())),
+        left: left.filter(|left| !left.is_empty()),
+        holding: Holding {
+            record: held.cloned(),
+            after: AfterRollback::of(&image.spec),
+            stay: None, // known to those who ask the registry
+            resume: workload.annotations.get(ACTION).is_some_and(|action| action == RESUME),
+        },
         tag: wanted.tag,
         digest: wanted.digest,
     })

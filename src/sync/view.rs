@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::api::annotations::{CANARY, STAMP_PREFIX};
-use crate::api::{self, Held, Image, ImageStatus, Tagged};
+use crate::api::{Held, Image, ImageStatus, Tagged};
 use crate::policy::Repository;
-use crate::rollout::{Facts, Hold, Plan, Target, Workload, WorkloadKey};
+use crate::rollout::{Facts, Hold, Plan, Stamps, Target, Workload, WorkloadKey};
 
 use super::engine::{Key, Sync};
+use super::hold::{Asked, on_record};
 use super::status::Progress;
 use super::target::wanted;
 use super::world::{Cached, ImageKey, User, status_of};
@@ -47,6 +48,10 @@ pub(super) struct View {
     pub(super) ended: Option<String>,
     /// What was said of annotations without effect.
     pub(super) unsupported: Vec<String>,
+    /// What was seen of its stamps.
+    pub(super) stamps: Stamps,
+    /// What registries said of the tag of the annotation `hold`.
+    pub(super) asked: Option<Asked>,
     /// The rollout whose Pods were said to come without their stamp over and over.
     pub(super) unrepaired: Option<String>,
 }
@@ -87,6 +92,8 @@ pub(super) struct Use {
     pub(super) state: State,
     /// Its containers that keep another tag.
     held: Vec<Held>,
+    /// Those that somebody has released.
+    released: Vec<Held>,
 }
 
 impl Sync {
@@ -104,10 +111,15 @@ impl Sync {
         let rolling = !plan.changes.is_empty() && failure.is_none();
         let use_of = |target: &Target| {
             let image = &target.image;
-            let held: Vec<Held> = plan.holds.iter().filter(|h| h.image == *image).map(|h| held(key, h)).collect();
+            let of_image = |holds: &[Hold]| -> Vec<Held> {
+                holds.iter().filter(|h| h.image == *image).map(|h| on_record(key, h, target.holding.after)).collect()
+            };
+            let (held, released) = (of_image(&plan.holds), of_image(&plan.released));
+            let changes = plan.changes.iter().any(|change| change.image == *image);
             let containers = targets.values().filter(|t| t.image == *image).count();
             let state = match failure {
-                _ if held.len() == containers => State::Held,
+                // One that is sent to its tag takes part in nothing, but says if it cannot be.
+                failure if held.len() == containers && !(changes && failure.is_some()) => State::Held,
                 Some(cause) => State::Failed(cause.to_owned()),
                 None if plan.blocked.is_some() => State::Undecided,
                 None if rolling => State::Waiting,
@@ -115,7 +127,7 @@ impl Sync {
                 None if held.is_empty() => State::Done,
                 None => State::Held,
             };
-            Use { wanted: Tagged::new(&target.tag, target.digest.as_deref()), state, held }
+            Use { wanted: Tagged::new(&target.tag, target.digest.as_deref()), state, held, released }
         };
         let uses: BTreeMap<_, _> = targets.values().map(|t| (t.image.clone(), use_of(t))).collect();
         let at_rest = plan.changes.is_empty() && plan.blocked.is_none() && self.all_settled(key, targets);
@@ -195,6 +207,7 @@ impl Sync {
                 progress.undecided.push(workload.key.to_string());
             }
             progress.held.extend(seen.held.iter().cloned());
+            progress.released.extend(seen.released.iter().cloned());
             progress.moving += u32::from(seen.state == State::Moving);
             progress.waiting += u32::from(seen.state == State::Waiting);
             progress.done += u32::from(seen.state == State::Done);
@@ -206,20 +219,6 @@ impl Sync {
         drop(views);
         progress.lead = self.lead(image, status).map(|lead| (lead, self.soak(image)));
         progress
-    }
-}
-
-fn held(key: &WorkloadKey, hold: &Hold) -> api::Held {
-    let Hold { container, tag, left, by_manifest, .. } = hold;
-    let what =
-        if *by_manifest { "its manifest names an older tag than it ran" } else { "an older revision was put back" };
-    api::Held {
-        workload: key.to_string(),
-        container: container.clone(),
-        tag: tag.clone(),
-        left: left.clone(),
-        since: String::new(),
-        why: format!("{what}; a newer tag than {left} ends this"),
     }
 }
 
@@ -245,7 +244,8 @@ mod tests {
         #[track_caller]
         fn check(uid: &str, before: Option<i64>, available: i32, at_rest: bool, expected: i64) {
             let ended = |stamp: i64| (stamp != 0).then(|| template(&workload(stamp, 1)));
-            let seen = Use { wanted: Tagged::new("1", None), state: State::Moving, held: Vec::new() };
+            let (wanted, state) = (Tagged::new("1", None), State::Moving);
+            let seen = Use { wanted, state, held: Vec::new(), released: Vec::new() };
             let uses = before.map(|_| ("web".to_owned(), seen)).into_iter().collect();
             let view = View { uid: uid.to_owned(), uses, ended: ended(before.unwrap_or_default()), ..View::default() };
             assert_eq!(view.ended(&workload(4, available), at_rest), ended(expected));

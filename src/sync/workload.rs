@@ -14,6 +14,7 @@ use crate::rollout::{self, ApplyError, Blocked, Change, Plan, Target, Workload, 
 use crate::telemetry::RolloutOutcome;
 
 use super::engine::{Key, Sync};
+use super::hold;
 use super::target::target;
 use super::view::State;
 use super::world::{Cached, ImageKey, User};
@@ -52,8 +53,10 @@ impl Sync {
             self.forget(key);
             return;
         };
-        self.name_unsupported(&workload).await;
-        let plan = match self.plan(&workload, &targets).await {
+        let mut targets = targets;
+        self.stay(&workload, &mut targets).await;
+        self.name_unsupported(&workload, &targets).await;
+        let plan = match self.plan_without_fights(&workload, &mut targets).await {
             Ok(plan) => plan,
             Err(error) => {
                 tracing::warn!(workload = %key, namespace = key.namespace, %error, "cannot plan the workload; trying again");
@@ -63,7 +66,9 @@ impl Sync {
         };
         let plan = self.with_repair(&workload, &targets, plan).await;
         let mut failure = None;
-        if plan.blocked.is_some() {
+        if !plan.adopts.is_empty() {
+            failure = self.adopt(&workload, &plan).await;
+        } else if plan.blocked.is_some() {
             self.queue.add(Key::Workload(key.clone()), Instant::now() + PODS_PAUSE);
         } else if plan.changes.is_empty() {
             self.pending().remove(key);
@@ -80,6 +85,7 @@ impl Sync {
             self.unstick(&workload, &targets).await;
         }
         self.note(key, &targets, &plan, failure.as_deref());
+        self.finish_resume(&workload, &targets, &plan).await;
     }
 
     /// Leaves a workload alone that cannot be rolled; says, once, why, if an Image covers it.
@@ -110,8 +116,9 @@ impl Sync {
     }
 
     /// Says, once, which annotations have no effect: a person who set one relies on it.
-    async fn name_unsupported(&self, workload: &Workload) {
-        let unsupported = annotations::unsupported_on_workload(&workload.annotations);
+    async fn name_unsupported(&self, workload: &Workload, targets: &BTreeMap<String, Target>) {
+        let mut unsupported = annotations::unsupported_on_workload(&workload.annotations);
+        unsupported.extend(hold::unknown(targets));
         let told = std::mem::replace(
             &mut self.views().entry(workload.key.clone()).or_default().unsupported,
             unsupported.clone(),
@@ -130,7 +137,7 @@ impl Sync {
         images.filter_map(target_of).collect()
     }
 
-    async fn plan(
+    pub(super) async fn plan(
         &self,
         workload: &Arc<Workload>,
         targets: &BTreeMap<String, Target>,
@@ -139,7 +146,7 @@ impl Sync {
         if plan.blocked != Some(Blocked::NeedsFacts) {
             return Ok(plan);
         }
-        let wanted = (workload.generation, tags(targets));
+        let wanted = (workload.generation, with_holds(targets));
         let known = {
             let views = self.views();
             let view = views.get(&workload.key).filter(|view| view.uid == workload.uid);
@@ -223,6 +230,7 @@ impl Sync {
         if plan.changes.is_empty() {
             return None;
         }
+        let plan = &plan;
         self.waiting().remove(key);
         if !self.leadership.is_leader() {
             return None;
@@ -244,16 +252,24 @@ impl Sync {
                 self.queue.add_now(Key::Workload(key.clone()));
                 None
             }
-            Err(ApplyError::Conflict) => {
+            Err(error) => self.not_written(workload, error).await,
+        }
+    }
+
+    /// Looks again at a workload that could not be written. Returns why, if the API server refused it.
+    pub(super) async fn not_written(&self, workload: &Workload, error: ApplyError) -> Option<String> {
+        let key = &workload.key;
+        match error {
+            ApplyError::Conflict => {
                 self.queue.add(Key::Workload(key.clone()), Instant::now() + CONFLICT_PAUSE);
                 None
             }
-            Err(ApplyError::Unknown(cause)) => {
+            ApplyError::Unknown(cause) => {
                 tracing::warn!(workload = %key, namespace = key.namespace, cause, "the stamp may not have been written; looking again");
                 self.queue.add(Key::Workload(key.clone()), Instant::now() + Duration::from_secs(1));
                 None
             }
-            Err(ApplyError::Refused(cause)) => {
+            ApplyError::Refused(cause) => {
                 self.queue.add(Key::Workload(key.clone()), Instant::now() + FAILURE_PAUSE);
                 let known = self
                     .views()
@@ -303,6 +319,15 @@ impl Sync {
 fn tags(targets: &BTreeMap<String, Target>) -> BTreeMap<String, String> {
     let text = |target: &Target| Tagged::new(&target.tag, target.digest.as_deref()).to_string();
     targets.iter().map(|(container, target)| (container.clone(), text(target))).collect()
+}
+
+/// The same, and what is known of holds: a plan that had nothing to do may have something to do with another.
+fn with_holds(targets: &BTreeMap<String, Target>) -> BTreeMap<String, String> {
+    let mut tags = tags(targets);
+    for (container, target) in targets {
+        tags.entry(container.clone()).or_default().push_str(&format!(" {:?}", target.holding));
+    }
+    tags
 }
 
 /// The reference that Events on a workload carry.

@@ -24,6 +24,7 @@ fn target(tag: &str) -> Target {
         rollout: id("uid", tag),
         order: order("semver-minor", None),
         left: None,
+        holding: Holding::default(),
         held: None,
         rejected: BTreeSet::new(),
         why_rejected: String::new(),
@@ -48,6 +49,8 @@ fn workload(text: &str) -> Workload {
         stamped_at: None,
         selector: None,
         replicas: 2,
+        marked: true,
+        changed_by: None,
         observed: true,
         complete: true,
         paused: false,
@@ -60,7 +63,7 @@ fn workload(text: &str) -> Workload {
     }
 }
 
-pub(super) const OURS: &str = FIELD_MANAGER;
+pub(super) const OURS: &str = crate::rollout::FIELD_MANAGER;
 
 fn stamp(workload: &mut Workload, container: &str, value: &str, owners: &[&str]) {
     workload.template_annotations.insert(stamp_key(container), value.to_owned());
@@ -72,7 +75,7 @@ fn stamp(workload: &mut Workload, container: &str, value: &str, owners: &[&str])
 fn facts(revisions: &[&str], running: &[&str]) -> Facts {
     let revisions = revisions.iter().enumerate().map(|(i, value)| {
         let stamps = Stamp::parse(value).map(|stamp| ("app".to_owned(), stamp));
-        Revision { hash: i.to_string(), current: i == 0, stamps: stamps.into_iter().collect() }
+        Revision { hash: i.to_string(), current: i == 0, stamps: stamps.into_iter().collect(), created: None }
     });
     let pod = |image: &&str| PodImages {
         hash: "0".to_owned(),
@@ -129,7 +132,7 @@ fn say(plan: &Plan) -> String {
         (Some(why), ..) => format!("{why:?}"),
         (_, Some(change), _) => format!("{} -> {} | {}", change.from, change.to, plan.stamps[&change.container]),
         (_, _, Some(hold)) => {
-            let by = if hold.by_manifest { " by manifest" } else { "" };
+            let by = if hold.by == HeldBy::Manifest { " by manifest" } else { "" };
             format!("{} held{by}, left {}", hold.tag, hold.left)
         }
         _ => "keep".to_owned(),
@@ -377,6 +380,7 @@ fn deciding_again_with_the_plan_applied_changes_nothing() {
     }
 }
 
+mod holds;
 mod pinned;
 
 #[test]
@@ -393,9 +397,7 @@ fn what_must_wait_stays_as_it_is() {
             to: to.to_owned(),
             digest: None,
             image: image.to_owned(),
-            rule: String::new(),
-            rollout: String::new(),
-            back: None,
+            ..Change::default()
         };
         let all = Plan {
             changes: vec![to_change("app", "1.0.5", "web", "1.1.0"), to_change("side", "1.0.0", "log", "1.2.0")],

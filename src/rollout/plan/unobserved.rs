@@ -30,6 +30,7 @@ fn target() -> Target {
         rollout: "ab12".to_owned(),
         order: Order::of(&image.spec),
         left: None,
+        holding: Holding::default(),
         held: None,
         rejected: BTreeSet::new(),
         why_rejected: String::new(),
@@ -45,7 +46,7 @@ fn an_undo_is_judged_once_the_controller_has_seen_it() {
         assert_eq!(plan, Plan { blocked, ..Plan::default() }, "{observed}");
     }
     let facts = Facts {
-        revisions: vec![Revision { hash: "stamped".to_owned(), current: true, stamps: BTreeMap::new() }],
+        revisions: vec![Revision { hash: "stamped".to_owned(), current: true, ..Revision::default() }],
         pods: vec![PodImages {
             hash: "stamped".to_owned(),
             images: BTreeMap::from([("app".to_owned(), "app:1.2.0".to_owned())]),

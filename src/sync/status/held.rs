@@ -25,7 +25,7 @@ fn a_hold_is_kept_until_its_workload_is_decided() {
         let undecided = undecided.iter().map(|&name| name.to_owned()).collect();
         let progress = Progress { total: 2, held: held.to_vec(), undecided, ..Progress::default() };
         let mut status = ImageStatus { held: known.to_vec(), ..ImageStatus::default() };
-        assert_eq!(after_progress(&mut status, &subject, &progress).len(), fresh);
+        assert_eq!(after_progress(&mut status, &subject, &progress).began.len(), fresh);
         let left: Vec<_> = status.held.iter().map(|h| h.left.as_str()).collect();
         assert_eq!((left, status.workloads.as_deref()), (kept.to_vec(), Some(workloads)));
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use crate::api::{Held, ImageStatus, RolloutStatus, SyncResult, Tagged, condition};
+use crate::api::{Held, HeldBy, ImageStatus, RolloutStatus, SyncResult, Tagged, condition};
 use crate::rollout::{Lead, soaked};
 
 use super::rollout::current;
@@ -27,6 +27,8 @@ pub struct Progress {
     pub waiting: u32,
     /// Those that keep another tag (`since` is filled in here).
     pub held: Vec<Held>,
+    /// Those that somebody has released, and that wait for their turn.
+    pub released: Vec<Held>,
     /// Those not planned or not written yet for the tag: what held them is kept, because a plan needs to know what was
     /// left.
     pub undecided: Vec<String>,
@@ -48,30 +50,60 @@ impl Progress {
     }
 }
 
-/// Records how far the workloads are. Holds that are new come back, to be said once.
-pub fn after_progress(status: &mut ImageStatus, subject: &Subject<'_>, progress: &Progress) -> Vec<Held> {
-    let mut fresh = Vec::new();
+/// What is new about holds, to be said once.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Holds {
+    /// Those that began.
+    pub began: Vec<Held>,
+    /// Those that somebody ended.
+    pub ended: Vec<Held>,
+}
+
+/// Releases what people hold, and what is held because of a fight. What an annotation of the workload or its pause holds
+/// is released there.
+pub fn release(status: &mut ImageStatus, subject: &Subject<'_>) -> Vec<Held> {
+    let here = |hold: &&mut Held| hold.holds() && !matches!(hold.by, HeldBy::Annotation | HeldBy::Paused);
+    let mut ended = Vec::new();
+    for hold in status.held.iter_mut().filter(here) {
+        hold.released = Some(rfc3339(subject.now));
+        ended.push(hold.clone());
+    }
+    ended
+}
+
+/// Records how far the workloads are. Holds that began or were ended come back, to be said once.
+pub fn after_progress(status: &mut ImageStatus, subject: &Subject<'_>, progress: &Progress) -> Holds {
     let known = std::mem::take(&mut status.held);
+    let mut holds = Holds::default();
     // What a hold waits for is written nowhere else: it goes only once a plan was made without it.
+    let found = || progress.held.iter().chain(&progress.released);
     let planned = |hold: &&Held| {
         let decided = !progress.undecided.contains(&hold.workload);
-        decided || progress.held.iter().any(|h| h.workload == hold.workload && h.container == hold.container)
+        decided || found().any(|h| h.workload == hold.workload && h.container == hold.container)
     };
     status.held.extend(known.iter().filter(|hold| !planned(hold)).cloned());
-    for hold in &progress.held {
-        let same = |k: &&Held| k.workload == hold.workload && k.container == hold.container && k.tag == hold.tag;
+    for (hold, released) in progress.held.iter().map(|h| (h, false)).chain(progress.released.iter().map(|h| (h, true)))
+    {
+        let same = |k: &&Held| (&k.workload, &k.container, &k.tag) == (&hold.workload, &hold.container, &hold.tag);
+        let before = known.iter().find(same).filter(|k| k.by == hold.by);
         let mut hold = hold.clone();
-        if let Some(known) = known.iter().find(same) {
-            hold.since.clone_from(&known.since);
-        } else {
-            hold.since = rfc3339(subject.now);
-            fresh.push(hold.clone());
+        hold.since = before.map_or_else(|| rfc3339(subject.now), |before| before.since.clone());
+        hold.released = before.and_then(|before| before.released.clone());
+        if let Some(before) = before.filter(|_| hold.why.is_empty()) {
+            hold.why.clone_from(&before.why);
+        }
+        if released && hold.released.is_none() {
+            hold.released = Some(rfc3339(subject.now));
+            holds.ended.push(hold.clone());
+        } else if before.is_none() {
+            holds.began.push(hold.clone());
         }
         status.held.push(hold);
     }
     // One order, whoever was seen first: else the same holds would be written again and again.
     status.held.sort_by(|a, b| (&a.workload, &a.container).cmp(&(&b.workload, &b.container)));
-    let held: BTreeSet<&str> = status.held.iter().map(|hold| hold.workload.as_str()).collect();
+    let held = status.held.iter().filter(|hold| hold.holds());
+    let held: BTreeSet<&str> = held.map(|hold| hold.workload.as_str()).collect();
     status.workloads = (progress.total > 0).then(|| match held.len() {
         0 => format!("{}/{}", progress.done, progress.total),
         held => format!("{}/{}, {held} held", progress.done, progress.total),
@@ -115,7 +147,7 @@ pub fn after_progress(status: &mut ImageStatus, subject: &Subject<'_>, progress:
         }
         None => {}
     }
-    fresh
+    holds
 }
 
 /// Records who goes first and since when that one runs well: a restart goes on from there. If it runs well no longer, the

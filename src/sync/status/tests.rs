@@ -241,7 +241,7 @@ fn holds_are_said_once_and_kept_until_a_plan_is_made_without_them() {
         let undecided = undecided.iter().map(|name| (*name).to_owned()).collect();
         let now = Progress { held: holds.to_vec(), undecided, ..progress(3, 0) };
         let said = after_progress(&mut status, &subject(minute, true), &now);
-        assert_eq!(said.iter().map(|h| h.workload.as_str()).collect::<Vec<_>>(), fresh, "minute {minute}");
+        assert_eq!(said.began.iter().map(|h| h.workload.as_str()).collect::<Vec<_>>(), fresh, "minute {minute}");
         let found: Vec<_> =
             status.held.iter().map(|h| (h.workload.as_str(), h.tag.as_str(), h.since.clone())).collect();
         let expected: Vec<_> = expected.iter().map(|(workload, tag, minute)| (*workload, *tag, at(*minute))).collect();

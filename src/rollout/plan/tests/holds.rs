@@ -1,0 +1,270 @@
+//! What keeps a container at another tag, and what ends that.
+
+use super::*;
+use crate::api::{AfterRollback, Held};
+use jiff::Timestamp;
+
+const OLD: &str = "app:1.0.0 app:1.1.0";
+const LEFT: &str = "app:1.0.0 app:1.2.0";
+
+/// A hold on record, at 1.1.0.
+fn record(by: HeldBy, left: &str) -> Held {
+    Held { tag: "1.1.0".to_owned(), left: left.to_owned(), by, ..Held::default() }
+}
+
+impl Case {
+    fn record(mut self, record: Held) -> Self {
+        if record.holds() && matches!(record.by, HeldBy::Undo | HeldBy::Manifest) {
+            self.target.left = Some(record.left.clone());
+        }
+        self.target.holding.record = Some(record);
+        self
+    }
+
+    fn after(mut self, after: AfterRollback) -> Self {
+        self.target.holding.after = after;
+        self
+    }
+
+    fn stay(mut self, stay: Stay) -> Self {
+        self.target.holding.stay = Some(stay);
+        self
+    }
+
+    fn resume(mut self) -> Self {
+        self.target.holding.resume = true;
+        self
+    }
+
+    fn unmarked(mut self) -> Self {
+        self.workload.marked = false;
+        self
+    }
+
+    fn paused(mut self) -> Self {
+        self.workload.paused = true;
+        self
+    }
+
+    /// The current revision is the newest of all.
+    fn new_revision(mut self) -> Self {
+        for revision in self.facts.iter_mut().flat_map(|facts| &mut facts.revisions) {
+            revision.created = Some(Timestamp::from_second(i64::from(revision.current)).unwrap());
+        }
+        self
+    }
+}
+
+/// As [`super::say`], with everything that concerns holds: `| adopts`, `| released`, and what holds it.
+#[track_caller]
+fn check(case: Case, expected: &str) {
+    let targets = BTreeMap::from([("app".to_owned(), case.target)]);
+    let plan = plan(&case.workload, &targets, case.facts.as_ref());
+    let mut said = Vec::new();
+    said.extend(plan.blocked.map(|why| format!("{why:?}")));
+    let change = |c: &Change| format!("{} -> {} as {}", c.from, plan.stamps["app"], c.rule);
+    said.extend(plan.changes.first().map(change));
+    said.extend(plan.holds.first().map(|hold| format!("{:?} at {}", hold.by, hold.tag)));
+    said.extend(plan.released.first().map(|hold| format!("{:?} at {} released", hold.by, hold.tag)));
+    said.extend(plan.adopts.get("app").map(|stamp| format!("adopts {stamp}")));
+    let said = if said.is_empty() { "keep".to_owned() } else { said.join(", ") };
+    assert_eq!(said, expected);
+    // Only what is held is sent somewhere at once.
+    assert!(plan.changes.iter().all(|c| c.back.is_some() == (c.rule == HOLD && !plan.holds.is_empty())));
+}
+
+fn ours(tag: &str) -> Case {
+    case("app:1.0.0", tag).stamp(OLD, &[OURS])
+}
+
+fn undone(tag: &str) -> Case {
+    case("app:1.0.0", tag).stamp(OLD, &["kubectl-rollout"])
+}
+
+#[test]
+fn a_stamp_that_was_put_back_becomes_ours_once_it_is_on_record() {
+    check(undone("1.2.0").facts(&[OLD, LEFT], &[]), "Undo at 1.1.0");
+    check(undone("1.2.0").record(record(HeldBy::Undo, "1.2.0")), &format!("Undo at 1.1.0, adopts {OLD}"));
+    // Taken over by a GitOps tool.
+    let taken_over = case("app:1.0.0", "1.2.0").stamp(OLD, &["kustomize-controller"]);
+    check(taken_over.record(record(HeldBy::Undo, "1.2.0")), &format!("Undo at 1.1.0, adopts {OLD}"));
+    // Ours: only the record tells it from unfinished work.
+    check(ours("1.2.0").record(record(HeldBy::Undo, "1.2.0")), "Undo at 1.1.0");
+    check(ours("1.2.0"), "1.1.0 -> app:1.0.0 app:1.2.0 as minor");
+    let other = Held { tag: "1.0.5".to_owned(), ..record(HeldBy::Undo, "1.2.0") };
+    check(ours("1.2.0").record(other), "1.1.0 -> app:1.0.0 app:1.2.0 as minor");
+    // A newer tag ends it, also with the revisions of the past at hand.
+    let newer = ours("1.3.0").record(record(HeldBy::Undo, "1.2.0")).facts(&[OLD, LEFT], &[]);
+    check(newer, "1.1.0 -> app:1.0.0 app:1.3.0 as minor");
+    check(ours("1.1.0").record(record(HeldBy::Undo, "1.2.0")), "keep");
+}
+
+#[test]
+fn where_only_a_person_ends_a_hold_no_tag_does() {
+    let held = |case: Case| case.after(AfterRollback::Hold);
+    check(held(ours("1.3.0")).record(record(HeldBy::Undo, "1.2.0")), "Undo at 1.1.0");
+    check(held(undone("1.3.0")).facts(&[OLD, LEFT], &[]), "Undo at 1.1.0");
+    let text = |tag: &str| case("app:1.0.0", tag).stamp("app:1.1.0 app:1.2.0", &[OURS]);
+    check(held(text("1.3.0")).facts(&["-"], &["app:1.0.0"]), "Manifest at 1.0.0");
+    // Where nobody went back there is nothing to end.
+    check(held(ours("1.3.0")), "1.1.0 -> app:1.0.0 app:1.3.0 as minor");
+    check(held(ours("1.3.0")).record(record(HeldBy::Undo, "1.2.0")).resume(), {
+        "1.1.0 -> app:1.0.0 app:1.3.0 as minor, Undo at 1.1.0 released"
+    });
+}
+
+#[test]
+fn a_stamp_that_was_taken_away_comes_back() {
+    let lost = |tag: &str, running: &[&str]| case("app:1.0.0", tag).facts(&["-", LEFT, OLD], running);
+    // Replaced as a whole: a revision of before is no undo.
+    check(lost("1.2.0", &["app:1.1.0"]), "Undo at 1.1.0");
+    check(lost("1.2.0", &["app:1.1.0"]).unmarked(), "1.1.0 -> app:1.0.0 app:1.2.0 as minor");
+    check(lost("1.2.0", &["app:1.2.0"]).unmarked(), "keep");
+    // So is a revision that was not there before.
+    check(lost("1.2.0", &["app:1.1.0"]).new_revision(), "1.1.0 -> app:1.0.0 app:1.2.0 as minor");
+    // Held: it goes back to where it was held, whatever its Pods got meanwhile.
+    let held = |running: &[&str]| lost("1.2.0", running).record(record(HeldBy::Undo, "1.2.0"));
+    let back = "app:1.0.0 app:1.1.0 as hold, Undo at 1.1.0";
+    check(held(&["app:1.2.0"]).new_revision(), &format!("1.2.0 -> {back}"));
+    check(held(&["app:1.2.0"]).unmarked(), &format!("1.2.0 -> {back}"));
+    check(held(&[]).unmarked(), &format!(" -> {back}"));
+    check(held(&["app:1.1.0"]).unmarked(), "Undo at 1.1.0");
+    check(held(&["app:1.1.0", "app:1.2.0"]).new_revision(), &format!("1.2.0 -> {back}"));
+    // Newer than the others, but not than the hold: somebody put it back.
+    let since = |since: &str| Held { since: since.to_owned(), ..record(HeldBy::Undo, "1.2.0") };
+    let put_back = |at: &str| lost("1.2.0", &["app:1.2.0"]).record(since(at)).new_revision();
+    check(put_back("1970-01-01T00:00:01Z"), &format!("1.2.0 -> {back}"));
+    check(put_back("1970-01-01T00:00:02Z"), "keep");
+    // An older revision was put back since.
+    check(held(&["app:1.0.5"]), "Undo at 1.0.5");
+    // Ended by a newer tag, or by a newer text.
+    let newer = lost("1.3.0", &["app:1.2.0"]).record(record(HeldBy::Undo, "1.2.0")).unmarked();
+    check(newer, "1.2.0 -> app:1.0.0 app:1.3.0 as minor");
+    let text = case("app:1.1.5", "1.2.0").facts(&["-", LEFT], &["app:1.1.5"]);
+    check(text.record(record(HeldBy::Undo, "1.2.0")).unmarked(), "1.1.5 -> app:1.1.5 app:1.2.0 as minor");
+    // The same for an older text: its own tag is what it is held at.
+    let text = case("app:1.1.0", "1.2.0").facts(&["-", LEFT], &["app:1.2.0"]);
+    check(text.record(record(HeldBy::Manifest, "1.2.0")).unmarked(), {
+        "1.2.0 -> app:1.1.0 app:1.1.0 as hold, Manifest at 1.1.0"
+    });
+    let text = case("app:1.1.0", "1.2.0").stamp("app:1.1.0 app:1.1.0", &[OURS]);
+    check(text.record(record(HeldBy::Manifest, "1.2.0")), "Manifest at 1.1.0");
+}
+
+#[test]
+fn a_text_older_than_what_was_left_is_a_decision() {
+    let held =
+        |text: &str| case(text, "1.4.0").stamp("app:1.0.0 app:1.1.0", &[OURS]).record(record(HeldBy::Undo, "1.4.0"));
+    check(held("app:1.0.5"), "Manifest at 1.0.5");
+    check(held("app:1.2.0"), "Manifest at 1.2.0");
+    check(held("app:1.4.0"), "keep");
+    check(held("app:1.5.0"), "keep");
+    check(case("app:1.2.0", "1.4.0").stamp("app:1.0.0 app:1.1.0", &[OURS]), "1.2.0 -> app:1.2.0 app:1.4.0 as minor");
+}
+
+#[test]
+fn the_annotation_keeps_it_at_its_tag() {
+    let at = |tag: &str| Stay::At(Tagged::new(tag, None));
+    check(ours("1.2.0").stay(at("1.1.0")), "Annotation at 1.1.0");
+    // Also backwards, also forwards, also beside what the rules order.
+    check(ours("1.2.0").stay(at("1.0.5")), "1.1.0 -> app:1.0.0 app:1.0.5 as hold, Annotation at 1.0.5");
+    check(ours("1.2.0").stay(at("2.0.0")), "1.1.0 -> app:1.0.0 app:2.0.0 as hold, Annotation at 2.0.0");
+    check(ours("1.2.0").stay(at("main")), "1.1.0 -> app:1.0.0 app:main as hold, Annotation at main");
+    check(undone("1.2.0").stay(at("1.2.0")), "1.1.0 -> app:1.0.0 app:1.2.0 as hold, Annotation at 1.2.0");
+    // A stamp that somebody else wrote becomes ours once it is on record.
+    check(undone("1.2.0").stay(at("1.1.0")), "Annotation at 1.1.0");
+    let on_record = undone("1.2.0").stay(at("1.1.0")).record(record(HeldBy::Annotation, ""));
+    check(on_record, &format!("Annotation at 1.1.0, adopts {OLD}"));
+    // Another text, older or newer, is not what the annotation says.
+    let text = |text: &str| case(text, "1.2.0").stamp(OLD, &[OURS]).stay(at("1.1.0"));
+    check(text("app:1.0.5"), "1.0.5 -> app:1.0.5 app:1.1.0 as hold, Annotation at 1.1.0");
+    check(text("app:3.0.0"), "3.0.0 -> app:3.0.0 app:1.1.0 as hold, Annotation at 1.1.0");
+    // Without a stamp it depends on what its Pods run.
+    let plain = || case("app:1.0.0", "1.2.0").stay(at("1.1.0"));
+    check(plain(), "NeedsFacts");
+    check(plain().facts(&["-"], &["app:1.1.0"]), "Annotation at 1.1.0");
+    check(plain().facts(&["-"], &["app:1.2.0"]), "1.2.0 -> app:1.0.0 app:1.1.0 as hold, Annotation at 1.1.0");
+    check(plain().facts(&["-"], &[]), " -> app:1.0.0 app:1.1.0 as hold, Annotation at 1.1.0");
+    // It does not name what it would have to run.
+    check(ours("1.2.0").stay(Stay::Here("9.9.9".to_owned())), "Annotation at 1.1.0");
+    check(case("app:1.0.0", "1.2.0").stay(Stay::Here("9".to_owned())), "NeedsFacts");
+    let here = case("app:1.0.0", "1.2.0").stay(Stay::Here("9".to_owned()));
+    check(here.facts(&["-"], &["app:1.1.0"]), "Annotation at 1.1.0");
+    check(ours("1.2.0").stay(Stay::Asks), "AwaitsRegistry");
+    // Resumed, or taken away.
+    let held = || ours("1.2.0").record(record(HeldBy::Annotation, ""));
+    check(held().stay(at("1.1.0")), "Annotation at 1.1.0");
+    let ended = "1.1.0 -> app:1.0.0 app:1.2.0 as minor, Annotation at 1.1.0 released";
+    check(held().stay(at("1.1.0")).resume(), ended);
+    check(held(), ended);
+    let newer = case("app:1.0.0", "1.1.0").stamp("app:1.0.0 app:1.1.0", &[OURS]);
+    check(newer.record(record(HeldBy::Annotation, "")), "Annotation at 1.1.0 released");
+}
+
+#[test]
+fn what_is_released_is_rolled_when_its_turn_comes() {
+    let released = || Held { released: Some("then".to_owned()), ..record(HeldBy::Undo, "1.2.0") };
+    let ended = "1.1.0 -> app:1.0.0 app:1.2.0 as minor, Undo at 1.1.0 released";
+    check(undone("1.2.0").facts(&[OLD, LEFT], &[]).resume(), ended);
+    check(undone("1.2.0").record(record(HeldBy::Undo, "1.2.0")).resume(), ended);
+    check(ours("1.2.0").record(record(HeldBy::Undo, "1.2.0")).resume(), ended);
+    // The annotation is gone, a gate is closed still.
+    check(undone("1.2.0").facts(&[OLD, LEFT], &[]).record(released()), ended);
+    check(ours("1.2.0").record(released()), "1.1.0 -> app:1.0.0 app:1.2.0 as minor");
+    let unstamped = case("app:1.0.0", "1.2.0").facts(&["-", LEFT], &["app:1.1.0"]);
+    check(unstamped.record(released()), ended);
+    let text = case("app:1.1.0", "1.2.0").stamp("app:1.0.0 app:1.2.0", &[OURS]).facts(&[LEFT], &[]);
+    check(text.record(Held { by: HeldBy::Manifest, ..released() }), {
+        "1.1.0 -> app:1.1.0 app:1.2.0 as minor, Manifest at 1.1.0 released"
+    });
+    // Somebody went back again since, to another tag.
+    let again = case("app:1.0.0", "1.2.0").stamp("app:1.0.0 app:1.0.5", &["kubectl-rollout"]);
+    check(again.facts(&["app:1.0.0 app:1.0.5", LEFT], &[]).record(released()), "Undo at 1.0.5");
+    // Nothing was held.
+    check(ours("1.2.0").resume(), "1.1.0 -> app:1.0.0 app:1.2.0 as minor");
+}
+
+#[test]
+fn who_takes_stamps_away_is_left_alone() {
+    let fight = || Stay::Fight("flux".to_owned());
+    let lost = |running: &[&str]| case("app:1.0.0", "1.2.0").facts(&["-", LEFT], running);
+    check(lost(&["app:1.1.0"]).unmarked().stay(fight()), "Fight at 1.1.0");
+    check(lost(&[]).unmarked().stay(fight()), "Fight at 1.0.0");
+    check(ours("1.2.0").stay(fight()), "Fight at 1.1.0");
+    // On record it lasts, whatever becomes of the stamp, and of newer tags.
+    for case in [lost(&["app:1.2.0"]), ours("1.3.0"), undone("1.3.0"), case("app:1.0.0", "1.3.0")] {
+        check(case.record(record(HeldBy::Fight, "")), "Fight at 1.1.0");
+    }
+    let at = Stay::At(Tagged::new("1.0.5", None));
+    check(ours("1.2.0").stay(at).record(record(HeldBy::Fight, "")), "Fight at 1.1.0");
+    // Until somebody says otherwise.
+    let ended = "1.1.0 -> app:1.0.0 app:1.2.0 as minor";
+    check(lost(&["app:1.1.0"]).unmarked().record(record(HeldBy::Fight, "")).resume(), {
+        "1.1.0 -> app:1.0.0 app:1.2.0 as minor, Fight at 1.1.0 released"
+    });
+    let released = Held { released: Some("then".to_owned()), ..record(HeldBy::Fight, "") };
+    check(lost(&["app:1.1.0"]).unmarked().record(released), ended);
+}
+
+#[test]
+fn nothing_is_stamped_while_it_is_paused() {
+    check(ours("1.2.0").paused(), "Paused at 1.1.0");
+    check(ours("1.1.0").paused(), "keep");
+    check(case("app:1.0.0", "1.2.0").facts(&["-"], &["app:1.1.0"]).paused(), "Paused at 1.1.0");
+    check(case("app:1.0.0", "1.2.0").facts(&["-"], &[]).paused(), "Paused at 1.0.0");
+    check(ours("1.2.0").paused().stay(Stay::At(Tagged::new("1.0.5", None))), "Annotation at 1.0.5");
+    // A pause that is over.
+    check(ours("1.2.0").record(record(HeldBy::Paused, "")), "1.1.0 -> app:1.0.0 app:1.2.0 as minor");
+    check(undone("1.2.0").record(record(HeldBy::Undo, "1.2.0")).paused(), &format!("Undo at 1.1.0, adopts {OLD}"));
+}
+
+#[test]
+fn the_cause_says_that_it_was_sent_back() {
+    let mut held = target("1.2.0");
+    held.holding.stay = Some(Stay::At(Tagged::new("1.0.5", None)));
+    let mut web = workload("app:1.0.0");
+    stamp(&mut web, "app", OLD, &[OURS]);
+    let plan = plan(&web, &BTreeMap::from([("app".to_owned(), held)]), None);
+    assert_eq!(plan.change_cause(), "kimup: app 1.1.0 -> 1.0.5 (Image web, hold: annotation)");
+    assert_ne!(plan.changes[0].rollout, id("uid", "1.0.5"), "that tag was rolled out before");
+}
