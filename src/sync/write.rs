@@ -14,13 +14,15 @@ use tokio::time::Instant;
 use crate::api::annotations::ACTION;
 use crate::api::{Image, ImageStatus, SyncResult, condition};
 
-use super::engine::Sync;
+use super::engine::{Key, Sync};
 use super::status::rfc3339;
 use super::world::{Cached, ImageKey, World};
 
 /// The field manager of statuses.
 const FIELD_MANAGER: &str = "kimup-sync";
 const TIMEOUT: Duration = Duration::from_secs(15);
+/// How often a status is applied to an Image whose annotations change meanwhile.
+const TRIES: u32 = 5;
 
 /// Why a write did not happen.
 #[derive(Debug, thiserror::Error)]
@@ -50,9 +52,7 @@ pub(super) async fn status(
         return Err(WriteError::NotLeader);
     }
     let api: Api<Image> = Api::namespaced(sync.client.clone(), &key.namespace);
-    let patch = Patch::Apply(body(&image.metadata, &json!(status)));
-    let params = PatchParams::apply(FIELD_MANAGER).force();
-    let mut written = call(api.patch_status(&key.name, &params, &patch)).await?;
+    let mut written = apply(&api, image, status).await?;
     sync.metrics.kubernetes_write("Image");
     let foreign = |c: &Condition| !status.conditions.iter().any(|ours| ours.type_ == c.type_);
     if written.status.iter().flat_map(|s| &s.conditions).any(foreign) {
@@ -64,10 +64,43 @@ pub(super) async fn status(
         written = call(api.patch_status(&key.name, &PatchParams::default(), &Patch::Merge(patch))).await?;
         sync.metrics.kubernetes_write("Image");
     }
+    if written.metadata.annotations != image.metadata.annotations {
+        // The watch will tell nothing new of it.
+        sync.queue.add_now(Key::Image(key.clone()));
+    }
     let written = Arc::new(written);
     sync.world.put_image(key, Cached::Read(written.clone()));
     sync.memos().entry(key.clone()).or_default().written = Some(Instant::now());
     Ok(written)
+}
+
+/// Applies a status. If the Image has changed since it was read, in nothing that a status is made of, it is applied all the
+/// same: who writes annotations all the time must not keep a newer tag from being recorded.
+async fn apply(api: &Api<Image>, image: &Image, status: &ImageStatus) -> Result<Image, WriteError> {
+    let params = PatchParams::apply(FIELD_MANAGER).force();
+    let mut metadata = image.metadata.clone();
+    for _ in 0..TRIES {
+        let patch = Patch::Apply(body(&metadata, &json!(status)));
+        match call(api.patch_status(&metadata.name.clone().unwrap_or_default(), &params, &patch)).await {
+            Err(WriteError::Conflict) => {
+                let now = call(api.get(image.metadata.name.as_deref().unwrap_or_default())).await?;
+                if !is_annotated_only(image, &now) {
+                    return Err(WriteError::Conflict);
+                }
+                metadata = now.metadata;
+            }
+            outcome => return outcome,
+        }
+    }
+    Err(WriteError::Conflict)
+}
+
+/// Whether an Image differs from itself as it was read before in its metadata alone.
+fn is_annotated_only(before: &Image, now: &Image) -> bool {
+    before.metadata.uid == now.metadata.uid
+        && before.metadata.generation == now.metadata.generation
+        && before.metadata.deletion_timestamp == now.metadata.deletion_timestamp
+        && before.status == now.status
 }
 
 /// Removes the annotation `action` once it is done.
@@ -190,6 +223,31 @@ mod tests {
         check(422, "Refused(\"no\")").await;
         check(429, "Failed(\"no\")").await;
         check(503, "Failed(\"no\")").await;
+    }
+
+    #[test]
+    fn what_a_status_is_made_of() {
+        #[track_caller]
+        fn check(patch: &Value, expected: bool) {
+            let mut object = json!({
+                "apiVersion": "kimup.cloudavenue.io/v1alpha1", "kind": "Image",
+                "metadata": {"name": "web", "uid": "u", "generation": 1, "resourceVersion": "7"},
+                "spec": {
+                    "image": "app", "triggers": [{"type": "webhook"}],
+                    "rules": [{"name": "r", "type": "always", "actions": [{"type": "apply"}]}],
+                },
+                "status": {"tag": "1.0.0"},
+            });
+            let before: Image = serde_json::from_value(object.clone()).unwrap();
+            json_patch::merge(&mut object, patch);
+            let now: Image = serde_json::from_value(object).unwrap();
+            assert_eq!(is_annotated_only(&before, &now), expected, "{patch}");
+        }
+        check(&json!({}), true);
+        check(&json!({"metadata": {"resourceVersion": "8", "annotations": {"a": "b"}}}), true);
+        check(&json!({"metadata": {"generation": 2}}), false);
+        check(&json!({"metadata": {"uid": "v"}}), false);
+        check(&json!({"status": {"tag": "1.1.0"}}), false);
     }
 
     #[test]
