@@ -2,7 +2,8 @@
 //!
 //! A rollout fails if its workload is not complete when the deadline has passed since anything last got better: since the
 //! stamp, or since a Pod of its revision came to be, became ready or stopped being it. A Deployment's controller may say so
-//! earlier (`spec.progressDeadlineSeconds`).
+//! earlier (`spec.progressDeadlineSeconds`). Of an Argo Rollout, whose steps may take as long as they like, only its own
+//! controller knows.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -43,7 +44,6 @@ pub fn due(workload: &Workload, deadline: Duration) -> Option<Timestamp> {
     let stamped_at = workload.stamped_at.filter(|_| !waits)?;
     match is_exceeded(workload) {
         true => Some(stamped_at),
-        // Its steps may take days: only its own controller knows.
         false if workload.key.kind == Kind::Rollout => None,
         false => Some(after(stamped_at, deadline)),
     }
@@ -61,6 +61,10 @@ pub fn judge(workload: &Workload, pods: &[PodState], deadline: Duration, now: Ti
     let over = after(better.max().unwrap_or(stamped_at).max(stamped_at), deadline);
     if over > now && !is_exceeded(workload) {
         return Verdict::Fine(Some(over));
+    }
+    if let Some(reason) = &workload.aborted {
+        // Its Pods are gone with it, or were ready and did badly.
+        return Verdict::Failing { reason: reason.clone(), containers: BTreeSet::new() };
     }
     let started: Vec<&PodState> = pods.iter().filter(|pod| pod.scheduled).collect();
     let mut unwell: Vec<&&PodState> = started.iter().filter(|pod| !pod.ready).collect();

@@ -1,6 +1,7 @@
 //! Workloads that other projects bring, from whatever the API server has of them: Argo's Rollout and OpenKruise's
 //! CloneSet. Only the few fields that count are read, so that another version of their CRDs changes nothing here. Pure.
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::PodTemplateSpec;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::api::DynamicObject;
@@ -49,15 +50,25 @@ impl Workload {
             && promoted
             && updated >= replicas
             && fields.int("/status/availableReplicas").unwrap_or(0) >= updated;
-        let degraded = || {
-            let message = fields.text("/status/message").filter(|message| !message.is_empty());
-            (phase == Some("Degraded")).then(|| message.unwrap_or("Degraded").to_owned())
-        };
-        let progress_failed = degraded().or_else(|| fields.not_progressing()).filter(|_| observed);
-        let denied = fields.condition("ReplicaFailure", "True").and_then(message).and_then(Denied::of_message);
-        // A step of a canary may wait for a person; so do others for days.
-        let paused = fields.get("/spec/paused") == Some(&Value::Bool(true)) || phase == Some("Paused");
-        Some(Self { replicas, observed, complete, paused, denied, progress_failed, ..workload })
+        let aborted = fields.condition("Progressing", "False").filter(|c| c["reason"] == "RolloutAborted");
+        let is_aborted = aborted.is_some() || fields.get("/status/abort") == Some(&Value::Bool(true));
+        let why = fields.text("/status/message").filter(|why| !why.is_empty()).or_else(|| aborted.and_then(message));
+        let trouble = fields.condition("ReplicaFailure", "True").and_then(message);
+        Some(Self {
+            replicas,
+            observed,
+            complete,
+            paused: fields.get("/spec/paused") == Some(&Value::Bool(true)),
+            exceeded: if is_aborted {
+                fields.time("/status/abortedAt").or_else(|| aborted.and_then(since))
+            } else {
+                fields.deadline_passed()
+            },
+            aborted: is_aborted.then(|| why.unwrap_or("RolloutAborted").to_owned()),
+            trouble: trouble.map(str::to_owned),
+            denied: trouble.and_then(Denied::of_message),
+            ..workload
+        })
     }
 
     /// Reads an OpenKruise CloneSet.
@@ -76,17 +87,19 @@ impl Workload {
             && status("updatedReadyReplicas") >= expected
             && status("availableReplicas").max(status("readyReplicas")) >= replicas
             && status("replicas") - updated <= replicas - expected;
-        let blamed = fields.condition("FailedScale", "True").and_then(message).and_then(Denied::of_message);
-        let denied = blamed.or_else(|| (status("replicas") < replicas).then_some(Denied::Perhaps));
+        let trouble =
+            ["FailedScale", "FailedUpdate"].iter().find_map(|kind| fields.condition(kind, "True")).and_then(message);
+        let few = || (status("replicas") < replicas).then_some(Denied::Perhaps);
         let in_place = fields.text("/spec/updateStrategy/type").is_some_and(|kind| kind.starts_with("InPlace"));
         Some(Self {
             replicas,
             observed,
             complete,
             paused: fields.get("/spec/updateStrategy/paused") == Some(&Value::Bool(true)),
-            denied,
+            exceeded: fields.deadline_passed(),
+            trouble: trouble.map(str::to_owned),
+            denied: trouble.and_then(Denied::of_message).or_else(few),
             revision: fields.text("/status/updateRevision").map(|revision| short_hash(revision).to_owned()),
-            progress_failed: fields.not_progressing().filter(|_| observed),
             unrollable: in_place.then_some(IN_PLACE),
             ..workload
         })
@@ -145,13 +158,21 @@ impl<'a> Fields<'a> {
         self.list("/status/conditions").iter().find(|c| c["type"] == kind && c["status"] == status)
     }
 
-    /// The condition `Progressing` says that a deadline has passed, or that the rollout was aborted.
-    fn not_progressing(&self) -> Option<String> {
-        let condition = self.condition("Progressing", "False")?;
-        let reason = condition["reason"].as_str()?;
-        let failed = ["ProgressDeadlineExceeded", "RolloutAborted"].contains(&reason);
-        failed.then(|| format!("{reason}: {}", message(condition).unwrap_or_default()))
+    fn time(&self, path: &str) -> Option<Timestamp> {
+        self.text(path)?.parse().ok()
     }
+
+    /// When the condition `Progressing` said that `spec.progressDeadlineSeconds` have passed.
+    fn deadline_passed(&self) -> Option<Timestamp> {
+        let condition = self.condition("Progressing", "False")?;
+        (condition["reason"] == "ProgressDeadlineExceeded").then(|| since(condition)).flatten()
+    }
+}
+
+/// When a condition was said last.
+fn since(condition: &Value) -> Option<Timestamp> {
+    let time = |field: &str| condition[field].as_str()?.parse().ok();
+    time("lastUpdateTime").or_else(|| time("lastTransitionTime"))
 }
 
 fn message(condition: &Value) -> Option<&str> {

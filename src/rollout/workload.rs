@@ -178,9 +178,9 @@ pub struct Workload {
     /// The revision of the newest Pods where the object itself tells it: `status.updateRevision` of a StatefulSet, the
     /// hash in that of a CloneSet.
     pub revision: Option<String>,
-    /// Of a kind that another project brings: its controller says that the rollout of this template does not get on, with
-    /// reason and message.
-    pub progress_failed: Option<String>,
+    /// Why its controller gave the rollout of this template up and runs the version before again; only an Argo Rollout's
+    /// does. `exceeded` says when.
+    pub aborted: Option<String>,
     /// Why a stamp would not replace its Pods, and what to do, if that is so: it is not rolled then.
     pub unrollable: Option<&'static str>,
 }
@@ -285,7 +285,7 @@ impl Workload {
             trouble: None,
             denied: None,
             revision: None,
-            progress_failed: None,
+            aborted: None,
             unrollable: None,
         })
     }

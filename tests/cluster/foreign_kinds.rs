@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ControllerRevision, ReplicaSet};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::rbac::v1::ClusterRole;
@@ -206,8 +207,8 @@ async fn allow(cluster: &Cluster, allowed: bool) {
     let mut role = api.get("kimup").await.unwrap();
     let rules = role.rules.as_mut().unwrap();
     let group = if allowed { "argoproj.io" } else { "elsewhere.example" };
-    let rule = rules.iter_mut().find(|rule| rule.resources.iter().flatten().any(|name| name == "rollouts")).unwrap();
-    rule.api_groups = Some(vec![group.to_owned()]);
+    let concerned = rules.iter_mut().find(|rule| rule.resources.iter().flatten().any(|name| name == "rollouts"));
+    concerned.unwrap().api_groups = Some(vec![group.to_owned()]);
     api.replace("kimup", &PostParams::default(), &role).await.unwrap();
 }
 
@@ -248,6 +249,7 @@ async fn argo_rollouts_are_rolled_as_long_as_they_are_installed() {
     argo(&shop, "web", 2, "Healthy").await;
     counts(&shop, "app", "1/1").await;
     steps_are_waited_for(&shop, &registries, &old, [&new, &newest]).await;
+    aborted_is_taken_back(&shop, &registries, &image).await;
     taken_away(&cluster, &shop, &registries, &image).await;
     assert!(!kimup.log_text().contains("panicked"));
 }
@@ -281,6 +283,28 @@ async fn steps_are_waited_for(shop: &Shop, registries: &Registries, text: &str, 
     assert_eq!((said("RolloutStarted"), said("RolloutSettled")), (2, 1), "{events:?}");
     // Nothing is rolled twice.
     assert_eq!(shop.revisions("web").await, 3);
+}
+
+/// Argo's own word that a version is no good counts.
+async fn aborted_is_taken_back(shop: &Shop, registries: &Registries, image: &str) {
+    let text = format!("{image}:1.0.0");
+    registries.open.push("rollout", "1.2.9").await.unwrap();
+    shop.sync("app").await;
+    let rollout = stamped(shop, Kind::Rollout, "web", &text, &format!("{image}:1.2.9")).await;
+    argo(shop, "web", 1, "Progressing").await;
+    let why = "RolloutAborted: metric assessed Failed";
+    let now = Timestamp::now().checked_add(Duration::from_secs(1)).unwrap();
+    let aborted = json!({"abort": true, "abortedAt": format!("{now:.0}"), "phase": "Degraded", "message": why});
+    status_is(shop, &rollout, &aborted).await;
+    let status = shop.status_is("app", "has rejected 1.2.9", |status| !status.rejected.is_empty()).await;
+    let rejected = &status.rejected[0];
+    assert_eq!((rejected.tag.as_str(), rejected.workload.as_str()), ("1.2.9", "Rollout/web"));
+    assert!(rejected.reason.contains(why), "{}", rejected.reason);
+    stamped(shop, Kind::Rollout, "web", &text, &format!("{image}:1.2.0")).await;
+    status_is(shop, &rollout, &json!({"abort": null, "abortedAt": null, "message": null})).await;
+    argo(shop, "web", 2, "Healthy").await;
+    shop.settles("app", "1.2.0").await;
+    counts(shop, "app", "1/1").await;
 }
 
 /// Without the kind kimup goes on, and with it again it is as before.
@@ -351,29 +375,33 @@ async fn clone_sets_are_rolled_once_they_are_installed() {
     counts(&shop, &name, "1/1").await;
     assert_eq!(images(&shop, "web").await, [new.as_str(), &new]);
 
-    // Pods that are changed in place would not get another image by a stamp.
-    merge(&shop, Kind::CloneSet, "web", &json!({"spec": {"updateStrategy": {"type": "InPlaceIfPossible"}}})).await;
+    in_place_is_left_alone(bed, &shop, &name, [&old, &new, &newest]).await;
+    is_not_made_again(&shop, &newest).await;
+}
+
+/// Pods that are changed in place would not get another image by a stamp.
+async fn in_place_is_left_alone(bed: &Bed, shop: &Shop, name: &str, [old, new, newest]: [&str; 3]) {
+    merge(shop, Kind::CloneSet, "web", &json!({"spec": {"updateStrategy": {"type": "InPlaceIfPossible"}}})).await;
     eventually(DEADLINE, "it is said that it cannot be rolled", async || {
         let events = shop.events("CloneSet", "web").await;
         let said = events.iter().filter(|e| e.starts_with("RolloutFailed: ") && e.contains("ReCreate")).count();
         if said == 1 { Ok(()) } else { Err(format!("{events:?}")) }
     })
     .await;
-    registry.push("clone-set", "1.2.0").await.unwrap();
+    bed.registries.open.push("clone-set", "1.2.0").await.unwrap();
     for _ in 0..3 {
-        shop.sync(&name).await;
+        shop.sync(name).await;
     }
-    assert_eq!(stamp_of(&api(&shop, Kind::CloneSet).get("web").await.unwrap()), format!("{old} {new}"));
-    let status = shop.settles(&name, "1.2.0").await;
+    assert_eq!(stamp_of(&api(shop, Kind::CloneSet).get("web").await.unwrap()), format!("{old} {new}"));
+    let status = shop.settles(name, "1.2.0").await;
     let unsupported = status.conditions.iter().find(|c| c.type_ == condition::UNSUPPORTED).unwrap();
     assert!(unsupported.message.starts_with("CloneSet/web cannot be rolled: "), "{}", unsupported.message);
-    merge(&shop, Kind::CloneSet, "web", &json!({"spec": {"updateStrategy": {"type": "ReCreate"}}})).await;
-    stamped(&shop, Kind::CloneSet, "web", &old, &newest).await;
-    kruise(&shop, "web", 2).await;
-    shop.sync(&name).await;
-    counts(&shop, &name, "1/1").await;
-    assert!(shop.status(&name).await.conditions.iter().all(|c| c.type_ != condition::UNSUPPORTED));
-    is_not_made_again(&shop, &newest).await;
+    merge(shop, Kind::CloneSet, "web", &json!({"spec": {"updateStrategy": {"type": "ReCreate"}}})).await;
+    stamped(shop, Kind::CloneSet, "web", old, newest).await;
+    kruise(shop, "web", 2).await;
+    shop.sync(name).await;
+    counts(shop, name, "1/1").await;
+    assert!(shop.status(name).await.conditions.iter().all(|c| c.type_ != condition::UNSUPPORTED));
 }
 
 /// An apply that comes late reaches neither nobody nor another object of the same name. As administrator, who may create.
@@ -390,6 +418,7 @@ async fn is_not_made_again(shop: &Shop, reference: &str) {
         rule: "minor".to_owned(),
         back: None,
         rollout: "ab12".to_owned(),
+        back: None,
     };
     let stamps = BTreeMap::from([("app".to_owned(), format!("x {reference}"))]);
     let plan = Plan { changes: vec![change], stamps, ..Plan::default() };

@@ -61,6 +61,37 @@ fn a_rollout_is_due() {
     check(&json!({"metadata": {"managedFields": null}}), None);
 }
 
+/// The same as an Argo Rollout, with this status.
+fn argo(status: &Value) -> Workload {
+    let name = json!({"name": "web", "namespace": "shop", "uid": "u", "resourceVersion": "7", "generation": 2});
+    let mut object = json!({"metadata": name, "spec": {"replicas": 2, "template": {"spec": {"containers": []}}},
+        "status": {"observedGeneration": "2", "phase": "Progressing", "updatedReplicas": 1}});
+    json_patch::merge(&mut object, &json!({"status": status}));
+    let read = Workload::from_foreign(Kind::Rollout, &serde_json::from_value(object).unwrap()).unwrap();
+    Workload { stamped_at: Some(at(1000)), ..read }
+}
+
+#[test]
+fn of_an_argo_rollout_its_controller_knows() {
+    #[track_caller]
+    fn check(status: &Value, pods: &[PodState], expected: &str) {
+        let workload = argo(status);
+        assert_eq!(due(&workload, DEADLINE).is_some(), expected != "fine", "{status}");
+        assert_eq!(say(judge(&workload, pods, DEADLINE, at(9999))), expected, "{status}");
+    }
+    let (unready, none) = (&[pod("web-1")], &[]);
+    check(&json!({}), unready, "fine");
+    check(&json!({"phase": "Paused"}), unready, "fine");
+    let aborted =
+        |second: i64| json!({"abort": true, "abortedAt": at(second), "phase": "Degraded", "message": "metric"});
+    check(&aborted(1300), none, "metric");
+    check(&aborted(1300), &[PodState { ready: true, ..pod("web-1") }], "metric");
+    check(&aborted(900), unready, "fine"); // of the template before
+    let passed = &gave_up(1300)["status"];
+    check(passed, unready, "ProgressDeadlineExceeded: Pod web-1 is not ready");
+    check(passed, none, "untried: its controller creates no Pod of the new revision");
+}
+
 #[test]
 fn a_rollout_is_judged() {
     #[track_caller]

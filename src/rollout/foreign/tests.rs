@@ -97,27 +97,43 @@ fn a_rollout_is_complete() {
 }
 
 #[test]
-fn a_rollout_fails() {
+fn a_controller_gives_up() {
+    /// The seconds of the time, and why.
     #[track_caller]
-    fn check(status: &Value, expected: Option<&str>) {
-        let found = rollout(&json!({"status": status})).unwrap();
-        assert_eq!(found.progress_failed.as_deref(), expected, "{status}");
-        assert!(expected.is_none() || !found.complete, "{status}");
+    fn check(read: fn(&Value) -> Option<Workload>, status: &Value, expected: Option<(i64, &str)>) {
+        let found = read(&json!({"status": status})).unwrap();
+        let said = found.exceeded.map(|at| (at.as_second(), found.aborted.as_deref().unwrap_or_default()));
+        assert_eq!(said, expected, "{status}");
+        assert_eq!(found.aborted.is_some(), expected.is_some_and(|(_, why)| !why.is_empty()), "{status}");
     }
     let condition = |reason: &str| {
-        let condition = json!({"type": "Progressing", "status": "False", "reason": reason, "message": "why"});
-        json!({"phase": "Progressing", "conditions": [{"type": "Available", "status": "False"}, condition]})
+        json!({"conditions": [{"type": "Available", "status": "False"},
+            {"type": "Progressing", "status": "False", "reason": reason, "message": "why",
+                "lastUpdateTime": "1970-01-01T00:00:09Z", "lastTransitionTime": "1970-01-01T00:00:07Z"}]})
     };
-    check(&json!({}), None);
-    let aborted = "RolloutAborted: metric \"success-rate\" assessed Failed";
-    check(&json!({"phase": "Degraded", "message": aborted}), Some(aborted));
-    check(&json!({"phase": "Degraded", "message": ""}), Some("Degraded"));
-    // Of the template before.
-    check(&json!({"phase": "Degraded", "message": aborted, "observedGeneration": "1"}), None);
-    check(&json!({"phase": "Paused", "message": "CanaryPauseStep"}), None);
-    check(&condition("ProgressDeadlineExceeded"), Some("ProgressDeadlineExceeded: why"));
-    check(&condition("RolloutAborted"), Some("RolloutAborted: why"));
-    check(&condition("ReplicaSetUpdated"), None);
+    let aborted =
+        json!({"abort": true, "abortedAt": "1970-01-01T00:00:05Z", "phase": "Degraded", "message": "assessed Failed"});
+    check(rollout, &json!({}), None);
+    check(rollout, &aborted, Some((5, "assessed Failed")));
+    check(rollout, &condition("RolloutAborted"), Some((9, "why")));
+    check(rollout, &json!({"phase": "Paused", "message": "CanaryPauseStep"}), None);
+    for read in [rollout, clone_set] {
+        check(read, &condition("ProgressDeadlineExceeded"), Some((9, "")));
+        check(read, &condition("ReplicaSetUpdated"), None);
+        check(read, &json!({"conditions": [{"type": "Progressing", "status": "True"}]}), None);
+    }
+    assert!(!rollout(&json!({"status": aborted})).unwrap().complete);
+}
+
+#[test]
+fn a_person_pauses() {
+    for (read, spec) in [
+        (rollout as fn(&Value) -> Option<Workload>, json!({"paused": true})),
+        (clone_set, json!({"updateStrategy": {"paused": true}})),
+    ] {
+        assert!(read(&json!({"spec": spec})).unwrap().paused);
+        assert!(!read(&json!({"status": {"phase": "Paused"}})).unwrap().paused);
+    }
 }
 
 #[test]
@@ -196,4 +212,6 @@ fn pods_were_denied() {
     check(clone_set(&failed("FailedScale", &unreachable)), Some(Denied::Unreachable));
     check(clone_set(&failed("FailedScale", "exceeded quota")), None);
     check(clone_set(&json!({"status": {"replicas": 3}})), Some(Denied::Perhaps));
+    assert_eq!(clone_set(&failed("FailedUpdate", "x")).unwrap().trouble.as_deref(), Some("x"));
+    assert_eq!(rollout(&failed("ReplicaFailure", "x")).unwrap().trouble.as_deref(), Some("x"));
 }

@@ -55,7 +55,7 @@ fn workload(text: &str) -> Workload {
         trouble: None,
         denied: None,
         revision: None,
-        progress_failed: None,
+        aborted: None,
         unrollable: None,
     }
 }

@@ -19,10 +19,10 @@ use crate::sync::world;
 use super::{follow, scopes, workload_gone};
 
 /// How often discovery is asked: one small request per kind.
-const POLL: Duration = Duration::from_secs(15);
+const POLL: Duration = Duration::from_secs(10);
 /// When it is asked again after a kind that was installed is missing: an API server that has just started, or has not
 /// heard of the kind yet, misses it too.
-const ASK_AGAIN: Duration = Duration::from_secs(5);
+const ASK_AGAIN: Duration = Duration::from_secs(3);
 /// So many answers in a row must miss a kind before its workloads are forgotten.
 const MISSES: u32 = 2;
 /// So many refused requests and the start of sync waits for this kind no longer.
