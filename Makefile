@@ -6,7 +6,7 @@ IMAGE ?= kimup:dev
 target = $(or $(CARGO_TARGET_DIR),target)
 
 .DEFAULT_GOAL := help
-.PHONY: help tools test test-restarts test-chaos unit lint demo bench bench-admission bench-attacks bench-registry bench-sync fuzz release image deny
+.PHONY: help tools test test-restarts test-chaos unit lint demo bench bench-admission bench-attacks bench-registry bench-rollouts bench-sync fuzz release image deny
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,11 @@ bench-sync: tools ## measure what 200 Images cost kimup sync on a real cluster (
 	@cargo build --release -p kimup --bin kimup $(CARGOFLAGS)
 	@cargo build -p kimup-testbed --bin kimup-bench-sync $(CARGOFLAGS)
 	@$(target)/debug/kimup-bench-sync --kimup $(target)/release/kimup
+
+# It counts requests and rollouts in flight: a build for speed would take longer than it saves.
+bench-rollouts: tools ## count what 500 Deployments on one Image cost the API server (some minutes); fails above the bars
+	@cargo build --workspace --bin kimup --bin kimup-bench-rollouts $(CARGOFLAGS)
+	@$(target)/debug/kimup-bench-rollouts --kimup $(target)/debug/kimup
 
 # Both in one build, so that they share their dependencies, built for speed.
 bench-admission: ## measure admission beside a server that does nothing (under 4 minutes, two quiet cores); fails above the bars; QUICK=1 is shorter

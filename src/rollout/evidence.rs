@@ -18,6 +18,7 @@ use super::workload::{Kind, Workload};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 const TEMPLATE_HASH: &str = "pod-template-hash";
+const ROLLOUTS_HASH: &str = "rollouts-pod-template-hash";
 const CONTROLLER_HASH: &str = "controller-revision-hash";
 const ROLLOUTS_HASH: &str = "rollouts-pod-template-hash";
 /// `kubectl rollout restart` writes it: it changes nothing that runs.
@@ -30,7 +31,7 @@ const MAX_MESSAGE: usize = 200;
 pub struct Past {
     /// UID of what owns its Pods: the ReplicaSet, or the workload itself.
     pub owner: String,
-    /// What its Pods carry as `pod-template-hash` or `controller-revision-hash`.
+    /// What its Pods carry, as in [`facts::Revision`].
     pub hash: String,
     /// Its number: greater is newer.
     pub number: i64,
@@ -93,9 +94,9 @@ impl Evidence {
 /// Reads the evidence: two lists, each in pages and within a deadline.
 pub async fn evidence(client: &kube::Client, workload: &Workload) -> Result<Evidence, FactsError> {
     let past = match workload.key.kind {
-        Kind::Deployment | Kind::Rollout => {
+        kind @ (Kind::Deployment | Kind::Rollout) => {
             let sets: Vec<ReplicaSet> = facts::list(client, workload, "ReplicaSets").await?;
-            of_replica_sets(workload.key.kind, sets.iter().filter(|s| controller(&s.metadata) == Some(&workload.uid)))
+            of_replica_sets(kind, sets.iter().filter(|s| controller(&s.metadata) == Some(&workload.uid)))
         }
         Kind::StatefulSet | Kind::DaemonSet | Kind::CloneSet => {
             let all: Vec<ControllerRevision> = facts::list(client, workload, "ControllerRevisions").await?;
@@ -127,14 +128,13 @@ pub async fn delete_pod(client: &kube::Client, namespace: &str, pod: &PodState) 
 }
 
 fn of_replica_sets<'a>(kind: Kind, own: impl Iterator<Item = &'a ReplicaSet>) -> Vec<Past> {
-    let number = |set: &ReplicaSet| set.metadata.annotations.as_ref()?.get(facts::revision_key(kind))?.parse().ok();
     let mut past: Vec<Past> = own
         .map(|set| {
             let template = serde_json::to_value(&set.spec.template).unwrap_or_default();
             let (stamps, template) = split(template);
             let owner = set.metadata.uid.clone().unwrap_or_default();
-            let hash = PodHash::of(set.metadata.labels.as_ref()).value.to_owned();
-            Past { owner, hash, number: number(set).unwrap_or(0), current: false, stamps, template }
+            let (hash, number) = (facts::pod_hash(kind, &set.metadata), facts::number(kind, set));
+            Past { owner, hash, number: number.unwrap_or(0), current: false, stamps, template }
         })
         .collect();
     let newest = past.iter().map(|revision| revision.number).max();
@@ -164,7 +164,7 @@ fn split(mut template: Value) -> (BTreeMap<String, Stamp>, Value) {
     let mut stamps = BTreeMap::new();
     let ours = |key: &str| {
         key.starts_with(STAMP_PREFIX)
-            || [ROLLOUT, TEMPLATE_HASH, CONTROLLER_HASH, ROLLOUTS_HASH, RESTARTED].contains(&key)
+            || [ROLLOUT, TEMPLATE_HASH, ROLLOUTS_HASH, CONTROLLER_HASH, RESTARTED].contains(&key)
     };
     for of in ["annotations", "labels"] {
         let Some(map) = template.pointer_mut(&format!("/metadata/{of}")).and_then(Value::as_object_mut) else {
@@ -211,7 +211,7 @@ fn pod_state(kind: Kind, pod: &Pod) -> PodState {
     PodState {
         uid: meta.uid.clone().unwrap_or_default(),
         resource_version: meta.resource_version.clone().unwrap_or_default(),
-        hash: facts::pod_hash(kind, pod),
+        hash: facts::pod_hash(kind, meta),
         created,
         scheduled: spec.is_some_and(|s| s.node_name.as_ref().is_some_and(|node| !node.is_empty())),
         unscheduled: condition("PodScheduled").and_then(|c: &PodCondition| c.message.clone()).map(cut),

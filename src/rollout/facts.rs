@@ -91,8 +91,7 @@ async fn replica_sets(
 ) -> Result<(Vec<Revision>, BTreeSet<String>), FactsError> {
     let sets: Vec<ReplicaSet> = list(client, workload, "ReplicaSets").await?;
     let own: Vec<_> = sets.iter().filter(|s| controller(&s.metadata) == Some(&workload.uid)).collect();
-    let key = revision_key(workload.key.kind);
-    let number = |set: &ReplicaSet| set.metadata.annotations.as_ref()?.get(key)?.parse::<u64>().ok();
+    let number = |set: &ReplicaSet| number(workload.key.kind, set);
     // Not what the Deployment's own annotation says: after an undo the controller changes it last.
     let newest = own.iter().filter_map(|set| number(set)).max();
     let mut owners = BTreeSet::new();
@@ -190,7 +189,30 @@ fn pod_images(kind: Kind, pod: &Pod) -> PodImages {
     let spec = pod.spec.as_ref();
     let containers = spec.map(|s| s.init_containers.iter().flatten().chain(&s.containers));
     let images = containers.into_iter().flatten().filter_map(|c| Some((c.name.clone(), c.image.clone()?))).collect();
-    PodImages { hash: pod_hash(kind, pod), images }
+    PodImages { hash: pod_hash(kind, &pod.metadata), images }
+}
+
+/// The number of a ReplicaSet's revision.
+pub(super) fn number(kind: Kind, set: &ReplicaSet) -> Option<i64> {
+    let key = if kind == Kind::Rollout { ROLLOUT_REVISION } else { REVISION };
+    set.metadata.annotations.as_ref()?.get(key)?.parse().ok()
+}
+
+/// The revision of a Pod, as [`revision_hash`] has it.
+pub(super) fn pod_hash(kind: Kind, pod: &ObjectMeta) -> String {
+    let hash = PodHash::of(pod.labels.as_ref()).value;
+    if kind == Kind::CloneSet { short_hash(hash) } else { hash }.to_owned()
+}
+
+/// What the Pods of a `ControllerRevision` carry: a StatefulSet's the revision's name, a CloneSet's the name or its end, a
+/// DaemonSet's the revision's own label.
+pub(super) fn revision_hash(kind: Kind, revision: &ObjectMeta) -> String {
+    let name = revision.name.as_deref().unwrap_or_default();
+    match kind {
+        Kind::StatefulSet => name.to_owned(),
+        Kind::CloneSet => short_hash(name).to_owned(),
+        _ => revision.labels.as_ref().and_then(|labels| labels.get(CONTROLLER_HASH)).cloned().unwrap_or_default(),
+    }
 }
 
 /// The hash in the name of a CloneSet's revision, `web-5d8f`: depending on version and settings, OpenKruise labels Pods
@@ -201,10 +223,6 @@ pub(super) fn short_hash(revision: &str) -> &str {
 
 pub(super) fn controller(metadata: &ObjectMeta) -> Option<&String> {
     metadata.owner_references.iter().flatten().find(|o| o.controller == Some(true)).map(|o| &o.uid)
-}
-
-fn label(metadata: &ObjectMeta, key: &str) -> String {
-    metadata.labels.as_ref().and_then(|l| l.get(key)).cloned().unwrap_or_default()
 }
 
 fn stamps(annotations: &Map) -> BTreeMap<String, Stamp> {

@@ -150,7 +150,7 @@ pub fn decide<T: AsRef<str>>(spec: &CompiledSpec, which: Rules, known: Known<'_>
 /// The tag that would be chosen, were it not rejected; none if `chosen` is.
 pub fn refused<T: AsRef<str>>(spec: &CompiledSpec, known: Known<'_>, tags: &[T], chosen: &str) -> Option<String> {
     known.rejected.filter(|rejected| !rejected.is_empty())?;
-    let Verdict::Tag(choice) = decide(spec, Known { rejected: None, ..known }, tags) else {
+    let Verdict::Tag(choice) = decide(spec, Rules::All, Known { rejected: None, ..known }, tags) else {
         return None;
     };
     Some(choice.tag).filter(|tag| tag != chosen && known.is_rejected(tag))

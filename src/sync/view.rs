@@ -1,11 +1,12 @@
 //! How far each workload is, as its last reconcile found it, and what that means for its Images.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use crate::api::annotations::{CANARY, STAMP_PREFIX};
 use crate::api::{self, Held, Image, ImageStatus, Tagged};
 use crate::policy::Repository;
-use crate::rollout::{Hold, Plan, Target, Workload, WorkloadKey};
+use crate::rollout::{Facts, Hold, Plan, Target, Workload, WorkloadKey};
 
 use super::engine::{Key, Sync};
 use super::status::Progress;
@@ -39,8 +40,9 @@ pub(super) struct View {
     pub(super) uses: BTreeMap<String, Use>,
     /// The generation and tags for which the Pods were seen to run what is wanted without a stamp.
     pub(super) unstamped: Option<(i64, BTreeMap<String, String>)>,
-    /// What needed facts, for the version and tags that it was planned for: who waits long asks no more than once.
-    pub(super) planned: Option<(String, BTreeMap<String, String>, Plan)>,
+    /// The facts by which it is to be rolled, and the version they were read for: who waits long asks no more than once,
+    /// and tags that come faster than facts do not put it off.
+    pub(super) facts: Option<(String, Arc<Facts>)>,
     /// The [`template`] whose rollout was seen to end last: Pods that fail later are no rollout in flight.
     pub(super) ended: Option<String>,
     /// What was said of annotations without effect.

@@ -140,27 +140,32 @@ impl Sync {
             return Ok(plan);
         }
         let wanted = (workload.generation, tags(targets));
-        let version = (workload.resource_version.clone(), tags(targets));
-        if let Some(view) = self.views().get(&workload.key).filter(|view| view.uid == workload.uid) {
-            if view.unstamped.as_ref() == Some(&wanted) {
+        let known = {
+            let views = self.views();
+            let view = views.get(&workload.key).filter(|view| view.uid == workload.uid);
+            if view.is_some_and(|view| view.unstamped.as_ref() == Some(&wanted)) {
                 return Ok(Plan { blocked: None, ..plan });
             }
-            let planned = view.planned.as_ref().filter(|(at, tags, _)| (at, tags) == (&version.0, &version.1));
-            if let Some((_, _, plan)) = planned {
-                return Ok(plan.clone());
+            let facts = view.and_then(|view| view.facts.clone());
+            facts.filter(|(version, _)| *version == workload.resource_version)
+        };
+        if let Some((_, facts)) = known {
+            let plan = rollout::plan(workload, targets, Some(&facts));
+            if plan.blocked.is_none() && plan.holds.is_empty() && !plan.changes.is_empty() {
+                return Ok(plan);
             }
         }
-        let facts = rollout::observe(&self.client, workload).await?;
+        let facts = Arc::new(rollout::observe(&self.client, workload).await?);
         let plan = rollout::plan(workload, targets, Some(&facts));
         let mut views = self.views();
         let view = views.entry(workload.key.clone()).or_default();
-        view.planned = None;
+        view.facts = None;
         if plan.blocked.is_none() && plan.holds.is_empty() {
             view.uid.clone_from(&workload.uid);
             if plan.changes.is_empty() {
                 view.unstamped = Some(wanted);
             } else {
-                view.planned = Some((version.0, version.1, plan.clone()));
+                view.facts = Some((workload.resource_version.clone(), facts));
             }
         }
         Ok(plan)
@@ -232,6 +237,9 @@ impl Sync {
                 self.metrics.kubernetes_write(key.kind.as_str());
                 self.metrics.rollout(RolloutOutcome::Started);
                 self.pending().remove(key);
+                if let Some(view) = self.views().get_mut(key) {
+                    view.facts = None;
+                }
                 self.announce(workload, plan).await;
                 self.queue.add_now(Key::Workload(key.clone()));
                 None

@@ -291,7 +291,7 @@ async fn a_storm_of_tags_rolls_a_workload_once_per_interval() {
     made.sort_unstable();
     let gaps: Vec<i64> = made.windows(2).map(|pair| pair[1].duration_since(pair[0]).as_secs()).collect();
     println!("{pushed} tags in 10 s, rollouts after seconds: {gaps:?}");
-    assert!(pushed > 50, "no storm: {pushed} tags");
+    assert!(pushed > 20, "no storm: {pushed} tags");
     assert!((2..=6).contains(&gaps.len()), "{gaps:?}");
     // The first stamp replaces no other, and times are cut to seconds.
     assert!(gaps[1..].iter().all(|gap| *gap >= 3), "{gaps:?}");
