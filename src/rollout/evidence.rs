@@ -9,7 +9,6 @@ use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Pod, PodCondit
 use kube::api::{Api, DeleteParams, Preconditions};
 use serde_json::Value;
 
-use crate::api::annotated::PodHash;
 use crate::api::annotations::{ROLLOUT, STAMP_PREFIX, Stamp};
 
 use super::apply::ApplyError;
@@ -20,7 +19,6 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 const TEMPLATE_HASH: &str = "pod-template-hash";
 const ROLLOUTS_HASH: &str = "rollouts-pod-template-hash";
 const CONTROLLER_HASH: &str = "controller-revision-hash";
-const ROLLOUTS_HASH: &str = "rollouts-pod-template-hash";
 /// `kubectl rollout restart` writes it: it changes nothing that runs.
 const RESTARTED: &str = "kubectl.kubernetes.io/restartedAt";
 /// Longest message taken over from a Pod, in bytes.

@@ -158,28 +158,6 @@ where
     }
 }
 
-/// The annotation with the number of a revision on the `ReplicaSet`s of a workload.
-pub(super) fn revision_key(kind: Kind) -> &'static str {
-    if kind == Kind::Rollout { ROLLOUT_REVISION } else { REVISION }
-}
-
-/// What the Pods of a `ControllerRevision` carry as their hash: a StatefulSet's the revision's name, a CloneSet's the name
-/// or its end, a DaemonSet's the revision's own label.
-pub(super) fn revision_hash(kind: Kind, revision: &ObjectMeta) -> String {
-    let name = revision.name.clone().unwrap_or_default();
-    match kind {
-        Kind::StatefulSet => name,
-        Kind::CloneSet => short_hash(&name).to_owned(),
-        _ => label(revision, CONTROLLER_HASH),
-    }
-}
-
-/// The hash of the revision that a Pod is of.
-pub(super) fn pod_hash(kind: Kind, pod: &Pod) -> String {
-    let hash = PodHash::of(pod.metadata.labels.as_ref()).value;
-    if kind == Kind::CloneSet { short_hash(hash).to_owned() } else { hash.to_owned() }
-}
-
 fn is_running(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
     pod.metadata.deletion_timestamp.is_none() && !matches!(phase, Some("Succeeded" | "Failed"))

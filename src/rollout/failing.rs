@@ -44,6 +44,7 @@ pub fn due(workload: &Workload, deadline: Duration) -> Option<Timestamp> {
     let stamped_at = workload.stamped_at.filter(|_| !waits)?;
     match is_exceeded(workload) {
         true => Some(stamped_at),
+        // Its steps may take days: only its own controller knows.
         false if workload.key.kind == Kind::Rollout => None,
         false => Some(after(stamped_at, deadline)),
     }
@@ -75,7 +76,6 @@ pub fn judge(workload: &Workload, pods: &[PodState], deadline: Duration, now: Ti
     Verdict::Failing {
         reason: match &worst.trouble {
             Some(trouble) => trouble.clone(),
-            None if workload.progress_failed.is_some() => workload.progress_failed.clone().unwrap_or_default(),
             None if is_exceeded(workload) => format!("ProgressDeadlineExceeded: Pod {} is not ready", worst.name),
             None => format!("NotReady: Pod {} is not ready", worst.name),
         },
@@ -83,11 +83,9 @@ pub fn judge(workload: &Workload, pods: &[PodState], deadline: Duration, now: Ti
     }
 }
 
-/// Whether the controller gave this template up, and not the one before: the stamp is older than the word of a
-/// Deployment's.
+/// Whether its controller gave this template up, and not the one before: the stamp is older than its word.
 fn is_exceeded(workload: &Workload) -> bool {
-    let exceeded = workload.exceeded.is_some_and(|at| workload.stamped_at.is_some_and(|stamped| stamped <= at));
-    workload.observed && (exceeded || workload.progress_failed.is_some())
+    workload.observed && workload.exceeded.is_some_and(|at| workload.stamped_at.is_some_and(|stamped| stamped <= at))
 }
 
 fn after(time: Timestamp, by: Duration) -> Timestamp {

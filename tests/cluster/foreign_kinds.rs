@@ -416,7 +416,6 @@ async fn is_not_made_again(shop: &Shop, reference: &str) {
         digest: None,
         image: "app".to_owned(),
         rule: "minor".to_owned(),
-        back: None,
         rollout: "ab12".to_owned(),
         back: None,
     };
