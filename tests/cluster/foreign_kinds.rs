@@ -397,6 +397,7 @@ async fn in_place_is_left_alone(bed: &Bed, shop: &Shop, name: &str, [old, new, n
     let unsupported = status.conditions.iter().find(|c| c.type_ == condition::UNSUPPORTED).unwrap();
     assert!(unsupported.message.starts_with("CloneSet/web cannot be rolled: "), "{}", unsupported.message);
     merge(shop, Kind::CloneSet, "web", &json!({"spec": {"updateStrategy": {"type": "ReCreate"}}})).await;
+    kruise(shop, "web", 2).await; // it has seen that
     stamped(shop, Kind::CloneSet, "web", old, newest).await;
     kruise(shop, "web", 2).await;
     shop.sync(name).await;
