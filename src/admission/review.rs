@@ -11,6 +11,7 @@ use crate::api::{Applied, Tagged};
 use crate::index::question::{Answered, Question};
 use crate::index::{Answer, Open, PodFacts, PodView, Snapshot, answer};
 
+use super::json;
 use super::verdict::{Changes, SetImage, Verdict, cut};
 use super::wire::{Container, Envelope, Metadata, NO_ANNOTATIONS, PodSpec, Request, Text, names};
 
@@ -112,7 +113,7 @@ pub struct Review<'a> {
 impl<'a> Review<'a> {
     /// Reads a body. Cost: one pass over it.
     pub fn parse(body: &'a [u8]) -> Result<Self, ReviewError> {
-        let envelope: Envelope = serde_json::from_slice(body)?;
+        let envelope: Envelope<'_> = json::from_slice(body)?;
         if envelope.api_version != VERSION || envelope.kind != "AdmissionReview" {
             return Err(ReviewError::Version {
                 api_version: cut(&envelope.api_version, MAX_REASON),
