@@ -62,16 +62,23 @@ enum Text<'de> {
 
 impl<'de> Reader<'de> {
     /// The next byte that is no space, which is not taken.
+    #[inline]
     fn peek(&mut self) -> Option<u8> {
-        loop {
-            let byte = *self.bytes.get(self.at)?;
-            if !matches!(byte, b' ' | b'\n' | b'\r' | b'\t') {
-                return Some(byte);
-            }
-            self.at += 1;
+        match self.bytes.get(self.at) {
+            Some(b' ' | b'\n' | b'\r' | b'\t') => self.peek_after_spaces(),
+            byte => byte.copied(),
         }
     }
 
+    #[cold]
+    fn peek_after_spaces(&mut self) -> Option<u8> {
+        let is_space = |byte: &u8| matches!(byte, b' ' | b'\n' | b'\r' | b'\t');
+        let rest = self.bytes.get(self.at..)?;
+        self.at += rest.iter().take_while(|byte| is_space(byte)).count();
+        self.bytes.get(self.at).copied()
+    }
+
+    #[inline]
     fn take(&mut self, wanted: u8) -> Result<(), GivenUp> {
         if self.peek() != Some(wanted) {
             return Err(GivenUp);
@@ -89,6 +96,7 @@ impl<'de> Reader<'de> {
         Ok(())
     }
 
+    #[inline]
     fn text(&mut self) -> Result<Text<'de>, GivenUp> {
         self.take(b'"')?;
         let from = self.at;
@@ -98,9 +106,7 @@ impl<'de> Reader<'de> {
             let quoted = self.bytes.get(from - 1..=end).ok_or(GivenUp)?;
             return serde_json::from_slice(quoted).map(Text::Escaped).map_err(|_| GivenUp);
         }
-        let text = self.bytes.get(from..end).ok_or(GivenUp)?;
-        // JSON wants them escaped.
-        if text.iter().any(|byte| *byte < b' ') { Err(GivenUp) } else { Ok(Text::Plain(text)) }
+        self.bytes.get(from..end).map(Text::Plain).ok_or(GivenUp)
     }
 
     /// Goes past any value.
@@ -138,16 +144,47 @@ impl<'de> Deserializer<'de> for &mut Reader<'de> {
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, GivenUp> {
         match self.peek().ok_or(GivenUp)? {
-            b'{' => self.inside(|fields| visitor.visit_map(fields)),
-            b'[' => self.inside(|items| visitor.visit_seq(items)),
-            b'"' => match self.text()? {
-                Text::Plain(text) => visitor.visit_borrowed_str(std::str::from_utf8(text).map_err(|_| GivenUp)?),
-                Text::Escaped(text) => visitor.visit_string(text),
-            },
+            b'{' => self.deserialize_map(visitor),
+            b'[' => self.deserialize_seq(visitor),
+            b'"' => self.deserialize_str(visitor),
             b'n' => self.word(b"null").and_then(|()| visitor.visit_unit()),
             b't' => self.word(b"true").and_then(|()| visitor.visit_bool(true)),
             b'f' => self.word(b"false").and_then(|()| visitor.visit_bool(false)),
             _ => Err(GivenUp), // a number: nobody here takes one
+        }
+    }
+
+    fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, GivenUp> {
+        match self.text()? {
+            Text::Plain(text) => visitor.visit_borrowed_str(std::str::from_utf8(text).map_err(|_| GivenUp)?),
+            Text::Escaped(text) => visitor.visit_string(text),
+        }
+    }
+
+    fn deserialize_string<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, GivenUp> {
+        self.deserialize_str(visitor)
+    }
+
+    fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, GivenUp> {
+        match self.peek() {
+            Some(b'{') => self.inside(|fields| visitor.visit_map(fields)),
+            _ => Err(GivenUp),
+        }
+    }
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        _: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, GivenUp> {
+        self.deserialize_map(visitor)
+    }
+
+    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, GivenUp> {
+        match self.peek() {
+            Some(b'[') => self.inside(|items| visitor.visit_seq(items)),
+            _ => Err(GivenUp),
         }
     }
 
@@ -175,8 +212,7 @@ impl<'de> Deserializer<'de> for &mut Reader<'de> {
     }
 
     forward_to_deserialize_any! {
-        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf unit unit_struct seq tuple
-        tuple_struct map struct enum
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char bytes byte_buf unit unit_struct tuple tuple_struct enum
     }
 }
 
@@ -188,6 +224,7 @@ struct Items<'r, 'de> {
 
 impl Items<'_, '_> {
     /// Whether another one follows, which then is next; else the closing bracket has been taken.
+    #[inline]
     fn has_next(&mut self, closing: u8) -> Result<bool, GivenUp> {
         match self.reader.peek() {
             Some(byte) if byte == closing => {

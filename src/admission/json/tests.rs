@@ -40,7 +40,8 @@ fn what_is_common_is_not_left_to_serde_json() {
         assert!(quickly::<Envelope<'_>>(text.as_bytes()).is_ok(), "{text}");
         agree(text.as_bytes());
     }
-    let owner = json!({"kind": "ReplicaSet", "name": "web", "uid": "1", "controller": true, "blockOwnerDeletion": true});
+    let owner =
+        json!({"kind": "ReplicaSet", "name": "web", "uid": "1", "controller": true, "blockOwnerDeletion": true});
     let pod = json!({
         "metadata": {
             "annotations": {"a\"\\\u{1}": "é\n\"}", "kimup.cloudavenue.io/enabled": "\"true\"", "b": ""}, "labels": {"pod-template-hash": "é"},
@@ -68,11 +69,41 @@ fn the_rest_is_left_to_it() {
         agree(text);
     }
     for text in [
-        "", " ", "{", "}", "[", "[]", "null", "7", "\"", "{}}", "{} x", "{,}", "{\"a\":1,}", "{\"a\"}", "{\"a\":}", "{a:1}",
-        "{\"a\" 1}", "{\"a\":1 \"b\":2}", "{\"kind\":\"a\n\"}", "{\"kind\":\"\\ud800\"}", "{\"kind\":\"a", "{\"kind\":nul}",
-        "{\"kind\":\"a\\", "{\"a\":[}", "{\"a\":{", "{\"a\":\"", "{\"a\":\"\\", "{\"kind\":\"a\",\"kind\":\"b\"}", "{\"kind\":7}",
-        "{\"request\":{}}", "{\"request\":{\"uid\":null}}", "{\"request\":{\"uid\":\"a\",\"object\":-7}}", "{\"\\x\":1}",
-        "{\"request\":[\"a\"]}", "{\"request\":{\"uid\":\"a\",\"object\":{\"spec\":{\"containers\":[,]}}}}",
+        "",
+        " ",
+        "{",
+        "}",
+        "[",
+        "[]",
+        "null",
+        "7",
+        "\"",
+        "{}}",
+        "{} x",
+        "{,}",
+        "{\"a\":1,}",
+        "{\"a\"}",
+        "{\"a\":}",
+        "{a:1}",
+        "{\"a\" 1}",
+        "{\"a\":1 \"b\":2}",
+        "{\"kind\":\"a\n\"}",
+        "{\"kind\":\"\\ud800\"}",
+        "{\"kind\":\"a",
+        "{\"kind\":nul}",
+        "{\"kind\":\"a\\",
+        "{\"a\":[}",
+        "{\"a\":{",
+        "{\"a\":\"",
+        "{\"a\":\"\\",
+        "{\"kind\":\"a\",\"kind\":\"b\"}",
+        "{\"kind\":7}",
+        "{\"request\":{}}",
+        "{\"request\":{\"uid\":null}}",
+        "{\"request\":{\"uid\":\"a\",\"object\":-7}}",
+        "{\"\\x\":1}",
+        "{\"request\":[\"a\"]}",
+        "{\"request\":{\"uid\":\"a\",\"object\":{\"spec\":{\"containers\":[,]}}}}",
         "{\"request\":{\"uid\":\"a\",\"object\":{\"spec\":{\"containers\":[{},]}}}}",
     ] {
         check(text.as_bytes());
@@ -93,6 +124,7 @@ fn of_what_is_skipped_only_strings_and_brackets_count() {
     check("[1 2 {]]", true);
     check("nonsense", true);
     check("\"\\x\n\"", true);
+    check("\"\n\"", false);
     check("[[]", false);
     check("[]]", false);
     check("", false);
@@ -144,14 +176,15 @@ fn any_object() -> impl Strategy<Value = Value> {
     (lists, maps, strays(), any_json()).prop_map(|((main, init, owners), (annotations, labels), mut strays, stray)| {
         let spec = json!({"containers": main, "initContainers": init, "imagePullSecrets": main, "volumes": stray});
         strays.insert("spec".to_owned(), spec);
-        let metadata = json!({"annotations": annotations, "labels": labels, "ownerReferences": owners, "managedFields": stray});
+        let metadata =
+            json!({"annotations": annotations, "labels": labels, "ownerReferences": owners, "managedFields": stray});
         strays.insert("metadata".to_owned(), metadata);
         json!(strays)
     })
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1_500, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn a_pod_is_read_as_serde_json_reads_it(object in any_object(), pretty in any::<bool>()) {
