@@ -29,6 +29,18 @@ fn quickly<'de, T: Deserialize<'de>>(bytes: &'de [u8]) -> Result<T, GivenUp> {
     }
 }
 
+/// Reads a text in both ways, for tests: what `serde_json` reads must be read to the same value, and its errors must stay
+/// unless they are about what is skipped.
+#[cfg(any(test, fuzzing))]
+pub(super) fn compare<'de, T: Deserialize<'de> + fmt::Debug>(bytes: &'de [u8]) {
+    let debug = |read: serde_json::Result<T>| read.map(|value| format!("{value:?}")).map_err(|error| error.to_string());
+    let (ours, theirs) = (debug(from_slice(bytes)), debug(serde_json::from_slice(bytes)));
+    let left = quickly::<T>(bytes).is_err();
+    if left || theirs.is_ok() {
+        assert_eq!(ours, theirs, "{}", String::from_utf8_lossy(bytes));
+    }
+}
+
 /// Not read here.
 #[derive(Debug)]
 struct GivenUp;

@@ -124,6 +124,12 @@ impl<'a> Review<'a> {
         Ok(Self { request })
     }
 
+    /// Panics if a body is read to something else than `serde_json` reads.
+    #[cfg(fuzzing)]
+    pub fn compare_readers(body: &[u8]) {
+        json::compare::<Envelope<'_>>(body);
+    }
+
     /// Decides. A Pod is changed only if it is opted in, and only where an Image or a stamp covers a container.
     pub fn decide<'b>(&'b self, snapshot: &Snapshot) -> Result<Step<'b>, ReviewError> {
         let request = &self.request;

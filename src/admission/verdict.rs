@@ -14,8 +14,8 @@ const MAX_WARNING: usize = 256;
 const MAX_WARNINGS: usize = 10;
 /// Longest message of a denial in bytes.
 const MAX_MESSAGE: usize = 2048;
-/// Room for a usual answer, in bytes.
-const USUAL_ANSWER: usize = 1024;
+/// Room for a usual answer without its patch, in bytes; and for a patch without images.
+const ROOM: usize = 256;
 
 /// What the API server is told.
 #[derive(Clone, Debug, PartialEq)]
@@ -102,7 +102,7 @@ impl Verdict {
     /// None that a value of this type can cause.
     pub fn to_json(&self) -> serde_json::Result<String> {
         let patch = if self.changes.is_empty() { String::new() } else { self.changes.to_json()? };
-        let mut json = String::with_capacity(USUAL_ANSWER + patch.len() * 4 / 3);
+        let mut json = String::with_capacity(ROOM + patch.len().div_ceil(3) * 4);
         json.push_str(r#"{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","response":{"uid":"#);
         push_text(&mut json, &self.uid)?;
         match &self.refusal {
@@ -141,7 +141,8 @@ impl Changes {
 
     /// As a list of operations.
     fn to_json(&self) -> serde_json::Result<String> {
-        let mut json = String::with_capacity(USUAL_ANSWER);
+        let mut json =
+            String::with_capacity(ROOM + 128 * self.images.len() + self.applied.as_ref().map_or(0, String::len));
         for SetImage { list, position, reference } in &self.images {
             let path = format_args!("/spec/{list}/{position}/image");
             json.push(if json.is_empty() { '[' } else { ',' });

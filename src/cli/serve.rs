@@ -1,5 +1,6 @@
 //! Wires the modules into a process, and takes it down again in an order that loses no review.
 
+use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -119,12 +120,34 @@ pub async fn run(common: Common, roles: Roles) -> anyhow::Result<()> {
 impl Process {
     async fn run(&self, roles: Roles, stop: &CancellationToken) -> anyhow::Result<()> {
         tracing::info!(version = env!("CARGO_PKG_VERSION"), namespace = self.namespace, "kimup starts");
-        let (stages, mut parts) = (Stages::default(), Parts::default());
+        let stages = Stages::default();
         let scope = scope(&self.common.watch_namespace);
-        let (index, _) = index::start(&self.client, &scope, self.metrics.clone(), stages.caches.clone());
-        let started = stop.run_until_cancelled(self.start(&roles, &index, &stages, &mut parts)).await;
+        let (index, filling) = index::follow(&self.client, &scope, self.metrics.clone(), stages.caches.clone());
+        // On this thread, which has nothing else to do.
+        let filling = async {
+            if AssertUnwindSafe(filling).catch_unwind().await.is_err() {
+                tracing::error!("the watches ended by a panic, and what is known grows old; this is a bug");
+            }
+            std::future::pending().await
+        };
+        tokio::select! {
+            biased;
+            done = self.run_on(&index, roles, stages, stop) => done,
+            never = filling => never,
+        }
+    }
+
+    async fn run_on(
+        &self,
+        index: &Arc<Index>,
+        roles: Roles,
+        stages: Stages,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<()> {
+        let mut parts = Parts::default();
+        let started = stop.run_until_cancelled(self.start(&roles, index, &stages, &mut parts)).await;
         if let Some(Ok(())) = started {
-            self.serve(&index, stop).await;
+            self.serve(index, stop).await;
         }
         tracing::info!("stopping");
         self.readiness.register("running").set(false, "stopping");

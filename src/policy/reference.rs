@@ -227,9 +227,7 @@ fn split_tag(text: &str) -> (&str, Option<&str>) {
 
 /// Whether the first component of a name with several is a host, as the distribution implementation tells it.
 fn is_host(component: &str) -> bool {
-    component.contains(['.', ':'])
-        || component == "localhost"
-        || component.bytes().any(|byte| byte.is_ascii_uppercase())
+    component == "localhost" || component.bytes().any(|byte| matches!(byte, b'.' | b':' | b'A'..=b'Z'))
 }
 
 /// Writes a host as it is compared.
