@@ -6,7 +6,7 @@ IMAGE ?= kimup:dev
 target = $(or $(CARGO_TARGET_DIR),target)
 
 .DEFAULT_GOAL := help
-.PHONY: help tools test test-restarts unit lint demo bench bench-admission bench-attacks bench-registry bench-sync fuzz release image deny
+.PHONY: help tools test test-restarts test-chaos unit lint demo bench bench-admission bench-attacks bench-registry bench-rollouts bench-sync fuzz release image deny
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,8 +17,11 @@ tools: ## build the test cluster's programs (minutes the first time) and print t
 test: tools ## run every test: unit, architecture, and the scenarios on a real cluster
 	cargo test --workspace $(CARGOFLAGS)
 
-test-restarts: tools ## restart replicas 20 times under load, and let the API server hang for minutes (6 minutes)
-	KIMUP_RESTARTS=20 cargo test --test cluster $(CARGOFLAGS) -- --include-ignored --nocapture zero_loss degraded
+test-restarts: tools ## restart replicas 20 times and rotate the CA 10 times under load, and let the API server hang for minutes (8 minutes)
+	KIMUP_RESTARTS=20 KIMUP_ROTATIONS=10 cargo test --test cluster $(CARGOFLAGS) -- --include-ignored --nocapture zero_loss certificates degraded
+
+test-chaos: tools ## 200 random runs of rollouts under kills, partitions and a failing API server, and a storm of 3 minutes (15 minutes)
+	KIMUP_CHAOS_RUNS=200 KIMUP_CHAOS_SECONDS=180 cargo test --test cluster $(CARGOFLAGS) -- --nocapture --test-threads 1 exactly_once chaos
 
 unit: ## run the tests that need no cluster
 	cargo test --lib --bins --test architecture --test docs --test registry_cost $(CARGOFLAGS)
@@ -47,6 +50,11 @@ bench-sync: tools ## measure what 200 Images cost kimup sync on a real cluster (
 	@cargo build --release -p kimup --bin kimup $(CARGOFLAGS)
 	@cargo build -p kimup-testbed --bin kimup-bench-sync $(CARGOFLAGS)
 	@$(target)/debug/kimup-bench-sync --kimup $(target)/release/kimup
+
+# It counts requests and rollouts in flight: a build for speed would take longer than it saves.
+bench-rollouts: tools ## count what 500 Deployments on one Image cost the API server (some minutes); fails above the bars
+	@cargo build --workspace --bin kimup --bin kimup-bench-rollouts $(CARGOFLAGS)
+	@$(target)/debug/kimup-bench-rollouts --kimup $(target)/debug/kimup
 
 # Both in one build, so that they share their dependencies, built for speed.
 bench-admission: ## measure admission beside a server that does nothing (under 4 minutes, two quiet cores); fails above the bars; QUICK=1 is shorter

@@ -110,6 +110,8 @@ struct Length(usize);
 struct PodLabels<'a> {
     #[serde(borrow, rename = "pod-template-hash")]
     template_hash: Option<Text<'a>>,
+    #[serde(borrow, rename = "rollouts-pod-template-hash")]
+    rollouts_hash: Option<Text<'a>>,
     #[serde(borrow, rename = "controller-revision-hash")]
     revision_hash: Option<Text<'a>>,
     #[serde(borrow, rename = "kimup.cloudavenue.io/rollout")]
@@ -177,6 +179,7 @@ impl Metadata<'_> {
         };
         Labels {
             template_hash: labels.template_hash.as_ref().map(Text::as_str),
+            rollouts_hash: labels.rollouts_hash.as_ref().map(Text::as_str),
             revision_hash: labels.revision_hash.as_ref().map(Text::as_str),
             rollout: labels.rollout.as_ref().map(Text::as_str),
         }
@@ -363,11 +366,14 @@ mod tests {
 
     #[test]
     fn the_label_of_rollouts_is_the_one_that_is_written() {
-        let json = format!(r#"{{"{}": "ab12", "controller-revision-hash": "c"}}"#, crate::api::annotations::ROLLOUT);
+        let json = format!(
+            r#"{{"{}": "ab12", "controller-revision-hash": "c", "rollouts-pod-template-hash": "r"}}"#,
+            crate::api::annotations::ROLLOUT
+        );
         let labels: PodLabels = serde_json::from_str(&json).unwrap();
         let text = |label: Option<Text<'_>>| label.map(|text| text.0.into_owned());
-        let found = [labels.template_hash, labels.revision_hash, labels.rollout].map(text);
-        assert_eq!(found, [None, Some("c".to_owned()), Some("ab12".to_owned())]);
+        let found = [labels.template_hash, labels.rollouts_hash, labels.revision_hash, labels.rollout].map(text);
+        assert_eq!(found, [None, Some("r"), Some("c"), Some("ab12")].map(|text| text.map(str::to_owned)));
     }
 
     #[test]

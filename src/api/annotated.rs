@@ -333,18 +333,45 @@ fn readable(name: &str) -> &str {
     name[..end.unwrap_or(0)].trim_end_matches(['-', '.'])
 }
 
-/// Names the object whose annotations count for a Pod, from its controller, without asking anybody: a Deployment names
-/// its `ReplicaSets` after itself and the template's hash, a `CronJob` its Jobs after itself and a number.
+/// What the labels of a Pod say of its revision.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PodHash<'a> {
+    /// Names the revision; empty for a Pod of a controller without revisions.
+    pub value: &'a str,
+    /// It is an Argo Rollout's: its `ReplicaSets` are named like those of a Deployment, which may have the same name.
+    pub of_rollout: bool,
+}
+
+impl<'a> PodHash<'a> {
+    /// The first of `pod-template-hash` (Deployments, `CloneSets`), `rollouts-pod-template-hash` (Argo Rollouts) and
+    /// `controller-revision-hash` (`StatefulSets`, `DaemonSets`) that a Pod has.
+    pub fn new(template: Option<&'a str>, rollouts: Option<&'a str>, revision: Option<&'a str>) -> Self {
+        let value = template.or(rollouts).or(revision).unwrap_or_default();
+        Self { value, of_rollout: template.is_none() && rollouts.is_some() }
+    }
+
+    /// From the labels of a Pod.
+    pub fn of(labels: Option<&'a Map>) -> Self {
+        let get = |key: &str| labels.and_then(|labels| labels.get(key)).map(String::as_str);
+        Self::new(get("pod-template-hash"), get("rollouts-pod-template-hash"), get("controller-revision-hash"))
+    }
+}
+
+/// Names the object whose annotations count for a Pod, from its controller, without asking anybody: a Deployment and an
+/// Argo Rollout name their `ReplicaSets` after themselves and the template's hash, a `CronJob` its Jobs after itself and
+/// a number.
 ///
 /// The candidates come in the order in which they are to be tried.
-pub fn owners_of(kind: &str, name: &str, template_hash: &str) -> Vec<(&'static str, String)> {
+pub fn owners_of(kind: &str, name: &str, hash: PodHash<'_>) -> Vec<(&'static str, String)> {
     match kind {
         "ReplicaSet" => {
-            let deployment = name.strip_suffix(template_hash).and_then(|rest| rest.strip_suffix('-'));
-            deployment.filter(|_| !template_hash.is_empty()).map(|d| ("Deployment", d.to_owned())).into_iter().collect()
+            let kind = if hash.of_rollout { "Rollout" } else { "Deployment" };
+            let owner = name.strip_suffix(hash.value).and_then(|rest| rest.strip_suffix('-'));
+            owner.filter(|_| !hash.value.is_empty()).map(|owner| (kind, owner.to_owned())).into_iter().collect()
         }
         "StatefulSet" => vec![("StatefulSet", name.to_owned())],
         "DaemonSet" => vec![("DaemonSet", name.to_owned())],
+        "CloneSet" => vec![("CloneSet", name.to_owned())],
         "Job" => {
             let mut owners = vec![("Job", name.to_owned())];
             let cron = name.rsplit_once('-').filter(|(_, n)| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()));

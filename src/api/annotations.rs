@@ -17,16 +17,18 @@ pub const FAILURE_POLICY: &str = "kimup.cloudavenue.io/failure-policy";
 pub const FREEZE: &str = "kimup.cloudavenue.io/freeze";
 /// On a workload: a tag to stay at; not acted on by this version.
 pub const HOLD: &str = "kimup.cloudavenue.io/hold";
-/// On a workload: first of its group; not acted on by this version.
+/// On a workload, `"true"`: first of its group.
 pub const CANARY: &str = "kimup.cloudavenue.io/canary";
-/// On an Image: `refresh`. Removed when done.
+/// On an Image: `refresh`, or `retry` to forget what was rejected. Removed when done.
 pub const ACTION: &str = "kimup.cloudavenue.io/action";
 /// On an Image: any value; another one than last time syncs now.
 pub const REQUESTED_AT: &str = "kimup.cloudavenue.io/requestedAt";
-/// On an Image: a tag to approve; not acted on by this version.
+/// On an Image: a tag to apply, though a rule asks for approval or windows are closed. Removed when done.
 pub const APPROVE: &str = "kimup.cloudavenue.io/approve";
-/// On an Image: a tag to reject; not acted on by this version.
+/// On an Image: a tag that must not run. Removed when done.
 pub const REJECT: &str = "kimup.cloudavenue.io/reject";
+/// On an Image, beside [`APPROVE`] or [`REJECT`]: the user's name. Removed with them.
+pub const APPROVED_BY: &str = "kimup.cloudavenue.io/approved-by";
 /// Label on Pod templates that kimup stamped: the rollout ID.
 pub const ROLLOUT: &str = "kimup.cloudavenue.io/rollout";
 /// On a Pod: what admission did, one entry per changed container.
@@ -79,6 +81,7 @@ pub const ALL: &[&str] = &[
     REQUESTED_AT,
     APPROVE,
     REJECT,
+    APPROVED_BY,
     ROLLOUT,
     APPLIED,
     NUDGED,
@@ -240,7 +243,7 @@ impl NamespaceSettings {
 
 /// Annotations of a workload that a later version acts on, one sentence each: who set one waits for something.
 pub fn unsupported_on_workload(annotations: &Map) -> Vec<String> {
-    let held = annotations.keys().filter(|key| [HOLD, CANARY].contains(&key.as_str()));
+    let held = annotations.keys().filter(|key| [HOLD].contains(&key.as_str()));
     held.map(|key| format!("the annotation {key} is not acted on by this version and has no effect")).collect()
 }
 
@@ -320,7 +323,7 @@ mod tests {
             assert_eq!(unsupported_on_workload(&map(annotations)).len(), expected, "{annotations:?}");
         }
         check(&[(ENABLED, "true")], 0);
-        check(&[(HOLD, "1.2.3"), (CANARY, "true")], 2);
+        check(&[(HOLD, "1.2.3"), (CANARY, "true")], 1);
         check(&[(POLICY, "patch")], 0);
     }
 }

@@ -61,6 +61,13 @@ struct Window {
     zone: TimeZone,
 }
 
+impl GateError {
+    /// What is wrong with `spec.FIELD`.
+    pub(super) const fn new(field: String, cause: String) -> Self {
+        Self { field, cause }
+    }
+}
+
 impl Gates {
     /// Reads the gates of a spec.
     pub fn parse(spec: &ImageSpec) -> Result<Self, GateError> {
@@ -81,8 +88,8 @@ impl Gates {
     /// Whether a rollout may start now. A window that denies counts more than one that allows; where there is one that
     /// allows, it is needed.
     pub fn closed(&self, now: Timestamp) -> Option<Closed> {
-        if self.suspend {
-            return Some(Closed { reason: "Suspended", why: "spec.suspend is set".to_owned(), until: None });
+        if let Some(suspended) = self.suspended() {
+            return Some(suspended);
         }
         let opens = self.opens(now);
         (opens != Some(now)).then(|| Closed {
@@ -90,6 +97,12 @@ impl Gates {
             why: "spec.windows let no rollout start now".to_owned(),
             until: opens,
         })
+    }
+
+    /// Whether the Image is suspended, whatever its windows.
+    pub fn suspended(&self) -> Option<Closed> {
+        let why = || Closed { reason: "Suspended", why: "spec.suspend is set".to_owned(), until: None };
+        self.suspend.then(why)
     }
 
     /// The first time from `now` on when the windows let a rollout start.
@@ -144,7 +157,7 @@ impl Window {
     }
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let duration = humantime::parse_duration(text.trim()).map_err(|e| e.to_string())?;
     match duration {
         Duration::ZERO => Err("it is nothing".to_owned()),

@@ -5,15 +5,18 @@
 pub mod annotated;
 pub mod annotations;
 mod applied;
+mod approval;
 mod gates;
 mod image;
 mod order;
 mod schedule;
 mod spec;
 mod status;
+mod strategy;
 mod tagged;
 
 pub use applied::Applied;
+pub use approval::{Approval, asks_approval};
 pub use gates::{Closed, GateError, Gates};
 pub use image::{
     Action, ActionData, ActionType, AfterRollback, FilterSpec, Image, ImageSpec, KeyRef, NameRef, RolloutSpec,
@@ -23,8 +26,10 @@ pub use order::Order;
 pub use schedule::{Phase, Schedule, ScheduleError, shared_age};
 pub use spec::{CompiledRule, CompiledSpec, SpecError, compile, pins_digest, unsupported_annotations};
 pub use status::{
-    Held, HistoryEntry, ImageStatus, Pending, Rejected, RevisionRecord, RolloutStatus, Seen, SyncResult, condition,
+    Asked, Held, HistoryEntry, ImageStatus, Pending, Rejected, RevisionRecord, RolloutStatus, Seen, SyncResult,
+    condition,
 };
+pub use strategy::Strategy;
 pub use tagged::Tagged;
 
 use kube::CustomResourceExt;

@@ -4,11 +4,13 @@ use jiff::Timestamp;
 
 use crate::policy::{self, Filter, Platform, PlatformError, ReferenceError, Repository, Rule, RuleError};
 
-use super::annotations::{ACTION, APPROVE, Map, REJECT};
+use super::annotations::{ACTION, Map};
+use super::approval::Approval;
 use super::gates::{GATE_INVALID, GateError, Gates};
 use super::image::{ActionType, AfterRollback, ImageSpec, RuleSpec, RuleType, TriggerType};
 use super::schedule::{Schedule, ScheduleError};
 use super::status::SyncResult;
+use super::strategy::Strategy;
 
 /// What a spec means.
 #[derive(Clone, Debug)]
@@ -27,9 +29,8 @@ pub struct CompiledSpec {
     pub unsupported: Vec<String>,
     /// What makes newer tags wait.
     pub gates: Gates,
-    /// A field that is meant to delay a newer tag and that this version cannot honour: nothing newer is chosen while
-    /// it is set, since ignoring it would roll what somebody wanted to wait.
-    pub gate: Option<&'static str>,
+    /// How the workloads are rolled.
+    pub strategy: Strategy,
     /// Whether Pods run `repo:tag@sha256:…`: `spec.pinDigest`, or a rule that follows the digest.
     pub pin: bool,
     /// Name of the rule that follows the digest of the tag, if one does.
@@ -47,7 +48,13 @@ impl CompiledSpec {
 
     /// What newer tags, and the first one, may have to wait for; none: for nothing.
     pub fn waits_for(&self) -> Option<&'static str> {
-        self.gate.or_else(|| self.gates.any().then_some("spec.suspend, spec.minAge or spec.windows"))
+        let approval = self.asks_approval().then_some("the action request-approval");
+        approval.or_else(|| self.gates.any().then_some("spec.suspend, spec.minAge or spec.windows"))
+    }
+
+    /// Whether a rule asks for approval.
+    pub fn asks_approval(&self) -> bool {
+        self.rules.iter().any(|rule| rule.approval.is_some())
     }
 
     /// What the rules leave out, against what most people expect: `semver-minor` alone takes no patch.
@@ -73,8 +80,10 @@ pub struct CompiledRule {
     pub name: String,
     /// How it chooses.
     pub rule: Rule,
-    /// Whether a tag it chooses is applied; otherwise it only tells.
+    /// Whether a tag it chooses is applied, be it after approval; otherwise it only tells.
     pub apply: bool,
+    /// A person approves what it chooses first.
+    pub approval: Option<Approval>,
 }
 
 /// Why a spec cannot be used, with the path of the field to fix.
@@ -168,7 +177,7 @@ pub fn compile(spec: &ImageSpec, now: Timestamp) -> Result<CompiledSpec, SpecErr
         filter,
         unsupported: unsupported(spec),
         gates: Gates::parse(spec)?,
-        gate: gate(spec),
+        strategy: Strategy::parse(spec)?,
         pin: pins_digest(spec),
         follows_digest,
         platforms,
@@ -187,13 +196,17 @@ fn compile_rule(index: usize, spec: &RuleSpec) -> Result<CompiledRule, SpecError
         field: if matches!(cause, RuleError::Invalid { .. }) { "value" } else { "type" },
         cause,
     })?;
-    let apply = spec.actions.iter().any(|a| a.kind == ActionType::Apply);
-    Ok(CompiledRule { name: spec.name.clone(), rule, apply })
+    let approval = Approval::parse(index, spec)?;
+    Ok(CompiledRule { name: spec.name.clone(), rule, apply: applies(spec), approval })
+}
+
+/// Whether a tag that the rule chooses is applied, be it after approval.
+fn applies(rule: &RuleSpec) -> bool {
+    rule.actions.iter().any(|a| matches!(a.kind, ActionType::Apply | ActionType::RequestApproval))
 }
 
 /// Whether Pods of this spec run `repo:tag@sha256:…`, also of one that cannot be used otherwise.
 pub fn pins_digest(spec: &ImageSpec) -> bool {
-    let applies = |rule: &RuleSpec| rule.actions.iter().any(|a| a.kind == ActionType::Apply);
     spec.pin_digest == Some(true) || spec.rules.iter().any(|rule| rule.kind == RuleType::Digest && applies(rule))
 }
 
@@ -205,21 +218,13 @@ pub(super) fn compile_filter(spec: &ImageSpec) -> Result<Filter, SpecError> {
     Filter::new(filter.pattern.as_deref(), filter.extract.as_deref(), &filter.exclude).map_err(SpecError::Filter)
 }
 
-/// The field that is meant to delay a newer tag and that this version cannot honour, if one is set.
-fn gate(spec: &ImageSpec) -> Option<&'static str> {
-    let asks = spec.rules.iter().flat_map(|r| &r.actions).any(|a| a.kind == ActionType::RequestApproval);
-    asks.then_some("the action request-approval")
-}
-
 /// Annotations of an Image that a later version acts on, one sentence each: a person who set one waits for something.
 pub fn unsupported_annotations(annotations: &Map) -> Vec<String> {
     let value = |key: &str| annotations.get(key).map(String::as_str);
     let mut found = Vec::new();
-    if let Some(action) = value(ACTION).filter(|action| *action != "refresh") {
-        found.push(format!("the annotation {ACTION}: {action} is not acted on by this version; it knows refresh"));
-    }
-    for key in [APPROVE, REJECT].into_iter().filter(|key| annotations.contains_key(*key)) {
-        found.push(format!("the annotation {key} is not acted on by this version"));
+    if let Some(action) = value(ACTION).filter(|action| !["refresh", "retry"].contains(action)) {
+        let known = "it knows refresh and retry";
+        found.push(format!("the annotation {ACTION}: {action} is not acted on by this version; {known}"));
     }
     found
 }
@@ -231,12 +236,8 @@ fn named<const N: usize>(fields: [(bool, &'static str); N]) -> Vec<&'static str>
 /// Every field and value that this version does not act on: one sentence for each of what follows from that.
 fn unsupported(spec: &ImageSpec) -> Vec<String> {
     let rollout = spec.rollout.clone().unwrap_or_default();
-    let without_effect = named([
-        (rollout.deadline.is_some(), "spec.rollout.deadline"),
-        (rollout.soak.is_some(), "spec.rollout.soak"),
-        (rollout.min_interval.is_some(), "spec.rollout.minInterval"),
-        (rollout.after_rollback == Some(AfterRollback::Hold), "spec.rollout.afterRollback: hold"),
-    ]);
+    let without_effect =
+        named([(rollout.after_rollback == Some(AfterRollback::Hold), "spec.rollout.afterRollback: hold")]);
     let webhook = spec.triggers.iter().any(|t| t.kind == TriggerType::Webhook);
     let mut alerts: Vec<_> = spec.rules.iter().flat_map(|r| &r.actions).map(|a| a.kind).collect();
     alerts.retain(|kind| !matches!(kind, ActionType::Apply | ActionType::RequestApproval));
@@ -244,7 +245,6 @@ fn unsupported(spec: &ImageSpec) -> Vec<String> {
     alerts.sort_unstable();
     alerts.dedup();
     let sentences = [
-        ("nothing newer is chosen while it is set", gate(spec).into_iter().collect()),
         ("without effect", without_effect),
         ("never fires", named([(webhook, "a trigger of type webhook")])),
         ("nothing is sent", alerts),
@@ -307,14 +307,14 @@ mod tests {
 
     #[test]
     fn what_is_not_acted_on_is_named() {
-        fn check(patch: &Value, expected: &[&str], gate: bool) {
+        fn check(patch: &Value, expected: &[&str], approval: bool) {
             let compiled = compile(&spec(patch), Timestamp::UNIX_EPOCH).unwrap();
             let text = compiled.unsupported.join("; ");
             assert_eq!(text.is_empty(), expected.is_empty(), "{patch}: {text}");
             for part in expected {
                 assert!(text.contains(part), "{text:?} lacks {part:?}");
             }
-            assert_eq!(compiled.gate.is_some(), gate, "{patch}");
+            assert_eq!(compiled.asks_approval(), approval, "{patch}");
         }
         let action = |kind: &str| json!({"rules": [{"name": "r", "type": "always", "actions": [{"type": "apply"}, {"type": kind}]}]});
         check(&json!({}), &[], false);
@@ -322,15 +322,12 @@ mod tests {
         check(&json!({"suspend": true, "minAge": "24h"}), &[], false);
         check(&json!({"windows": [{"kind": "deny", "schedule": "0 0 * * *", "duration": "8h"}]}), &[], false);
         check(&json!({"rollout": {"maxConcurrent": 2, "afterRollback": "next"}}), &[], false);
-        check(
-            &json!({"rollout": {"deadline": "5m", "soak": "1m", "minInterval": "1m", "afterRollback": "hold"}}),
-            &["spec.rollout.deadline", "spec.rollout.soak", "minInterval", "afterRollback"],
-            false,
-        );
+        check(&json!({"rollout": {"soak": "1m", "minInterval": "1m"}}), &[], false);
+        check(&json!({"rollout": {"deadline": "5m", "afterRollback": "hold"}}), &["spec.rollout.afterRollback"], false);
         check(&json!({"pinDigest": true, "platforms": ["linux/amd64"]}), &[], false);
         check(&json!({"triggers": [{"type": "webhook"}]}), &["webhook"], false);
         check(&action("alert-slack"), &["alert-slack"], false);
-        check(&action("request-approval"), &["request-approval"], true);
+        check(&action("request-approval"), &[], true);
     }
 
     #[test]
@@ -359,7 +356,6 @@ mod tests {
         check(&[], 0);
         check(&[(ACTION, "refresh")], 0);
         check(&[(ACTION, "resume")], 1);
-        check(&[(APPROVE, "1.2.3"), (REJECT, "1.2.4")], 2);
     }
 
     #[test]

@@ -59,6 +59,9 @@ pub struct ImageStatus {
     /// A tag that waits for something.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pending: Option<Pending>,
+    /// The tag that people are asked to approve.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub asked: Option<Asked>,
     /// With `spec.minAge`: newer tags, and since when each is known. At most 50; of more, some in between are left out.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub seen: Vec<Seen>,
@@ -136,10 +139,25 @@ pub struct RolloutStatus {
     /// The settled tag when it began.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub from: Option<String>,
+    /// The rejected tag that this rollout goes back from; none if it goes forward.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub back_from: Option<String>,
     /// Name of the rule that chose the tag.
     pub rule: String,
+    /// Who or what asked for it, where that was not a rule alone: `approved by alice`, `rejected: …`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+    /// Somebody approved it: `spec.windows` do not hold it back.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub approved: bool,
     /// When it began (RFC 3339, UTC).
     pub started_at: String,
+    /// The workload that goes first, for example `Deployment/web`, where others follow it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first: Option<String>,
+    /// Since when that one runs the tag with all Pods ready (RFC 3339): `spec.rollout.soak` counts from here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first_ready_at: Option<String>,
     /// How many workloads use this Image.
     #[schemars(extend("format" = "int32"))] // Kubernetes knows no unsigned formats
     pub total: u32,
@@ -161,6 +179,22 @@ pub struct Pending {
     pub at: Option<String>,
 }
 
+/// A tag that people are asked to approve.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Asked {
+    /// The tag; `tag@sha256:…` for another digest of the tag that runs.
+    pub tag: String,
+    /// Since when (RFC 3339).
+    pub since: String,
+    /// Until when, if the action has a deadline (RFC 3339).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub until: Option<String>,
+    /// Nobody approved it in time: it is not asked for any more.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub lapsed: bool,
+}
+
 /// A tag that is known, and not chosen yet.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
@@ -175,7 +209,7 @@ pub struct Seen {
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Rejected {
-    /// The tag.
+    /// The tag; `tag@sha256:…` if one digest of it alone was rejected.
     pub tag: String,
     /// What went wrong.
     pub reason: String,
@@ -239,7 +273,10 @@ pub struct HistoryEntry {
     /// When its rollout settled (RFC 3339).
     #[serde(skip_serializing_if = "String::is_empty")]
     pub finished: String,
-    /// `Settled`.
+    /// Who or what asked for it, where that was not a rule alone: `approved by alice`, `rejected: …`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+    /// `Settled`, or `RolledBack`: it went back to this tag from the rejected one in `from`.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub outcome: String,
     /// How many workloads were rolled.

@@ -1,5 +1,6 @@
 //! A tag, with the digest that it is pinned to: what a container runs of its repository.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use crate::policy::{Digest, Reference, is_legal_tag};
@@ -43,6 +44,11 @@ impl Tagged {
             Some(digest) => format!("{tagged}@{digest}"),
             None => tagged,
         }
+    }
+
+    /// Whether it is one of these: `1.4.2` means every digest, `1.4.2@sha256:…` that one.
+    pub fn is_in(&self, tags: &BTreeSet<String>) -> bool {
+        !tags.is_empty() && (tags.contains(&self.tag) || tags.contains(&self.to_string()))
     }
 
     /// As a person tells the two apart: by tag, and by the first digits of the digest where only that differs.

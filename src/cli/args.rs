@@ -176,6 +176,12 @@ pub struct LoopArgs {
     /// Most rollouts in flight in one namespace.
     #[arg(long, env = "KIMUP_MAX_ROLLOUTS_PER_NAMESPACE", default_value_t = 5, value_parser = at_least_one)]
     pub max_rollouts_per_namespace: usize,
+    /// How long a rollout may make no progress before it is rolled back, where spec.rollout.deadline does not say.
+    #[arg(long, env = "KIMUP_ROLLOUT_DEADLINE", value_name = "DURATION", default_value = "10m", value_parser = duration)]
+    pub rollout_deadline: Duration,
+    /// Least time between two rollouts of one workload, where its Image does not say.
+    #[arg(long, env = "KIMUP_ROLLOUT_MIN_INTERVAL", value_name = "DURATION", default_value = "30s", value_parser = zero_or_duration)]
+    pub rollout_min_interval: Duration,
     /// How often status.time is written when nothing else changes.
     #[arg(long, env = "KIMUP_STATUS_HEARTBEAT", value_name = "DURATION", default_value = "10m", value_parser = duration)]
     pub status_heartbeat: Duration,
@@ -237,6 +243,11 @@ pub enum Output {
     Text,
     /// For programs: one JSON object.
     Json,
+}
+
+/// As [`duration`], and `0s`.
+fn zero_or_duration(text: &str) -> Result<Duration, String> {
+    if humantime::parse_duration(text).is_ok_and(|found| found.is_zero()) { Ok(Duration::ZERO) } else { duration(text) }
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

@@ -1,6 +1,5 @@
 //! Wires the modules into a process, and takes it down again in an order that loses no review.
 
-use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,6 +23,7 @@ use crate::net::probes::{Condition, Readiness, serve_probes};
 use crate::net::server::{ServerOptions, serve_https};
 use crate::net::socket::SocketError;
 use crate::net::tls::{self, CertSource};
+use crate::net::vitals::Vitals;
 use crate::net::{client_ca, shutdown, socket};
 use crate::notify::Events;
 use crate::registry;
@@ -92,6 +92,7 @@ struct Process {
     names: Names,
     metrics: Metrics,
     readiness: Readiness,
+    vitals: Vitals,
 }
 
 /// Runs until a signal says to stop. An error is one that trying again cannot mend.
@@ -104,13 +105,14 @@ pub async fn run(common: Common, roles: Roles) -> anyhow::Result<()> {
     if roles.sync.is_some() {
         cluster::refuse_second(&client, &roles.endpoint).await?;
     }
-    let (metrics, readiness) = (Metrics::new(), Readiness::default());
+    let (metrics, readiness, vitals) = (Metrics::new(), Readiness::default(), Vitals::default());
     // Before anybody can ask: without a condition it would be ready.
     readiness.register(IMAGES).set(false, "Images and Namespaces are not listed yet");
     let probes_stop = CancellationToken::new();
-    let probes = tokio::spawn(serve_probes(listener, readiness.clone(), metrics.clone(), probes_stop.clone()));
+    let serving = serve_probes(listener, readiness.clone(), vitals.clone(), metrics.clone(), probes_stop.clone());
+    let probes = tokio::spawn(serving);
     let identity = common.identity.clone().unwrap_or_else(host_name);
-    let process = Process { common, client, namespace, identity, names, metrics, readiness };
+    let process = Process { common, client, namespace, identity, names, metrics, readiness, vitals };
     let done = process.run(roles, &stop).await;
     probes_stop.cancel();
     let _ = probes.await;
@@ -120,36 +122,16 @@ pub async fn run(common: Common, roles: Roles) -> anyhow::Result<()> {
 impl Process {
     async fn run(&self, roles: Roles, stop: &CancellationToken) -> anyhow::Result<()> {
         tracing::info!(version = env!("CARGO_PKG_VERSION"), namespace = self.namespace, "kimup starts");
-        let stages = Stages::default();
+        let (stages, mut parts) = (Stages::default(), Parts::default());
         let scope = scope(&self.common.watch_namespace);
-        let (index, filling) = index::follow(&self.client, &scope, self.metrics.clone(), stages.caches.clone());
-        // On this thread, which has nothing else to do.
-        let filling = async {
-            if AssertUnwindSafe(filling).catch_unwind().await.is_err() {
-                tracing::error!("the watches ended by a panic, and what is known grows old; this is a bug");
-            }
-            std::future::pending().await
-        };
-        tokio::select! {
-            biased;
-            done = self.run_on(&index, roles, stages, stop) => done,
-            never = filling => never,
-        }
-    }
-
-    async fn run_on(
-        &self,
-        index: &Arc<Index>,
-        roles: Roles,
-        stages: Stages,
-        stop: &CancellationToken,
-    ) -> anyhow::Result<()> {
-        let mut parts = Parts::default();
-        let started = stop.run_until_cancelled(self.start(&roles, index, &stages, &mut parts)).await;
+        let (index, indexing) = index::start(&self.client, &scope, self.metrics.clone(), stages.caches.clone());
+        self.vitals.watch("index", &indexing);
+        let started = stop.run_until_cancelled(self.start(&roles, &index, &stages, &mut parts)).await;
         if let Some(Ok(())) = started {
-            self.serve(index, stop).await;
+            self.serve(&index, stop).await;
         }
         tracing::info!("stopping");
+        self.vitals.release();
         self.readiness.register("running").set(false, "stopping");
         if tokio::time::timeout(STOP_DEADLINE, self.take_down(parts, stages, &roles)).await.is_err() {
             tracing::warn!("not everything stopped in time; the Lease expires by itself");
@@ -261,6 +243,7 @@ impl Process {
         let identity = leader::unique_identity(&self.identity);
         let lease = LeaderConfig::new(&self.namespace, self.names.name, &identity, self.metrics.clone());
         let (leadership, lease) = leader::spawn(self.client.clone(), lease, stages.lease.clone());
+        self.vitals.watch("lease", &lease);
         parts.lease.push(lease);
         parts.leadership = Some(leadership.clone());
         let events = Events::new(self.client.clone(), self.identity.clone(), self.metrics.clone());
@@ -270,11 +253,14 @@ impl Process {
             own_namespace: self.namespace.clone(),
             max_rollouts: args.max_rollouts,
             max_rollouts_per_namespace: args.max_rollouts_per_namespace,
+            rollout_deadline: args.rollout_deadline,
+            rollout_min_interval: args.rollout_min_interval,
             status_heartbeat: args.status_heartbeat,
             question_timeout: question_timeout.saturating_sub(QUESTION_MARGIN),
         };
         let (client, metrics) = (self.client.clone(), self.metrics.clone());
         let running = sync::start(client, registry, leadership.clone(), events, metrics, options, stages.sync.clone());
+        self.vitals.watch("sync", &running.task);
         parts.sync.push(running.task);
         let warm = self.readiness.register("workloads");
         warm.set(false, "workloads are not listed yet");
@@ -335,6 +321,8 @@ impl Process {
             // Not cut short: a write on its way would come after the deletion at exit, and refuse Pods from then on.
             configuration::keep(client, options, trust, index.annotated(), leads, published, stop).await;
         });
+        self.vitals.watch("CA rotation", &rotating);
+        self.vitals.watch("webhook configuration", &keeping);
         [rotating, keeping]
     }
 
@@ -349,7 +337,8 @@ impl Process {
         let timing = Timing::of(endpoint.ca_rotation_delay);
         let (by_hand, metrics) = (self.is_static(), self.metrics.clone());
         let following = Following { store, timing, by_hand, condition, metrics };
-        let (ca, _) = ca::follow(following, first, stages.server.clone());
+        let (ca, task) = ca::follow(following, first, stages.server.clone());
+        self.vitals.watch("CA", &task);
         CertSource::SelfManaged { ca, dns: self.names.dns.clone(), ips: self.names.ips.clone() }
     }
 
@@ -374,7 +363,8 @@ impl Process {
             None => None,
         };
         let (metrics, stop) = (self.metrics.clone(), stages.server.clone());
-        let (shared, _) = tls::start(source, clients, tls::system_clock(), served, metrics, stop).await?;
+        let (shared, renewing) = tls::start(source, clients, tls::system_clock(), served, metrics, stop).await?;
+        self.vitals.watch("certificate", &renewing);
         let routes = Webhook::new(index.clone(), asker, args.question_timeout, self.metrics.clone());
         let in_cluster = roles.endpoint.webhook_url.is_none();
         let options = ServerOptions {
@@ -384,11 +374,13 @@ impl Process {
         };
         tracing::info!(address = %at, "the webhook listens");
         let serving = serve_https(listener, shared, routes, options, stages.server.clone());
-        parts.server.push(tokio::spawn(serving.map(|drained| {
+        let serving = tokio::spawn(serving.map(|drained| {
             if drained.cut > 0 {
                 tracing::warn!(connections = drained.cut, "connections were cut: they did not end in time");
             }
-        })));
+        }));
+        self.vitals.watch("webhook", &serving);
+        parts.server.push(serving);
         Ok(())
     }
 }

@@ -1,6 +1,6 @@
 //! Watches in, an immutable snapshot out: what should this container run?
 //!
-//! [`follow`] watches Namespaces and Images and publishes a [`Snapshot`]; [`answer`] reads one, without I/O. What
+//! [`watch::start`] follows Namespaces and Images and publishes a [`Snapshot`]; [`answer`] reads one, without I/O. What
 //! no snapshot holds is asked by [`question`].
 
 mod answer;
@@ -18,4 +18,4 @@ mod watch;
 pub use answer::{Answer, Open, answer};
 pub use pod::{Labels, Owner, PodFacts, PodView};
 pub use snapshot::{Entry, Namespace, Seen, Snapshot};
-pub use watch::{Index, Pause, Scope, follow};
+pub use watch::{Index, Pause, Scope, start};

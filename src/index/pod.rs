@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use crate::api::Applied;
 use crate::api::annotated::{
-    self, Annotated, Containers, Levels, Wanted, bare_image_name, image_name, is_beside_policy, owners_of,
+    self, Annotated, Containers, Levels, PodHash, Wanted, bare_image_name, image_name, is_beside_policy, owners_of,
 };
 use crate::api::annotations::{AnnotationError, Map, NamespaceSettings};
 use crate::policy::Reference;
@@ -21,6 +21,8 @@ const MAX_PULL_SECRETS: usize = 16;
 pub struct Labels<'a> {
     /// `pod-template-hash`, set by Deployments: names the revision.
     pub template_hash: Option<&'a str>,
+    /// `rollouts-pod-template-hash`, set by Argo Rollouts: names the revision.
+    pub rollouts_hash: Option<&'a str>,
     /// `controller-revision-hash`, set by `StatefulSets` and `DaemonSets`: names the revision.
     pub revision_hash: Option<&'a str>,
     /// The rollout that stamped the Pod template.
@@ -66,7 +68,7 @@ pub struct PodFacts<'a> {
 pub struct PodView<'a> {
     facts: PodFacts<'a>,
     applied: Vec<Applied>,
-    hash: &'a str,
+    hash: PodHash<'a>,
     /// Whose annotations may count for it; empty if nobody knows: then only its own do.
     owners: Vec<(&'static str, String)>,
     annotated: Option<Annotated>,
@@ -108,7 +110,8 @@ impl From<Owner<'_>> for Controller {
 impl<'a> PodView<'a> {
     /// Reads a Pod.
     pub fn new(facts: PodFacts<'a>) -> Self {
-        let hash = facts.labels.template_hash.or(facts.labels.revision_hash).unwrap_or_default();
+        let Labels { template_hash, rollouts_hash, revision_hash, .. } = facts.labels;
+        let hash = PodHash::new(template_hash, rollouts_hash, revision_hash);
         let owners = facts.controller.map(|owner| owners_of(owner.kind, owner.name, hash)).unwrap_or_default();
         let levels = Levels(&[&facts.annotations]);
         // What is beside no policy may be beside one of the workload, if there is a workload.
@@ -151,7 +154,7 @@ impl<'a> PodView<'a> {
     }
 
     pub(super) fn revision(&self) -> Option<(&'a str, &'a str)> {
-        self.facts.controller.map(|owner| (owner.uid, self.hash))
+        self.facts.controller.map(|owner| (owner.uid, self.hash.value))
     }
 
     pub(super) fn opted(&self, container: &str) -> Result<Opted, AnnotationError> {
@@ -258,7 +261,8 @@ impl<'a> PodView<'a> {
         let pull_secrets = facts.pull_secrets.iter().take(MAX_PULL_SECRETS).map(|name| (*name).to_owned());
         let pod = PodQuestion {
             controller: facts.controller.map(Controller::from),
-            hash: self.hash.to_owned(),
+            hash: self.hash.value.to_owned(),
+            of_rollout: self.hash.of_rollout,
             container: container.to_owned(),
             text: text.to_owned(),
             spec,

@@ -39,6 +39,9 @@ pub struct PodQuestion {
     /// The `pod-template-hash` or `controller-revision-hash` of the Pod, empty if it has none.
     #[serde(default)]
     pub hash: String,
+    /// The hash is the `rollouts-pod-template-hash` of an Argo Rollout.
+    #[serde(default)]
+    pub of_rollout: bool,
     /// Name of the container.
     pub container: String,
     /// Its image text.

@@ -16,6 +16,7 @@ use kube::runtime::WatchStreamExt;
 use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, Event};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -119,21 +120,20 @@ impl Index {
     }
 }
 
-/// The watches of a scope: an index, and what fills it as long as it is polled. They need `list` and `watch` on Images and, for
-/// [`Scope::All`], on Namespaces; else `get` on each Namespace. The future ends after `shutdown`, never by itself.
-///
-/// On a thread of its own it keeps what it lists in one place: threads that take turns each keep memory for themselves.
-pub fn follow(
+/// Starts the watches. They need `list` and `watch` on Images and, for [`Scope::All`], on Namespaces; else `get` on each
+/// Namespace. The task ends after `shutdown`, never by itself.
+pub fn start(
     client: &kube::Client,
     scope: &Scope,
     metrics: Metrics,
     shutdown: CancellationToken,
-) -> (Arc<Index>, impl Future<Output = ()> + Send + use<>) {
+) -> (Arc<Index>, JoinHandle<()>) {
     let watches = Watches::new(client, scope, &metrics);
     let index = Arc::new(Index::empty(metrics, watches.pulses));
+    let changes = watches.changes;
     let collector = Collector::new(scope);
-    let filling = run(Arc::clone(&index), watches.changes, collector, shutdown);
-    (index, filling)
+    let task = tokio::spawn(run(Arc::clone(&index), changes, collector, shutdown));
+    (index, task)
 }
 
 async fn run(

@@ -22,3 +22,4 @@ pub mod shutdown;
 pub mod socket;
 pub mod tls;
 mod trouble;
+pub mod vitals;

@@ -14,6 +14,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::server::{ServerOptions, serve_http};
+use super::vitals::Vitals;
 use crate::telemetry::{METRICS_CONTENT_TYPE, Metrics};
 
 /// The conditions by name.
@@ -122,7 +123,13 @@ impl Condition {
 /// Serves `/healthz`, `/readyz` (`?verbose`) and `/metrics` until `shutdown`.
 ///
 /// Cancel `shutdown` after the webhook's own server has drained: the kubelet asks until the end.
-pub async fn serve_probes(listener: TcpListener, readiness: Readiness, metrics: Metrics, shutdown: CancellationToken) {
+pub async fn serve_probes(
+    listener: TcpListener,
+    readiness: Readiness,
+    vitals: Vitals,
+    metrics: Metrics,
+    shutdown: CancellationToken,
+) {
     let options = ServerOptions {
         max_connections: 64,
         body_limit: 1024,
@@ -130,15 +137,25 @@ pub async fn serve_probes(listener: TcpListener, readiness: Readiness, metrics: 
         drain: Duration::from_secs(1),
         ..ServerOptions::default()
     };
-    serve_http(listener, router(readiness, metrics), options, shutdown).await;
+    serve_http(listener, router(readiness, vitals, metrics), options, shutdown).await;
 }
 
-fn router(readiness: Readiness, metrics: Metrics) -> Router {
+fn router(readiness: Readiness, vitals: Vitals, metrics: Metrics) -> Router {
     Router::new()
-        // That this is answered at all is the check: the runtime schedules tasks.
-        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/healthz", get(healthz).with_state(vitals))
         .route("/readyz", get(readyz).with_state(readiness))
         .route("/metrics", get(expose).with_state(metrics))
+}
+
+/// That this is answered at all is half of the check: the runtime schedules tasks.
+async fn healthz(State(vitals): State<Vitals>) -> Response {
+    match vitals.ended().as_slice() {
+        [] => "ok\n".into_response(),
+        ended => {
+            let text = format!("ended by itself, see the log: {}; restart this process\n", ended.join(", "));
+            (StatusCode::INTERNAL_SERVER_ERROR, text).into_response()
+        }
+    }
 }
 
 async fn readyz(State(readiness): State<Readiness>, RawQuery(query): RawQuery) -> Response {
@@ -188,7 +205,9 @@ mod tests {
         let (readiness, metrics) = (Readiness::default(), Metrics::new());
         let images = readiness.register("images");
         let shutdown = CancellationToken::new();
-        let server = tokio::spawn(serve_probes(listener, readiness, metrics.clone(), shutdown.clone()));
+        let vitals = Vitals::default();
+        let probes = serve_probes(listener, readiness, vitals.clone(), metrics.clone(), shutdown.clone());
+        let server = tokio::spawn(probes);
         let client = reqwest::Client::new();
         let check = async |path: &str, status: u16, part: &str| {
             let response = client.get(format!("{base}{path}")).send().await.unwrap();
@@ -208,6 +227,11 @@ mod tests {
         metrics.set_images(3);
         check("/metrics", 200, "kimup_images 3").await;
         check("/nothing", 404, "").await;
+        let (task, said) = (tokio::spawn(async { panic!("on purpose") }), "ended by itself, see the log: index");
+        vitals.watch("index", &task);
+        let _: Result<(), _> = task.await;
+        check("/healthz", 500, said).await;
+        check("/readyz", 200, "ok").await;
         shutdown.cancel();
         server.await.unwrap();
     }

@@ -22,6 +22,8 @@ pub enum Reason {
     TagSelected,
     /// A newer tag waits for something.
     TagPending,
+    /// Somebody approved a tag, and it was chosen.
+    TagApproved,
     /// A workload's Pod template was stamped.
     RolloutStarted,
     /// A rollout ended well.
@@ -44,6 +46,12 @@ pub enum Reason {
     DigestGone,
     /// A workload could not be rolled.
     RolloutFailed,
+    /// A tag failed, or a person refused it: it is not tried again.
+    TagRejected,
+    /// A workload, or all of an Image, went back from a rejected tag.
+    RolledBack,
+    /// Rejected tags may be tried again, because a person said so.
+    Retried,
     /// Pods came to be without kimup, and do not run what they should.
     PodsUnmutated,
 }
@@ -53,6 +61,7 @@ impl Reason {
     pub const ALL: &[Self] = &[
         Self::TagSelected,
         Self::TagPending,
+        Self::TagApproved,
         Self::RolloutStarted,
         Self::RolloutSettled,
         Self::Held,
@@ -64,6 +73,9 @@ impl Reason {
         Self::SyncFailed,
         Self::DigestGone,
         Self::RolloutFailed,
+        Self::TagRejected,
+        Self::RolledBack,
+        Self::Retried,
         Self::PodsUnmutated,
     ];
 
@@ -72,6 +84,7 @@ impl Reason {
         match self {
             Self::TagSelected => "TagSelected",
             Self::TagPending => "TagPending",
+            Self::TagApproved => "TagApproved",
             Self::RolloutStarted => "RolloutStarted",
             Self::RolloutSettled => "RolloutSettled",
             Self::Held => "Held",
@@ -83,6 +96,9 @@ impl Reason {
             Self::SyncFailed => "SyncFailed",
             Self::DigestGone => "DigestGone",
             Self::RolloutFailed => "RolloutFailed",
+            Self::TagRejected => "TagRejected",
+            Self::RolledBack => "RolledBack",
+            Self::Retried => "Retried",
             Self::PodsUnmutated => "PodsUnmutated",
         }
     }
@@ -96,6 +112,8 @@ impl Reason {
                 | Self::SyncFailed
                 | Self::DigestGone
                 | Self::RolloutFailed
+                | Self::TagRejected
+                | Self::RolledBack
                 | Self::PodsUnmutated
         )
     }
@@ -158,7 +176,7 @@ pub struct Audit<'a> {
     pub image: &'a str,
     /// `Deployment/web`; empty for a decision that concerns all workloads of the Image.
     pub workload: &'a str,
-    /// What was done: `select`, `roll`, `settle` or `hold`.
+    /// What was done: `select`, `roll`, `settle`, `hold`, `reject`, `rollback` or `retry`.
     pub what: &'static str,
     /// The tag before.
     pub from: &'a str,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, StatefulSet};
-use kube::api::{Api, Patch, PatchParams};
+use kube::api::{Api, DynamicObject, Patch, PatchParams};
 use serde_json::{Value, json};
 
 use crate::api::annotations::{CHANGE_CAUSE, ROLLOUT, stamp_key};
@@ -51,6 +51,10 @@ pub async fn apply(client: &kube::Client, workload: &Workload, plan: &Plan) -> R
                 let api: Api<DaemonSet> = Api::namespaced(client.clone(), namespace);
                 api.patch(name, &params, &patch).await.map(|o| Workload::from_daemon_set(&o))
             }
+            kind @ (Kind::Rollout | Kind::CloneSet) => {
+                let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &kind.resource());
+                api.patch(name, &params, &patch).await.map(|o| Workload::from_foreign(kind, &o))
+            }
         }
     };
     match tokio::time::timeout(TIMEOUT, call).await {
@@ -67,7 +71,7 @@ fn body(workload: &Workload, plan: &Plan) -> Value {
         plan.stamps.iter().map(|(container, stamp)| (stamp_key(container), json!(stamp))).collect();
     let rollout = plan.changes.first().map(|c| c.rollout.as_str()).unwrap_or_default();
     json!({
-        "apiVersion": "apps/v1",
+        "apiVersion": workload.key.kind.api_version(),
         "kind": workload.key.kind.as_str(),
         "metadata": {
             "name": workload.key.name,

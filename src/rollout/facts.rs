@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, ListParams};
 
+use crate::api::annotated::PodHash;
 use crate::api::annotations::{Map, STAMP_PREFIX, Stamp};
 
 use super::workload::{Kind, Workload};
@@ -17,13 +18,13 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 /// Objects per page of a list.
 const PAGE: u32 = 500;
 const REVISION: &str = "deployment.kubernetes.io/revision";
-const TEMPLATE_HASH: &str = "pod-template-hash";
+const ROLLOUT_REVISION: &str = "rollout.argoproj.io/revision";
 const CONTROLLER_HASH: &str = "controller-revision-hash";
 
 /// One revision of a workload: a ReplicaSet or a `ControllerRevision`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Revision {
-    /// What its Pods carry as `pod-template-hash` or `controller-revision-hash`.
+    /// What its Pods carry as [`PodHash`]; of a CloneSet without the name before it.
     pub hash: String,
     /// The newest revision, the one the template makes.
     pub current: bool,
@@ -75,13 +76,13 @@ impl Facts {
 /// Reads the facts of a workload: two lists, each in pages and within a deadline.
 pub async fn observe(client: &kube::Client, workload: &Workload) -> Result<Facts, FactsError> {
     let (revisions, owners) = match workload.key.kind {
-        Kind::Deployment => replica_sets(client, workload).await?,
-        Kind::StatefulSet | Kind::DaemonSet => controller_revisions(client, workload).await?,
+        Kind::Deployment | Kind::Rollout => replica_sets(client, workload).await?,
+        Kind::StatefulSet | Kind::DaemonSet | Kind::CloneSet => controller_revisions(client, workload).await?,
     };
     let pods: Vec<Pod> = list(client, workload, "Pods").await?;
     let pods =
         pods.iter().filter(|pod| is_running(pod) && controller(&pod.metadata).is_some_and(|o| owners.contains(o)));
-    Ok(Facts { revisions, pods: pods.map(pod_images).collect() })
+    Ok(Facts { revisions, pods: pods.map(|pod| pod_images(workload.key.kind, pod)).collect() })
 }
 
 async fn replica_sets(
@@ -90,7 +91,8 @@ async fn replica_sets(
 ) -> Result<(Vec<Revision>, BTreeSet<String>), FactsError> {
     let sets: Vec<ReplicaSet> = list(client, workload, "ReplicaSets").await?;
     let own: Vec<_> = sets.iter().filter(|s| controller(&s.metadata) == Some(&workload.uid)).collect();
-    let number = |set: &ReplicaSet| set.metadata.annotations.as_ref()?.get(REVISION)?.parse::<u64>().ok();
+    let key = revision_key(workload.key.kind);
+    let number = |set: &ReplicaSet| set.metadata.annotations.as_ref()?.get(key)?.parse::<u64>().ok();
     // Not what the Deployment's own annotation says: after an undo the controller changes it last.
     let newest = own.iter().filter_map(|set| number(set)).max();
     let mut owners = BTreeSet::new();
@@ -99,7 +101,7 @@ async fn replica_sets(
         owners.extend(set.metadata.uid.clone());
         let template = set.spec.template.as_ref().and_then(|t| t.metadata.as_ref());
         revisions.push(Revision {
-            hash: label(&set.metadata, TEMPLATE_HASH),
+            hash: PodHash::of(set.metadata.labels.as_ref()).value.to_owned(),
             current: newest.is_some() && number(set) == newest,
             stamps: template.and_then(|m| m.annotations.as_ref()).map(stamps).unwrap_or_default(),
         });
@@ -115,12 +117,7 @@ async fn controller_revisions(
     let own: Vec<_> = all.iter().filter(|r| controller(&r.metadata) == Some(&workload.uid)).collect();
     let newest = own.iter().map(|r| r.revision).max();
     let revisions = own.iter().map(|revision| {
-        let name = revision.metadata.name.clone().unwrap_or_default();
-        // A StatefulSet's Pods carry the revision's name as their hash, a DaemonSet's the revision's own label.
-        let hash = match workload.key.kind {
-            Kind::StatefulSet => name,
-            _ => label(&revision.metadata, CONTROLLER_HASH),
-        };
+        let hash = revision_hash(workload.key.kind, &revision.metadata);
         let current = match &workload.revision {
             Some(current) => *current == hash,
             None => Some(revision.revision) == newest,
@@ -162,18 +159,44 @@ where
     }
 }
 
+/// The annotation with the number of a revision on the `ReplicaSet`s of a workload.
+pub(super) fn revision_key(kind: Kind) -> &'static str {
+    if kind == Kind::Rollout { ROLLOUT_REVISION } else { REVISION }
+}
+
+/// What the Pods of a `ControllerRevision` carry as their hash: a StatefulSet's the revision's name, a CloneSet's the name
+/// or its end, a DaemonSet's the revision's own label.
+pub(super) fn revision_hash(kind: Kind, revision: &ObjectMeta) -> String {
+    let name = revision.name.clone().unwrap_or_default();
+    match kind {
+        Kind::StatefulSet => name,
+        Kind::CloneSet => short_hash(&name).to_owned(),
+        _ => label(revision, CONTROLLER_HASH),
+    }
+}
+
+/// The hash of the revision that a Pod is of.
+pub(super) fn pod_hash(kind: Kind, pod: &Pod) -> String {
+    let hash = PodHash::of(pod.metadata.labels.as_ref()).value;
+    if kind == Kind::CloneSet { short_hash(hash).to_owned() } else { hash.to_owned() }
+}
+
 fn is_running(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
     pod.metadata.deletion_timestamp.is_none() && !matches!(phase, Some("Succeeded" | "Failed"))
 }
 
-fn pod_images(pod: &Pod) -> PodImages {
+fn pod_images(kind: Kind, pod: &Pod) -> PodImages {
     let spec = pod.spec.as_ref();
     let containers = spec.map(|s| s.init_containers.iter().flatten().chain(&s.containers));
     let images = containers.into_iter().flatten().filter_map(|c| Some((c.name.clone(), c.image.clone()?))).collect();
-    let hash = label(&pod.metadata, TEMPLATE_HASH);
-    let hash = if hash.is_empty() { label(&pod.metadata, CONTROLLER_HASH) } else { hash };
-    PodImages { hash, images }
+    PodImages { hash: pod_hash(kind, pod), images }
+}
+
+/// The hash in the name of a CloneSet's revision, `web-5d8f`: depending on version and settings, OpenKruise labels Pods
+/// with either.
+pub(super) fn short_hash(revision: &str) -> &str {
+    revision.rsplit('-').next().unwrap_or_default()
 }
 
 pub(super) fn controller(metadata: &ObjectMeta) -> Option<&String> {

@@ -3,17 +3,24 @@
 //! `workload` and `plan` are pure: objects in, a plan out. `apply` and `facts` are the thin shells that write and read.
 
 mod apply;
+mod evidence;
 mod facts;
+mod failing;
+mod foreign;
 mod nudge;
+mod order;
 mod placement;
 mod plan;
 mod repair;
 mod workload;
 
 pub use apply::{ApplyError, FIELD_MANAGER, apply};
+pub use evidence::{Evidence, Past, PodState, delete_pod, evidence};
 pub use facts::{Facts, FactsError, observe};
+pub use failing::{Before, Verdict, before, due, judge};
 pub use nudge::{OwnerKind, PodOwner, nudge, pod_owners};
+pub use order::{Lead, Member, Stage, Turn, lead, rested, soaked};
 pub use placement::Placement;
-pub use plan::{Blocked, Change, ContainerPlan, Hold, Plan, Target, id, plan};
+pub use plan::{Blocked, Change, ContainerPlan, Hold, Plan, ROLLBACK, Target, back_id, id, plan};
 pub use repair::{Repair, repair};
 pub use workload::{Container, Denied, Kind, PullAccess, Workload, WorkloadKey};

@@ -7,7 +7,7 @@ use std::time::Duration;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::{DaemonSet, ReplicaSet, StatefulSet};
 use k8s_openapi::api::batch::v1::Job;
-use kube::api::{Api, Patch, PatchParams};
+use kube::api::{Api, DynamicObject, Patch, PatchParams};
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
@@ -32,6 +32,8 @@ pub enum OwnerKind {
     StatefulSet,
     /// `apps/v1` DaemonSet.
     DaemonSet,
+    /// `apps.kruise.io/v1alpha1` CloneSet.
+    CloneSet,
     /// `batch/v1` Job.
     Job,
 }
@@ -43,6 +45,7 @@ impl OwnerKind {
             Self::ReplicaSet => "ReplicaSet",
             Self::StatefulSet => "StatefulSet",
             Self::DaemonSet => "DaemonSet",
+            Self::CloneSet => "CloneSet",
             Self::Job => "Job",
         }
     }
@@ -61,8 +64,8 @@ pub struct PodOwner {
     pub uid: String,
 }
 
-/// The objects whose controllers create the Pods of a stuck workload: itself, or of a Deployment those `ReplicaSet`s that
-/// say that kimup's webhook was in the way. One list for a Deployment.
+/// The objects whose controllers create the Pods of a stuck workload: itself, or of a Deployment or Rollout those
+/// `ReplicaSet`s that say that kimup's webhook was in the way, found by one list.
 pub async fn pod_owners(client: &kube::Client, workload: &Workload) -> Result<Vec<PodOwner>, FactsError> {
     let owner = |kind, name: &str, uid: &str| PodOwner {
         kind,
@@ -71,7 +74,7 @@ pub async fn pod_owners(client: &kube::Client, workload: &Workload) -> Result<Ve
         uid: uid.to_owned(),
     };
     let kind = match workload.key.kind {
-        Kind::Deployment => {
+        Kind::Deployment | Kind::Rollout => {
             let sets: Vec<ReplicaSet> = facts::list(client, workload, "ReplicaSets").await?;
             let own = sets.iter().filter(|set| facts::controller(&set.metadata) == Some(&workload.uid));
             let stuck = own.filter(|set| is_stuck(set)).take(MAX_SETS);
@@ -80,6 +83,7 @@ pub async fn pod_owners(client: &kube::Client, workload: &Workload) -> Result<Ve
         }
         Kind::StatefulSet => OwnerKind::StatefulSet,
         Kind::DaemonSet => OwnerKind::DaemonSet,
+        Kind::CloneSet => OwnerKind::CloneSet,
     };
     Ok(vec![owner(kind, &workload.key.name, &workload.uid)])
 }
@@ -98,6 +102,11 @@ pub async fn nudge(client: &kube::Client, owner: &PodOwner, time: &str) -> Resul
         OwnerKind::ReplicaSet => annotate::<ReplicaSet>(client, owner, time).await,
         OwnerKind::StatefulSet => annotate::<StatefulSet>(client, owner, time).await,
         OwnerKind::DaemonSet => annotate::<DaemonSet>(client, owner, time).await,
+        OwnerKind::CloneSet => {
+            let resource = Kind::CloneSet.resource();
+            let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &owner.namespace, &resource);
+            annotate_by(api, owner, time).await
+        }
         OwnerKind::Job => annotate::<Job>(client, owner, time).await,
     }
 }
@@ -106,7 +115,14 @@ async fn annotate<K>(client: &kube::Client, owner: &PodOwner, time: &str) -> Res
 where
     K: kube::Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + DeserializeOwned,
 {
-    let api: Api<K> = Api::namespaced(client.clone(), &owner.namespace);
+    annotate_by(Api::<K>::namespaced(client.clone(), &owner.namespace), owner, time).await
+}
+
+async fn annotate_by<K: Clone + Debug + DeserializeOwned>(
+    api: Api<K>,
+    owner: &PodOwner,
+    time: &str,
+) -> Result<(), ApplyError> {
     let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
     // Another UID than the object's is a conflict.
     let patch = Patch::Merge(json!({"metadata": {"uid": owner.uid, "annotations": {NUDGED: time}}}));

@@ -35,6 +35,12 @@ pub struct Target {
     pub order: Order,
     /// The tag that a person left, with its digest if that alone was left, if this container is held already.
     pub left: Option<String>,
+    /// The tag that it is held at according to the record of that.
+    pub held: Option<String>,
+    /// Tags that are never enough, as text of `Tagged`: Pods that kimup gave one are rolled, also to an older tag.
+    pub rejected: BTreeSet<String>,
+    /// Why the newest of them was rejected.
+    pub why_rejected: String,
 }
 
 /// A workload that keeps another tag because a person said so.
@@ -69,7 +75,12 @@ pub struct Change {
     pub rule: String,
     /// The rollout ID.
     pub rollout: String,
+    /// Set if it goes back from a rejected tag: why that was rejected.
+    pub back: Option<String>,
 }
+
+/// What stands for the rule in a rollout that goes back from a rejected tag.
+pub const ROLLBACK: &str = "rollback";
 
 /// Why a workload cannot be planned yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,9 +125,23 @@ impl Plan {
     pub fn change_cause(&self) -> String {
         let said = self.changes.iter().map(|c| {
             let from = if c.from.is_empty() { "?" } else { &c.from };
-            format!("{} {from} -> {} (Image {}, rule {})", c.container, c.to, c.image, c.rule)
+            let why = c.back.as_ref().map_or_else(|| format!("rule {}", c.rule), |why| format!("{ROLLBACK}: {why}"));
+            format!("{} {from} -> {} (Image {}, {why})", c.container, c.to, c.image)
         });
         format!("kimup: {}", said.collect::<Vec<_>>().join(", "))
+    }
+
+    /// Whether it takes a rejected tag away: that waits for nothing.
+    pub fn goes_back(&self) -> bool {
+        self.changes.iter().any(|change| change.back.is_some())
+    }
+
+    /// The same without the Images that go forward.
+    #[must_use]
+    pub fn back_only(&self, workload: &Workload) -> Self {
+        let back: BTreeSet<&str> = self.changes.iter().filter(|c| c.back.is_some()).map(|c| c.image.as_str()).collect();
+        let forward = self.changes.iter().map(|c| c.image.as_str()).filter(|image| !back.contains(image)).collect();
+        self.without(workload, &forward)
     }
 
     /// The same, but what these Images change stays as it is on `workload`.
@@ -149,6 +174,12 @@ pub fn id(image_uid: &str, tag: &str) -> String {
         let _ = write!(id, "{byte:02x}");
     }
     id
+}
+
+/// The rollout ID of going back from a rejected tag to one whose own ID is `forward`: another one, because that tag was
+/// rolled out before.
+pub fn back_id(forward: &str, rejected: &str) -> String {
+    id(forward, rejected)
 }
 
 /// Plans a workload. `targets` are by container name; `facts` may be absent at first (`Blocked::NeedsFacts` asks).
@@ -211,8 +242,8 @@ impl Case<'_> {
         if self.is_enough(&ran) || of_before {
             return ContainerPlan::Keep;
         }
-        let owners = self.workload.stamp_owners.get(&self.container.name);
-        if owners.is_some_and(|o| o.contains(FIELD_MANAGER)) {
+        let held = self.target.held.as_ref() == Some(&ran.to_string()) && self.is_held();
+        if is_ours(self.workload, &self.container.name) && !held {
             return self.roll(&ran); // an older stamp of our own is unfinished work
         }
         self.put_back(&ran, None, false)
@@ -235,7 +266,8 @@ impl Case<'_> {
     }
 
     fn unstamped(&self) -> ContainerPlan {
-        if self.wanted() == self.container.text {
+        // Pods may run a tag that admission gave before it was rejected.
+        if self.wanted() == self.container.text && self.target.rejected.is_empty() {
             return ContainerPlan::Keep;
         }
         if !self.workload.observed {
@@ -257,6 +289,9 @@ impl Case<'_> {
         if running.iter().all(|ran| self.is_enough(ran)) {
             return ContainerPlan::Keep;
         }
+        if let Some(rejected) = running.iter().find(|ran| self.is_rejected(ran)) {
+            return self.roll(rejected);
+        }
         let recorded = self.target.left.is_some() && facts.revisions.len() > 1;
         if recorded || self.newer_stamps(facts, &oldest).next().is_some() {
             return self.put_back(&oldest, None, false);
@@ -269,6 +304,7 @@ impl Case<'_> {
         let stamped_before = facts.stamps(&self.container.name).any(|s| self.here(&s.reference).is_some());
         // Else the Pods to come get the settled tag at admission, but one in flight by a stamp alone.
         match (self.target.settled || stamped_before, self.workload.replicas) {
+            (_, _) if self.wanted() == self.container.text => ContainerPlan::Keep,
             (true, 0) => ContainerPlan::Keep,
             (true, _) => ContainerPlan::Blocked(Blocked::AwaitsPods),
             (false, _) => self.roll(&Tagged::default()),
@@ -318,9 +354,13 @@ impl Case<'_> {
         })
     }
 
-    fn roll(&self, from: &Tagged) -> ContainerPlan {
-        let want = self.want();
-        let (from, to) = from.difference(&want);
+    fn roll(&self, ran: &Tagged) -> ContainerPlan {
+        // Where it was held before a rejected tag was tried, it is held again.
+        let held =
+            self.target.held.as_deref().and_then(Tagged::parse).filter(|_| self.is_rejected(ran) && self.is_held());
+        let want = held.unwrap_or_else(|| self.want());
+        let reference = self.image(&want);
+        let (from, to) = ran.difference(&want);
         let change = Change {
             container: self.container.name.clone(),
             from,
@@ -329,18 +369,44 @@ impl Case<'_> {
             image: self.target.image.clone(),
             rule: self.target.rule.clone(),
             rollout: self.target.rollout.clone(),
+            back: None,
         };
-        ContainerPlan::Roll(change, Stamp { text: self.container.text.clone(), reference: self.wanted() })
+        let change = if self.goes_back(ran) { self.back(ran, change) } else { change };
+        ContainerPlan::Roll(change, Stamp { text: self.container.text.clone(), reference })
+    }
+
+    /// Whether what is wanted is not newer than `ran`, which was rejected.
+    fn goes_back(&self, ran: &Tagged) -> bool {
+        self.is_rejected(ran) && self.compare(&self.want().tag, &ran.tag) != Some(Ordering::Greater)
+    }
+
+    fn back(&self, ran: &Tagged, change: Change) -> Change {
+        let rejected = if self.target.rejected.contains(&ran.tag) { ran.tag.clone() } else { ran.to_string() };
+        let why = self.target.why_rejected.clone();
+        Change {
+            rule: ROLLBACK.to_owned(),
+            rollout: back_id(&self.target.rollout, &rejected),
+            back: Some(why),
+            ..change
+        }
     }
 
     /// Whether a container that runs `ran` is left alone: it is what it should run, the same version or a newer one. Where
     /// no digest is wanted, any of the tag is right.
     fn is_enough(&self, ran: &Tagged) -> bool {
         let want = self.want();
+        if self.is_rejected(ran) {
+            return false;
+        }
         if ran.tag == want.tag {
             return want.digest.is_none() || ran.digest == want.digest;
         }
         matches!(self.compare(&ran.tag, &want.tag), Some(Ordering::Equal | Ordering::Greater))
+    }
+
+    /// Whether a tag that kimup gave is taken back: one that is rejected, unless it is the container's own text.
+    fn is_rejected(&self, ran: &Tagged) -> bool {
+        ran.is_in(&self.target.rejected) && *ran != self.own() && *ran != self.want()
     }
 
     /// The tag of the container's text.
@@ -366,11 +432,19 @@ impl Case<'_> {
 
     /// The image this container should run.
     fn wanted(&self) -> String {
-        let want = self.want();
+        self.image(&self.want())
+    }
+
+    fn image(&self, want: &Tagged) -> String {
         if want.digest.is_none() && self.reference.tag() == Some(want.tag.as_str()) {
             return self.container.text.clone();
         }
         want.image(self.reference)
+    }
+
+    /// Whether a hold is on record that has not ended.
+    fn is_held(&self) -> bool {
+        self.target.left.as_deref().and_then(Tagged::parse).is_some_and(|left| !self.ends(&left))
     }
 
     fn compare(&self, a: &str, b: &str) -> Option<Ordering> {
@@ -389,6 +463,8 @@ fn tagged(reference: &str) -> Tagged {
     Reference::parse(reference).map(|reference| Tagged::of(&reference)).unwrap_or_default()
 }
 
+#[cfg(test)]
+mod rejected;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

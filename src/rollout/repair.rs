@@ -47,7 +47,7 @@ pub fn repair(workload: &Workload, targets: &BTreeMap<String, Target>, wrong: &B
             let (from, to) = from.difference(&to);
             let (image, rule) = (target.image.clone(), target.rule.clone());
             let rollout = format!("{rollout}{REPAIRED}");
-            plan.changes.push(Change { container: name.clone(), from, to, digest, image, rule, rollout });
+            plan.changes.push(Change { container: name.clone(), from, to, digest, image, rule, rollout, back: None });
         }
         if workload.stamp_owners.get(name).is_some_and(|owners| owners.contains(FIELD_MANAGER)) {
             plan.stamps.insert(name.clone(), stamp.to_string());
@@ -91,6 +91,9 @@ mod tests {
             rollout: "ab12".to_owned(),
             order: Order::of(&serde_json::from_value(spec).unwrap()),
             left: None,
+            held: None,
+            rejected: BTreeSet::new(),
+            why_rejected: String::new(),
         }
     }
 

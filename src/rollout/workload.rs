@@ -1,16 +1,20 @@
 //! A workload as kimup sees it: the few facts of a Deployment, StatefulSet or DaemonSet that decide a rollout.
+//! `foreign` reads those that other projects bring.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, DeploymentStatus, StatefulSet};
 use k8s_openapi::api::core::v1::{Container as PodContainer, PodSpec, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ManagedFieldsEntry, ObjectMeta};
+use kube::core::{ApiResource, GroupVersionKind};
 use serde_json::Value;
 
 use crate::api::annotated::Levels;
 use crate::api::annotations::{AnnotationError, Map, NamespaceSettings, ROLLOUT, STAMP_PREFIX, Stamp};
 
+use super::apply::FIELD_MANAGER;
 use super::placement::Placement;
 
 /// Kind of a workload that kimup rolls.
@@ -22,16 +26,51 @@ pub enum Kind {
     StatefulSet,
     /// `apps/v1` DaemonSet.
     DaemonSet,
+    /// `argoproj.io/v1alpha1` Rollout, where Argo Rollouts is installed.
+    Rollout,
+    /// `apps.kruise.io/v1alpha1` CloneSet, where OpenKruise is installed.
+    CloneSet,
 }
 
 impl Kind {
+    /// Every kind.
+    pub const ALL: [Self; 5] = [Self::Deployment, Self::StatefulSet, Self::DaemonSet, Self::Rollout, Self::CloneSet];
+
     /// The kind as it stands in YAML.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Deployment => "Deployment",
             Self::StatefulSet => "StatefulSet",
             Self::DaemonSet => "DaemonSet",
+            Self::Rollout => "Rollout",
+            Self::CloneSet => "CloneSet",
         }
+    }
+
+    /// Its API group, version and resource.
+    pub const fn api(self) -> (&'static str, &'static str, &'static str) {
+        match self {
+            Self::Deployment => ("apps", "v1", "deployments"),
+            Self::StatefulSet => ("apps", "v1", "statefulsets"),
+            Self::DaemonSet => ("apps", "v1", "daemonsets"),
+            Self::Rollout => ("argoproj.io", "v1alpha1", "rollouts"),
+            Self::CloneSet => ("apps.kruise.io", "v1alpha1", "clonesets"),
+        }
+    }
+
+    /// `apiVersion` as it stands in YAML.
+    pub const fn api_version(self) -> &'static str {
+        match self {
+            Self::Deployment | Self::StatefulSet | Self::DaemonSet => "apps/v1",
+            Self::Rollout => "argoproj.io/v1alpha1",
+            Self::CloneSet => "apps.kruise.io/v1alpha1",
+        }
+    }
+
+    /// The kind for requests without a type of its own.
+    pub fn resource(self) -> ApiResource {
+        let (group, version, plural) = self.api();
+        ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, self.as_str()), plural)
     }
 }
 
@@ -91,6 +130,7 @@ pub(super) fn blames_us(message: &str) -> bool {
 }
 
 /// A workload as kimup sees it.
+#[allow(clippy::struct_excessive_bools)] // independent facts
 #[derive(Clone, Debug, PartialEq)]
 pub struct Workload {
     /// Which one.
@@ -117,6 +157,8 @@ pub struct Workload {
     pub deleting: bool,
     /// By container: the field managers that own its stamp.
     pub stamp_owners: BTreeMap<String, BTreeSet<String>>,
+    /// When kimup applied a stamp last, by the API server's clock, to the second; none if kimup owns none.
+    pub stamped_at: Option<Timestamp>,
     /// `spec.selector` as a query string; none if it selects by expressions that a query cannot say.
     pub selector: Option<String>,
     /// Wanted number of Pods.
@@ -125,10 +167,22 @@ pub struct Workload {
     pub observed: bool,
     /// All Pods are of the newest revision and ready, as `kubectl rollout status` sees it.
     pub complete: bool,
+    /// A person has paused it.
+    pub paused: bool,
+    /// When its controller said that its newest template makes no progress any more (`ProgressDeadlineExceeded`).
+    pub exceeded: Option<Timestamp>,
+    /// Why its controller cannot create Pods, in its words.
+    pub trouble: Option<String>,
     /// Whether its controller cannot create Pods, as far as its status tells.
     pub denied: Option<Denied>,
-    /// The revision of the newest Pods where the object itself tells it: a StatefulSet's `status.updateRevision`.
+    /// The revision of the newest Pods where the object itself tells it: `status.updateRevision` of a StatefulSet, the
+    /// hash in that of a CloneSet.
     pub revision: Option<String>,
+    /// Why its controller gave the rollout of this template up and runs the version before again; only an Argo Rollout's
+    /// does. `exceeded` says when.
+    pub aborted: Option<String>,
+    /// Why a stamp would not replace its Pods, and what to do, if that is so: it is not rolled then.
+    pub unrollable: Option<&'static str>,
 }
 
 impl Workload {
@@ -144,7 +198,24 @@ impl Workload {
             && status.replicas.unwrap_or(0) <= updated
             && status.available_replicas.unwrap_or(0) >= updated;
         let workload = Self::new(Kind::Deployment, &object.metadata, &spec.template, Some(&spec.selector))?;
-        Some(Self { replicas, observed, complete, denied: Denied::of_deployment(&status), ..workload })
+        let condition = |kind: &str, wanted: &str| {
+            let mut conditions = status.conditions.iter().flatten();
+            conditions.find(|c| c.type_.as_deref() == Some(kind) && c.status.as_deref() == Some(wanted))
+        };
+        let exceeded = condition("Progressing", "False");
+        let exceeded = exceeded.filter(|c| c.reason.as_deref() == Some("ProgressDeadlineExceeded"));
+        Some(Self {
+            replicas,
+            observed,
+            complete,
+            paused: spec.paused == Some(true),
+            exceeded: exceeded
+                .and_then(|c| c.last_update_time.as_ref().or(c.last_transition_time.as_ref()))
+                .map(|t| t.0),
+            trouble: condition("ReplicaFailure", "True").and_then(|c| c.message.clone()),
+            denied: Denied::of_deployment(&status),
+            ..workload
+        })
     }
 
     /// Reads a StatefulSet. None if it lacks what every stored object has.
@@ -184,7 +255,7 @@ impl Workload {
         Some(Self { replicas, observed, complete: observed && (on_delete || moved), denied, ..workload })
     }
 
-    fn new(
+    pub(super) fn new(
         kind: Kind,
         metadata: &ObjectMeta,
         template: &PodTemplateSpec,
@@ -204,12 +275,18 @@ impl Workload {
             access: PullAccess::of(pod),
             deleting: metadata.deletion_timestamp.is_some(),
             stamp_owners: stamp_owners(metadata.managed_fields.as_deref().unwrap_or_default()),
+            stamped_at: stamped_at(metadata.managed_fields.as_deref().unwrap_or_default()),
             selector: selector.and_then(selector_query),
             replicas: 0,
             observed: false,
             complete: false,
+            paused: false,
+            exceeded: None,
+            trouble: None,
             denied: None,
             revision: None,
+            aborted: None,
+            unrollable: None,
         })
     }
 
@@ -234,9 +311,13 @@ impl Denied {
     /// From the condition that a Deployment takes over from its `ReplicaSet`s.
     fn of_deployment(status: &DeploymentStatus) -> Option<Self> {
         let mut failures = status.conditions.iter().flatten().filter(|c| c.type_.as_deref() == Some("ReplicaFailure"));
-        let message =
-            failures.find(|c| c.status.as_deref() == Some("True"))?.message.as_deref().filter(|m| blames_us(m))?;
-        Some(if message.contains("failed calling webhook") { Self::Unreachable } else { Self::ByUs })
+        Self::of_message(failures.find(|c| c.status.as_deref() == Some("True"))?.message.as_deref()?)
+    }
+
+    /// From what a controller says that could not create a Pod.
+    pub(super) fn of_message(message: &str) -> Option<Self> {
+        let ours = blames_us(message);
+        ours.then(|| if message.contains("failed calling webhook") { Self::Unreachable } else { Self::ByUs })
     }
 }
 
@@ -267,20 +348,31 @@ impl PullAccess {
 fn stamp_owners(entries: &[ManagedFieldsEntry]) -> BTreeMap<String, BTreeSet<String>> {
     let mut owners: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for entry in entries {
-        let Some(fields) = &entry.fields_v1 else {
-            continue;
-        };
-        let path = ["f:spec", "f:template", "f:metadata", "f:annotations"];
-        let annotations = path.iter().try_fold(&fields.0, |value: &Value, key| value.get(key));
-        let keys = annotations.and_then(Value::as_object).into_iter().flat_map(|map| map.keys());
-        for key in keys {
-            if let Some(container) = key.strip_prefix("f:").and_then(|k| k.strip_prefix(STAMP_PREFIX)) {
-                let manager = entry.manager.clone().unwrap_or_default();
-                owners.entry(container.to_owned()).or_default().insert(manager);
-            }
+        for container in stamped_containers(entry) {
+            let manager = entry.manager.clone().unwrap_or_default();
+            owners.entry(container.to_owned()).or_default().insert(manager);
         }
     }
     owners
+}
+
+/// When kimup's stamps were applied: the API server notes the time of each apply that changed something. It survives
+/// restarts, and needs no clock of ours.
+fn stamped_at(entries: &[ManagedFieldsEntry]) -> Option<Timestamp> {
+    let ours = entries.iter().filter(|entry| entry.manager.as_deref() == Some(FIELD_MANAGER));
+    let stamped = ours.filter(|entry| stamped_containers(entry).next().is_some());
+    stamped.filter_map(|entry| entry.time.as_ref().map(|time| time.0)).max()
+}
+
+/// The containers whose stamps an entry of `metadata.managedFields` owns.
+fn stamped_containers(entry: &ManagedFieldsEntry) -> impl Iterator<Item = &str> {
+    let path = ["f:spec", "f:template", "f:metadata", "f:annotations"];
+    let annotations = entry
+        .fields_v1
+        .as_ref()
+        .and_then(|fields| path.iter().try_fold(&fields.0, |value: &Value, key| value.get(key)));
+    let keys = annotations.and_then(Value::as_object).into_iter().flat_map(|map| map.keys());
+    keys.filter_map(|key| key.strip_prefix("f:")?.strip_prefix(STAMP_PREFIX))
 }
 
 fn selector_query(selector: &LabelSelector) -> Option<String> {
@@ -413,6 +505,28 @@ mod tests {
         let workload = Workload::from_deployment(&object).unwrap();
         let owners: Vec<_> = workload.stamp_owners["app"].iter().map(String::as_str).collect();
         assert_eq!(owners, ["kimup-rollout", "kubectl-rollout"]);
+    }
+
+    #[test]
+    fn stamps_have_a_time() {
+        fn check(entries: &[(&str, &str, bool)], expected: Option<&str>) {
+            let entry = |(manager, time, stamps): &(&str, &str, bool)| {
+                let key = if *stamps { "f:stamp.kimup.cloudavenue.io/app" } else { "f:other" };
+                json!({"manager": manager, "time": time, "fieldsType": "FieldsV1",
+                    "fieldsV1": {"f:spec": {"f:template": {"f:metadata": {"f:annotations": {key: {}}}}}}})
+            };
+            let entries: Vec<Value> = entries.iter().map(entry).collect();
+            let object = deployment(&json!({"metadata": {"managedFields": entries}}));
+            let found = Workload::from_deployment(&object).unwrap().stamped_at;
+            assert_eq!(found, expected.map(|time| time.parse().unwrap()), "{entries:?}");
+        }
+        let (early, late) = ("2026-01-01T00:00:00Z", "2026-01-01T00:01:00Z");
+        check(&[], None);
+        check(&[("kimup-rollout", early, true)], Some(early));
+        check(&[("kimup-rollout", early, true), ("kubectl-rollout", late, true)], Some(early));
+        check(&[("kimup-rollout", early, true), ("kimup-rollout", late, false)], Some(early));
+        check(&[("kimup-rollout", late, true), ("kimup-rollout", early, true)], Some(late));
+        check(&[("kubectl-rollout", late, true)], None);
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! Which tag an Image should run: its rules in order, over what is known. Pure.
 
 use std::cmp::Ordering;
+use std::collections::BTreeSet;
 
-use crate::api::{CompiledSpec, Order, Tagged};
+use crate::api::{CompiledRule, CompiledSpec, Order, Tagged};
 use crate::policy::{self, Rule};
 
 use super::gates::Waits;
@@ -20,6 +21,15 @@ pub struct Known<'a> {
     pub stamped: Option<&'a Tagged>,
     /// The Image was made for the text of one container: its starting tag is that text's.
     pub of_one_text: bool,
+    /// Tags that are not tried again, as text of [`Tagged`].
+    pub rejected: Option<&'a BTreeSet<String>>,
+}
+
+impl Known<'_> {
+    /// Whether a tag is not tried again, whatever its digest.
+    pub fn is_rejected(&self, tag: &str) -> bool {
+        self.rejected.is_some_and(|rejected| rejected.contains(tag))
+    }
 }
 
 /// The tag that an Image should run.
@@ -41,11 +51,33 @@ pub struct Choice {
     pub passed_over: Vec<String>,
     /// A pinned digest that the registry has no longer.
     pub gone: Option<String>,
+    /// A newer tag that is not tried again, and why, in a sentence.
+    pub rejected: Option<String>,
     /// A newer tag that has to wait.
     pub waits: Option<Box<Waits>>,
+    /// A person asked for it; `why` says who: `approved by bob`.
+    pub approved: bool,
+}
+
+/// Which rules choose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rules {
+    /// Those whose tags go by themselves.
+    Free,
+    /// Also those whose tags a person approves.
+    All,
+}
+
+impl Rules {
+    /// Names and rules, in order.
+    fn of(self, spec: &CompiledSpec) -> (Vec<&str>, Vec<&Rule>) {
+        let chooses = |rule: &&CompiledRule| rule.apply && (self == Self::All || rule.approval.is_none());
+        spec.rules.iter().filter(chooses).map(|rule| (&*rule.name, &rule.rule)).unzip()
+    }
 }
 
 /// The decision.
+#[allow(clippy::large_enum_variant)] // one for each sync
 #[derive(Clone, Debug, PartialEq)]
 pub enum Verdict {
     /// The Image should run this tag, the current one or a newer.
@@ -60,11 +92,12 @@ pub enum Verdict {
 }
 
 /// Decides over a complete list of tags. The answer does not depend on their order.
-pub fn decide<T: AsRef<str>>(spec: &CompiledSpec, known: Known<'_>, tags: &[T]) -> Verdict {
+pub fn decide<T: AsRef<str>>(spec: &CompiledSpec, which: Rules, known: Known<'_>, tags: &[T]) -> Verdict {
     let order = Order::from(spec);
     // A stamp that no rule can compare is nothing to start from.
     let comparable = |tag: &str| order.compare(tag, tag).is_some();
-    let stamped = known.stamped.filter(|stamped| known.settled.is_none() && comparable(&stamped.tag));
+    let counts = |stamped: &&Tagged| comparable(&stamped.tag) && !known.is_rejected(&stamped.tag);
+    let stamped = known.stamped.filter(|_| known.settled.is_none()).filter(counts);
     let current = known.in_flight.or(known.settled).or(stamped.map(|stamped| stamped.tag.as_str()));
     let adopted = stamped.cloned();
     let kept = |tag: &str| {
@@ -79,15 +112,15 @@ pub fn decide<T: AsRef<str>>(spec: &CompiledSpec, known: Known<'_>, tags: &[T]) 
     if tags.is_empty() {
         return Verdict::Empty;
     }
-    if let Some(gate) = spec.gate {
-        let why = format!("{gate} is not acted on by this version, so nothing is chosen while it is set");
-        return current.map_or(Verdict::None { why }, kept);
-    }
     let start = start(spec, &order, current, &known);
-    let (names, rules): (Vec<&str>, Vec<&Rule>) =
-        spec.rules.iter().filter(|rule| rule.apply).map(|rule| (&*rule.name, &rule.rule)).unzip();
-    let decision = policy::choose(&rules, &spec.filter, start, tags);
-    let why = if rules.is_empty() { "no rule has the action apply".to_owned() } else { decision.reason() };
+    let (names, rules) = which.of(spec);
+    let offered: Vec<&str> = tags.iter().map(AsRef::as_ref).filter(|tag| !known.is_rejected(tag)).collect();
+    let decision = policy::choose(&rules, &spec.filter, start, &offered);
+    let why = match rules.is_empty() {
+        true if spec.asks_approval() => "each rule asks for approval".to_owned(),
+        true => "no rule has the action apply".to_owned(),
+        false => decision.reason(),
+    };
     match (decision.selected, decision.rule, start) {
         // A rule may choose what is behind the current tag by the order of one that only tells.
         (Some(tag), Some(_), _) if current.is_some_and(|c| order.compare(tag, c) == Some(Ordering::Less)) => {
@@ -97,6 +130,13 @@ pub fn decide<T: AsRef<str>>(spec: &CompiledSpec, known: Known<'_>, tags: &[T]) 
             let rule = names.get(rule).copied().unwrap_or_default().to_owned();
             Verdict::Tag(Choice { tag: tag.to_owned(), rule, why, adopted, ..Choice::default() })
         }
+        // Of these a person decides on the first tag: one that could be compared would be the current one by now.
+        _ if current.is_none() && which == Rules::Free && spec.asks_approval() => Verdict::None { why },
+        // Newer ones than a rejected starting tag are taken, itself is not.
+        (_, _, Some(tag)) if current != Some(tag) && known.is_rejected(tag) => match current {
+            Some(current) => kept(current),
+            None => Verdict::None { why: format!("the starting tag {tag} was rejected, and {why}") },
+        },
         // The starting tag is an input to the choice: nobody runs it unless the registry lists it.
         (_, _, Some(tag)) if current != Some(tag) && !tags.iter().any(|t| t.as_ref() == tag) => match current {
             Some(current) => kept(current),
@@ -105,6 +145,15 @@ pub fn decide<T: AsRef<str>>(spec: &CompiledSpec, known: Known<'_>, tags: &[T]) 
         (_, _, Some(tag)) => kept(tag),
         (_, _, None) => Verdict::None { why },
     }
+}
+
+/// The tag that would be chosen, were it not rejected; none if `chosen` is.
+pub fn refused<T: AsRef<str>>(spec: &CompiledSpec, known: Known<'_>, tags: &[T], chosen: &str) -> Option<String> {
+    known.rejected.filter(|rejected| !rejected.is_empty())?;
+    let Verdict::Tag(choice) = decide(spec, Rules::All, Known { rejected: None, ..known }, tags) else {
+        return None;
+    };
+    Some(choice.tag).filter(|tag| tag != chosen && known.is_rejected(tag))
 }
 
 /// The current tag, or the starting tag if there is none or it has been raised above. Where only its digest is followed,
@@ -126,6 +175,34 @@ fn start<'a>(spec: &'a CompiledSpec, order: &Order, current: Option<&'a str>, kn
         (Some(current), _) => Some(current),
         (None, base) => base,
     }
+}
+
+/// Whether the rules allow `tag`, which somebody approved, to replace what is current: the name of the rule, or why not.
+pub fn allows<T: AsRef<str>>(
+    spec: &CompiledSpec,
+    known: Known<'_>,
+    current: Option<&str>,
+    tags: &[T],
+    tag: &str,
+) -> Result<String, String> {
+    let order = Order::from(spec);
+    if known.is_rejected(tag) {
+        return Err("it was rejected; the annotation action=retry clears that".to_owned());
+    }
+    if let Some(current) = current.filter(|current| order.compare(tag, current) == Some(Ordering::Less)) {
+        return Err(format!("it is older than {current}; to go back, reject {current} or undo its rollout"));
+    }
+    let (names, rules) = Rules::All.of(spec);
+    let start = start(spec, &order, current, &known);
+    // What stands between is of no account: each rule is asked for this tag alone.
+    let alone = policy::choose(&rules, &spec.filter, start, &[tag]).rule.and_then(|rule| names.get(rule).copied());
+    let explained = policy::choose(&rules, &spec.filter, start, tags).explain();
+    if explained.candidates.contains(&tag) {
+        return Ok(alone.unwrap_or_default().to_owned());
+    }
+    let lost = explained.rejected.iter().find(|rejection| rejection.tag == tag);
+    Err(lost
+        .map_or_else(|| "no rule allows it".to_owned(), |rejection| format!("no rule allows it: {}", rejection.reason)))
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Runs sync: the queue of keys, the workers, and what the process remembers between them.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -17,15 +17,17 @@ use crate::registry;
 use crate::rollout::WorkloadKey;
 use crate::telemetry::Metrics;
 
+use super::failing::Judgement;
 use super::image::Memo;
+use super::limits::Waits;
 use super::nodes::Nodes;
 use super::nudge::{self, Nudges};
 use super::outage::Outages;
 use super::pace::Places;
 use super::queue::Queue;
 use super::source::SourceKey;
+use super::view::View;
 use super::watch;
-use super::workload::View;
 use super::world::{ImageKey, World};
 
 /// Images at once that use the API server. Those that wait for a registry do not count: the registry client has limits of
@@ -50,6 +52,10 @@ pub struct Options {
     pub max_rollouts_per_namespace: usize,
     /// Most workloads of the cluster that roll at a time.
     pub max_rollouts: usize,
+    /// How long a rollout may make no progress, where an Image does not say.
+    pub rollout_deadline: Duration,
+    /// Least time between two rollouts of one workload, where its Image does not say.
+    pub rollout_min_interval: Duration,
     /// How often `status.time` is written when nothing else changed.
     pub status_heartbeat: Duration,
     /// How long the webhook's question may take here.
@@ -77,9 +83,10 @@ pub struct Sync {
     pub(super) rolling: tokio::sync::Mutex<()>,
     pub(super) nodes: Nodes,
     pub(super) nudges: Nudges,
-    waiting: Mutex<HashSet<WorkloadKey>>,
+    waiting: Mutex<HashMap<WorkloadKey, Waits>>,
     pending: Mutex<HashMap<WorkloadKey, Instant>>,
     told: Mutex<HashMap<SourceKey, (String, Vec<String>)>>,
+    judgements: Mutex<HashMap<WorkloadKey, Judgement>>,
 }
 
 /// What the queue holds.
@@ -133,6 +140,7 @@ pub fn start(
         waiting: Mutex::default(),
         pending: Mutex::default(),
         told: Mutex::default(),
+        judgements: Mutex::default(),
     });
     let (warm_sender, warm) = tokio::sync::watch::channel(false);
     let task = tokio::spawn(run(sync.clone(), warm_sender, shutdown));
@@ -240,8 +248,8 @@ impl Sync {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Workloads that wait for a place in the limits.
-    pub(super) fn waiting(&self) -> MutexGuard<'_, HashSet<WorkloadKey>> {
+    /// Workloads that wait for others.
+    pub(super) fn waiting(&self) -> MutexGuard<'_, HashMap<WorkloadKey, Waits>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -253,6 +261,11 @@ impl Sync {
     /// What was said of each annotated object: its UID, and what is wrong.
     pub(super) fn told(&self) -> MutexGuard<'_, HashMap<SourceKey, (String, Vec<String>)>> {
         self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What became of rollouts that did not end in time.
+    pub(super) fn judgements(&self) -> MutexGuard<'_, HashMap<WorkloadKey, Judgement>> {
+        self.judgements.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn queue_everything(&self) {

@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use crate::api::{Closed, CompiledSpec, Order, Pending, Seen, Tagged};
+use crate::api::{Asked, Closed, CompiledSpec, Order, Pending, Seen, Tagged};
 
+use super::approval::{self, Approved};
 use super::status::rfc3339;
 
 const FROZEN: &str = "Frozen";
@@ -29,6 +30,12 @@ pub(super) struct Gate {
     pub seen: Vec<Seen>,
     /// The time.
     pub now: Timestamp,
+    /// No rollout may start, not even of what a person approved.
+    pub brake: Option<Closed>,
+    /// What a person approved.
+    pub approved: Option<Approved>,
+    /// What people are asked to approve, as the status has it.
+    pub asked: Option<Asked>,
 }
 
 /// A tag that waits.
@@ -148,9 +155,9 @@ pub(super) fn own_tag(spec: &CompiledSpec, tags: &[&str]) -> Option<Tagged> {
     (comparable && tags.contains(&base)).then(|| Tagged::new(base, None))
 }
 
-/// Whether a status tells of a tag that waits for a gate that can only be opened, not for its age.
+/// Whether a status tells of a tag that waits for a gate that can only be opened, not for its age or a person.
 pub(super) fn waits_for_opening(reason: &str) -> bool {
-    reason != TOO_YOUNG
+    reason != TOO_YOUNG && !approval::is_reason(reason)
 }
 
 fn ready(since: Timestamp, min_age: Duration) -> Option<Timestamp> {

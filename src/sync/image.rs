@@ -1,5 +1,6 @@
 //! Reconciles one Image: observe, decide, record, report. The only writer of its status.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,19 +9,21 @@ use kube::ResourceExt;
 use tokio::sync::SemaphorePermit;
 use tokio::time::Instant;
 
-use crate::api::annotations::{ACTION, REQUESTED_AT};
-use crate::api::{self, Closed, CompiledSpec, Image, ImageStatus, SyncResult, Tagged};
+use crate::api::annotations::APPROVE;
+use crate::api::{self, Closed, CompiledSpec, Image, ImageStatus, Rejected, SyncResult, Tagged};
 use crate::policy::Repository;
 use crate::registry::Asker;
 use crate::rollout::PullAccess;
 
-use super::decide::Known;
+use super::approval::Approved;
+use super::decide::{self, Known};
 use super::engine::{Key, Sync};
 use super::gates::{self, Gate};
 use super::managed;
 use super::observe;
 use super::pace::{self, RETRY_MAX, Wanted};
 use super::records;
+use super::request::{self, Request};
 use super::status::{self, Failure, Outcome, Subject};
 use super::verify::{Checks, Chosen, Given};
 use super::world::{Cached, ImageKey, status_of};
@@ -34,39 +37,24 @@ const CONFLICT_PAUSE: Duration = Duration::from_millis(200);
 /// What this process remembers of an Image between syncs. Losing it costs one more listing, nothing else.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Memo {
-    uid: String,
-    generation: Option<i64>,
+    pub(super) uid: String,
+    pub(super) generation: Option<i64>,
     /// When the next sync is due; none: when asked.
-    next: Option<Timestamp>,
-    failures: u32,
-    last_success: Option<Timestamp>,
+    pub(super) next: Option<Timestamp>,
+    pub(super) failures: u32,
+    pub(super) last_success: Option<Timestamp>,
     /// When the last sync began whose outcome, whatever it is, is in the status.
     pub(super) synced: Option<Instant>,
     /// Sync at the next occasion, whatever the triggers say.
     pub(super) forced: bool,
+    /// Somebody wants what it rejected tried again.
+    pub(super) forgets: bool,
+    /// When its status was written last.
+    pub(super) written: Option<Instant>,
     /// What was learned of its tags.
     pub(super) checks: Checks,
-}
-
-/// What a person asked for by annotation.
-struct Request {
-    refresh: bool,
-    requested_at: Option<String>,
-}
-
-impl Request {
-    fn of(image: &Image, status: &ImageStatus) -> Self {
-        let annotations = image.annotations();
-        let requested_at = annotations.get(REQUESTED_AT).filter(|at| status.last_handled_request.as_ref() != Some(*at));
-        Self {
-            refresh: annotations.get(ACTION).is_some_and(|action| action == "refresh"),
-            requested_at: requested_at.cloned(),
-        }
-    }
-
-    fn any(&self) -> bool {
-        self.refresh || self.requested_at.is_some()
-    }
+    /// The approval that the last sync knew of: it is not a reason for another one.
+    pub(super) approved: Option<Approved>,
 }
 
 impl Sync {
@@ -122,14 +110,30 @@ impl Sync {
             let status = ImageStatus { result: Some(SyncResult::Scheduled), ..status_of(&image) };
             image = write::status(self, key, &image, &status).await?;
         }
+        let request = Request::of(&image, &status_of(&image));
+        if request.retry && !self.retry(key, &image) {
+            return Ok(()); // others of its group come first
+        }
+        let forgets = self.memos().get_mut(key).is_some_and(|memo| std::mem::take(&mut memo.forgets));
+        if request.retry || forgets {
+            image = self.forget_rejected(key, &image).await?;
+        }
         let old = status_of(&image);
+        // Before anything else: a registry may take long to answer.
+        if self.go_back(key, &image, &old).await? {
+            return Ok(());
+        }
         let now = Timestamp::now();
         let compiled = api::compile(&image.spec, now);
-        let request = Request::of(&image, &old);
+        if self.reject_by_word(key, &image, &old, &request, compiled.as_ref().ok()).await? {
+            self.queue.add_now(Key::Image(key.clone()));
+            return Ok(());
+        }
         let mut new = old.clone();
         let mut selected = None;
         let mut began = None;
         let mut gone = None;
+        let mut answer = None;
         let wanted = self.wanted(key, &image, &old, &request, compiled.as_ref().ok(), now);
         let wanted = wanted.or_else(|| self.gate_opened(key, &image, &old, compiled.as_ref().ok(), now));
         let due = wanted.is_some();
@@ -138,24 +142,27 @@ impl Sync {
             let spec = compiled.as_ref().ok();
             // A registry may take long: the place is for others until it has answered.
             drop(place);
-            let Chosen { outcome, seen } = self.sync(key, &image, &old, compiled.as_ref(), wanted).await;
+            let chosen = self.sync(key, &image, &old, compiled.as_ref(), wanted).await;
+            let Chosen { outcome, seen, asked, answer: answered, wake } = chosen;
             place = self.places.take().await.ok_or(WriteError::NotLeader)?;
             if let Outcome::Tag(choice) = &outcome {
                 gone.clone_from(&choice.gone);
             }
             let retry = matches!(&outcome, Outcome::Failed(failure) if !failure.stalled);
-            let subject = self.subject(&image, spec);
+            let subject = self.subject(&image, &old, spec);
             selected = status::after_sync(&mut new, &subject, &outcome);
-            new.seen = seen;
+            (new.seen, new.asked) = (seen, asked);
+            answer = request::taken(answered, &outcome, &new);
             self.metrics.sync(new.result.map_or("Error", SyncResult::as_str));
             self.schedule(key, &image, spec, retry, &new);
+            self.handled(key, &request, wake);
             self.mark_stale(key, &mut new, &subject, spec, retry);
             if request.requested_at.is_some() {
                 new.last_handled_request.clone_from(&request.requested_at);
             }
         }
         let progress = self.progress(key, &image, &new);
-        let subject = self.subject(&image, compiled.as_ref().ok());
+        let subject = self.subject(&image, &new, compiled.as_ref().ok());
         let pods = self.world.pods(&key.namespace);
         records::merge(&mut new.revisions, &key.name, pods.iter().map(AsRef::as_ref));
         let holds = status::after_progress(&mut new, &subject, &progress);
@@ -166,9 +173,20 @@ impl Sync {
             settled = status::settle(&mut new, &subject);
         }
         status::keep_transitions(&old, &mut new);
+        if let Some(until) = status::soaks_until(&new, &progress, subject.now) {
+            self.queue_at(Key::Image(key.clone()), until);
+        }
+        let told_later = !due && !request.any() && settled.is_none() && status::differ_in_counts_only(&old, &new);
+        if told_later && self.was_counted_just_now(key, &old, &new) {
+            return Ok(());
+        }
         let mut written = image.clone();
         if self.must_write(&old, &new, due, request.any()) {
             written = write::status(self, key, &image, &new).await?;
+        }
+        let led = |s: &ImageStatus| s.rollout.as_ref().map(|r| (r.first.clone(), r.first_ready_at.clone()));
+        if led(&old) != led(&new) {
+            self.free_turns(&key.namespace);
         }
         if old.tag.is_none() && new.tag.is_some() {
             self.nudges.hurry(&key.namespace); // Pods may have been denied for want of it
@@ -179,13 +197,20 @@ impl Sync {
             let memo = memos.entry(key.clone()).or_default();
             (memo.synced, memo.forced) = (Some(began), false);
         }
+        if settled.as_ref().is_some_and(|rollout| rollout.back_from.is_some()) {
+            // A newer tag may have come meanwhile: it waited for the way back.
+            self.memos().entry(key.clone()).or_default().forced = true;
+            self.queue.add_now(Key::Image(key.clone()));
+        }
         self.report(key, &written, &old, &new, selected, &holds, settled).await;
         self.report_pending(key, &written, &old, &new).await;
         self.report_left_out(&written, &old, &new, compiled.as_ref().ok()).await;
+        self.report_asked(key, &written, &old, &new).await;
         if let Some(digest) = gone {
             self.report_gone(&written, &new, &digest).await;
         }
-        if due && request.refresh {
+        self.acknowledge(key, &written, &old, &new, &request, answer.as_ref()).await?;
+        if due && (request.refresh || request.retry) {
             write::remove_action(self, key, &written).await?;
         }
         drop(place);
@@ -202,7 +227,7 @@ impl Sync {
         compiled: Result<&CompiledSpec, &api::SpecError>,
         wanted: Wanted,
     ) -> Chosen {
-        let failed = |failure| Chosen { outcome: Outcome::Failed(failure), seen: status.seen.clone() };
+        let failed = |failure| Chosen::failed(status, failure);
         let spec = match compiled {
             Ok(spec) => spec,
             Err(error) => {
@@ -261,29 +286,48 @@ impl Sync {
         let listing = listing.ok_or_else(stopping)??;
         self.host_answers(spec.repository.host());
         let tags: Vec<&str> = listing.tags().collect();
-        let stamped = self.newest_stamp(image, spec);
+        let rejections = self.world.rejections(image);
+        let rejected = rejections.iter().map(|r| r.tag.clone()).collect();
+        let stamped = self.newest_stamp(image, spec, &rejected);
         let frozen = self.frozen(&key.namespace);
         // Where a newer tag may have to wait, what the manifest says counts as chosen meanwhile.
-        let gated = spec.gate.is_some() || spec.gates.any() || frozen.is_some();
+        let gated = spec.asks_approval() || spec.gates.any() || frozen.is_some();
         let stamped = stamped.or_else(|| gates::own_tag(spec, &tags).filter(|_| gated));
+        let stamped = stamped.filter(|stamped| !stamped.is_in(&rejected));
         let known = Known {
             settled: status.tag.as_deref(),
             in_flight: status.rollout.as_ref().map(|r| r.tag.as_str()),
             followed: status.base_tag.as_deref(),
             stamped: stamped.as_ref(),
             of_one_text: managed::is_managed(&image.metadata),
+            rejected: Some(&rejected),
         };
         let now = Timestamp::now();
         let nothing_runs = known.settled.is_none() && known.in_flight.is_none() && known.stamped.is_none();
         // Nobody asked a frozen namespace to be without tags: the first one rolls nothing.
-        let closed = spec.gates.closed(now).or(frozen.filter(|_| !nothing_runs));
-        let gate = Gate { closed, min_age: spec.gates.min_age, seen: status.seen.clone(), now };
+        let frozen = frozen.filter(|_| !nothing_runs);
+        let gate = Gate {
+            brake: spec.gates.suspended().or_else(|| frozen.clone()),
+            closed: spec.gates.closed(now).or(frozen),
+            min_age: spec.gates.min_age,
+            seen: status.seen.clone(),
+            now,
+            approved: Request::of(image, status).approve,
+            asked: status.asked.clone(),
+        };
         let given = Given::new(key, spec, status, known, &tags, gate);
-        self.places.outside(self.verified(image, &given, &asked.request)).await.ok_or_else(stopping)?
+        let mut chosen =
+            self.places.outside(self.verified(image, &given, &asked.request)).await.ok_or_else(stopping)??;
+        if let Outcome::Tag(choice) = &mut chosen.outcome {
+            let refused = decide::refused(spec, known, &tags, &choice.tag);
+            let of = |r: &&Rejected| Some(&r.tag) == refused.as_ref() || r.tag.starts_with(&format!("{}@", choice.tag));
+            choice.rejected = rejections.iter().rev().find(of).map(status::rejected_in_words);
+        }
+        Ok(chosen)
     }
 
     /// The newest that stamps of its users name for this repository (an Image that lost its status adopts it).
-    fn newest_stamp(&self, image: &Image, spec: &CompiledSpec) -> Option<Tagged> {
+    fn newest_stamp(&self, image: &Image, spec: &CompiledSpec, rejected: &BTreeSet<String>) -> Option<Tagged> {
         let order = api::Order::from(spec);
         let users = self.world.users_of(image);
         let stamps = users.iter().flat_map(|user| user.containers.iter().filter_map(|c| user.workload.stamp(c)));
@@ -291,13 +335,18 @@ impl Sync {
             let reference = crate::policy::Reference::parse(&stamp.reference).ok()?;
             let tagged = Tagged::of(&reference);
             // One that no rule can compare is nothing to start from.
-            let comparable = order.compare(&tagged.tag, &tagged.tag).is_some();
+            let comparable = order.compare(&tagged.tag, &tagged.tag).is_some() && !tagged.is_in(rejected);
             (comparable && reference.repository() == &spec.repository).then_some(tagged)
         });
         stamped.max_by(|a, b| order.compare(&a.tag, &b.tag).unwrap_or_else(|| a.tag.cmp(&b.tag)))
     }
 
-    pub(super) fn subject<'a>(&self, image: &'a Image, compiled: Option<&CompiledSpec>) -> Subject<'a> {
+    pub(super) fn subject<'a>(
+        &self,
+        image: &'a Image,
+        status: &ImageStatus,
+        compiled: Option<&CompiledSpec>,
+    ) -> Subject<'a> {
         let repository = Repository::parse(&image.spec.image).ok();
         let used = !self.world.users_of(image).is_empty();
         Subject {
@@ -307,20 +356,29 @@ impl Sync {
             unsupported: {
                 let mut unsupported = compiled.map(|c| c.unsupported.clone()).unwrap_or_default();
                 unsupported.extend(api::unsupported_annotations(image.annotations()));
+                unsupported.extend(self.unrollable(image));
                 unsupported
             },
             pin: api::pins_digest(&image.spec),
             follows: compiled.and_then(|spec| spec.tag_to_follow().map(str::to_owned)),
             used,
-            closed: self.closed(image),
+            closed: self.closed(image, status),
             now: Timestamp::now(),
         }
     }
 
-    /// Why no rollout of an Image may start now.
-    pub(super) fn closed(&self, image: &Image) -> Option<Closed> {
-        let gates = api::Gates::parse(&image.spec);
-        let closed = gates.map_or_else(|error| Some(Closed::from(&error)), |gates| gates.closed(Timestamp::now()));
+    /// Why no rollout of an Image may start now. Windows do not hold back what somebody approved.
+    pub(super) fn closed(&self, image: &Image, status: &ImageStatus) -> Option<Closed> {
+        let approved = status.rollout.as_ref().is_some_and(|rollout| rollout.approved);
+        self.closed_for(image, approved)
+    }
+
+    fn closed_for(&self, image: &Image, approved: bool) -> Option<Closed> {
+        let closed = match api::Gates::parse(&image.spec) {
+            Err(error) => Some(Closed::from(&error)),
+            Ok(gates) if approved => gates.suspended(),
+            Ok(gates) => gates.closed(Timestamp::now()),
+        };
         closed.or_else(|| self.frozen(image.metadata.namespace.as_deref().unwrap_or_default()))
     }
 
@@ -333,106 +391,11 @@ impl Sync {
         spec: Option<&CompiledSpec>,
         now: Timestamp,
     ) -> Option<Wanted> {
-        let spec = spec.filter(|_| status::was_closed(status) && self.closed(image).is_none())?;
+        let approved = image.annotations().contains_key(APPROVE);
+        let open = || self.closed(image, status).is_none() || (approved && self.closed_for(image, true).is_none());
+        let spec = spec.filter(|_| status::was_closed(status) && open())?;
         self.free_waiting();
         let fails = self.memos().get(key).is_some_and(|memo| memo.failures > 0);
         (!fails).then(|| Wanted::shared_list(Asker::Schedule, spec, now))
     }
-
-    fn asker(&self, key: &ImageKey) -> Asker {
-        if self.asked().contains_key(key) { Asker::Question } else { Asker::Schedule }
-    }
-
-    /// Whether a sync is due, and how new the list of tags must be.
-    fn wanted(
-        &self,
-        key: &ImageKey,
-        image: &Image,
-        status: &ImageStatus,
-        request: &Request,
-        spec: Option<&CompiledSpec>,
-        now: Timestamp,
-    ) -> Option<Wanted> {
-        let asker = self.asker(key);
-        let mut memos = self.memos();
-        let memo = memos.entry(key.clone()).or_default();
-        let uid = image.uid().unwrap_or_default();
-        if memo.uid != uid {
-            let last_success = Some(status::failing_since(status).unwrap_or(now));
-            *memo = Memo { uid, generation: status.observed_generation, last_success, ..Memo::default() };
-            // Taken over from an earlier process: its last sync counts, so that a restart is not a burst.
-            let last = status.time.as_deref().and_then(|time| time.parse().ok()).filter(|_| status.tag.is_some());
-            let resume = |(last, spec)| pace::resume(spec, last, now, self.options.status_heartbeat);
-            memo.next = earlier(last.zip(spec).and_then(resume).or(Some(now)), status::opens(status));
-        }
-        let changed = memo.generation != image.metadata.generation;
-        let fresh = status.observed_generation.is_none();
-        if request.any() {
-            memo.forced = false;
-            return Some(Wanted::new_list(Asker::Person));
-        }
-        // Whoever creates or changes an Image, or waits for all Images of a workload, means what is there by now.
-        if std::mem::take(&mut memo.forced) || changed || fresh {
-            return Some(Wanted::new_list(asker));
-        }
-        let passed = memo.next.is_some_and(|next| next <= now);
-        passed.then(|| spec.map_or_else(|| Wanted::new_list(asker), |spec| Wanted::shared_list(asker, spec, now)))
-    }
-
-    /// Remembers when the next sync is due.
-    fn schedule(&self, key: &ImageKey, image: &Image, spec: Option<&CompiledSpec>, failed: bool, status: &ImageStatus) {
-        let now = Timestamp::now();
-        let mut memos = self.memos();
-        let memo = memos.entry(key.clone()).or_default();
-        memo.generation = image.metadata.generation;
-        memo.forced = true; // until the outcome is written: a conflict must not lose it
-        (memo.failures, memo.next) = pace::after(spec, memo.failures, failed, now);
-        memo.next = earlier(memo.next, status::opens(status).filter(|opens| *opens > now));
-        if !failed {
-            memo.last_success = Some(now);
-        }
-    }
-
-    fn mark_stale(
-        &self,
-        key: &ImageKey,
-        status: &mut ImageStatus,
-        subject: &Subject<'_>,
-        spec: Option<&CompiledSpec>,
-        failed: bool,
-    ) {
-        let Some(last) = self.memos().get(key).and_then(|memo| memo.last_success).filter(|_| failed) else {
-            return;
-        };
-        if spec.is_some_and(|spec| pace::is_stale(spec, last, subject.now)) {
-            status::mark_stale(status, subject, &status::rfc3339(last));
-        }
-    }
-
-    /// A sync that changed nothing writes nothing, but for the time now and then.
-    fn must_write(&self, old: &ImageStatus, new: &ImageStatus, synced: bool, requested: bool) -> bool {
-        if !status::says_the_same(old, new) || requested {
-            return true;
-        }
-        let written = old.time.as_deref().and_then(|time| time.parse::<Timestamp>().ok());
-        let heartbeat = self.options.status_heartbeat;
-        synced && written.is_none_or(|at| at.saturating_add(heartbeat).is_ok_and(|next| next <= Timestamp::now()))
-    }
-
-    fn queue_next(&self, key: &ImageKey) {
-        let next = self.memos().get(key).and_then(|memo| memo.next);
-        if let Some(next) = next {
-            self.queue_at(Key::Image(key.clone()), next);
-        }
-    }
-
-    pub(super) fn queue_at(&self, key: Key, at: Timestamp) {
-        let wait = Duration::try_from(Timestamp::now().duration_until(at)).unwrap_or_default();
-        self.queue.add(key, Instant::now() + wait);
-    }
-}
-
-/// The earlier of two times, of which there may be none.
-fn earlier(a: Option<Timestamp>, b: Option<Timestamp>) -> Option<Timestamp> {
-    a.into_iter().chain(b).min()
 }

@@ -4,11 +4,14 @@
 //! queue, `image` and `workload` are what is done for one key, `write` and `observe` are the I/O shells.
 
 mod access;
+mod approval;
 mod decide;
 mod engine;
+mod failing;
 mod follow;
 mod gates;
 mod image;
+mod limits;
 mod managed;
 mod manifests;
 mod nodes;
@@ -21,11 +24,17 @@ mod queue;
 mod records;
 mod repair;
 mod report;
+mod request;
+mod rollback;
 mod settle;
 mod source;
 mod status;
+mod target;
+mod timing;
+mod turn;
 mod unmutated;
 mod verify;
+mod view;
 mod watch;
 mod workload;
 mod world;

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use k8s_openapi::api::core::v1::Pod;
 
+use crate::api::annotated::PodHash;
 use crate::api::annotations::Stamp;
 use crate::api::{Applied, RevisionRecord};
 use crate::policy::Reference;
@@ -20,7 +21,7 @@ pub struct PodRecord {
     pub owner: String,
     /// Its controller's UID.
     pub uid: String,
-    /// Its `pod-template-hash` or `controller-revision-hash`, or nothing.
+    /// Its [`PodHash`].
     pub hash: String,
     /// What admission gave: Image, container, and text and reference as a stamp.
     pub containers: Vec<(String, String, Stamp)>,
@@ -48,14 +49,12 @@ pub fn of_pod(pod: &Pod) -> Option<PodRecord> {
         })
         .filter_map(|(image, container, stamp)| Some((image?, container, stamp)))
         .collect();
-    let labels = pod.metadata.labels.as_ref();
-    let label = |key: &str| labels.and_then(|l| l.get(key)).cloned();
     let created = pod.metadata.creation_timestamp.as_ref().map(|t| t.0.to_string());
     (!containers.is_empty()).then(|| PodRecord {
         created: created.unwrap_or_default(),
         owner: format!("{}/{}", owner.kind, owner.name),
         uid: owner.uid.clone(),
-        hash: label("pod-template-hash").or_else(|| label("controller-revision-hash")).unwrap_or_default(),
+        hash: PodHash::of(pod.metadata.labels.as_ref()).value.to_owned(),
         containers,
     })
 }
@@ -128,6 +127,8 @@ mod tests {
         check(&json!({"metadata": {"annotations": null}}), None);
         let hash = json!({"metadata": {"labels": {"pod-template-hash": null, "controller-revision-hash": "db-1"}}});
         check(&hash, Some(("db-1", "ghcr.io/org/app:1.0.0 ghcr.io/org/app:1.4.2")));
+        let hash = json!({"metadata": {"labels": {"pod-template-hash": null, "rollouts-pod-template-hash": "6e9a"}}});
+        check(&hash, Some(("6e9a", "ghcr.io/org/app:1.0.0 ghcr.io/org/app:1.4.2")));
         check(&json!({"metadata": {"labels": null}}), Some(("", "ghcr.io/org/app:1.0.0 ghcr.io/org/app:1.4.2")));
     }
 

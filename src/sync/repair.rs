@@ -31,7 +31,7 @@ impl Sync {
         let (key, stamped) = (found.workload.clone(), !found.containers.is_empty());
         if self.world.put_unmutated(namespace, name, found) {
             if !stamped && let Some(view) = self.views().get_mut(&key) {
-                view.unstamped = None; // what its Pods run must be read again
+                (view.unstamped, view.facts) = (None, None); // what its Pods run must be read again
             }
             self.queue.add_now(Key::Workload(key));
         }

@@ -9,10 +9,11 @@ use crate::notify::{Audit, Reason};
 use crate::policy::{Reference, Repository};
 use crate::telemetry::RolloutOutcome;
 
+use super::approval;
 use super::engine::{Key, Sync};
 use super::managed;
 use super::observe::HOST_FAILS;
-use super::status::{DUPLICATE, Selected};
+use super::status::{DUPLICATE, ROLLOUT_FAILED, Selected};
 use super::world::{ImageKey, User};
 
 impl Sync {
@@ -48,11 +49,14 @@ impl Sync {
                 Some(from) if *from == before.tag => before.difference(&to),
                 from => (from.clone().unwrap_or_else(|| "no tag".to_owned()), to.tag),
             };
+            let back = rollout.back_from.is_some();
+            let reason = if back { Reason::RolledBack } else { Reason::RolloutSettled };
+            let because = rollout.by.as_ref().filter(|_| back).map(|by| format!("; {by}")).unwrap_or_default();
             let run = if rollout.updated == 1 { "workload runs" } else { "workloads run" };
-            let note = format!("{}: {from} -> {to}, {} {run} it", image.spec.image, rollout.updated);
-            self.events.say(&on, Reason::RolloutSettled, &note).await;
+            let note = format!("{}: {from} -> {to}, {} {run} it{because}", image.spec.image, rollout.updated);
+            self.events.say(&on, reason, &note).await;
             self.settled_on_workloads(key, image, &rollout).await;
-            self.metrics.rollout(RolloutOutcome::Settled);
+            self.metrics.rollout(if back { RolloutOutcome::RolledBack } else { RolloutOutcome::Settled });
             let (from, to, digest) = (&from, &to, rollout.digest.as_deref().unwrap_or_default());
             let (rule, rollout) = (&rollout.rule, &rollout.id);
             Audit { image: &name, workload: "", what: "settle", from, to, digest, rule, rollout }.log();
@@ -72,6 +76,26 @@ impl Sync {
                 .log();
         }
         self.report_failure(key, &on, old, new).await;
+        self.report_stopped(image, &on, old, new).await;
+    }
+
+    /// Says, once, that a rollout does not go on and waits for somebody.
+    async fn report_stopped(&self, image: &Image, on: &ObjectReference, old: &ImageStatus, new: &ImageStatus) {
+        let stands = |s: &ImageStatus| {
+            s.conditions.iter().any(|c| c.type_ == api::condition::STALLED && c.reason == ROLLOUT_FAILED)
+        };
+        if !stands(new) || stands(old) {
+            return;
+        }
+        let users = self.world.users_of(image);
+        let Some((name, why)) = self.stopped(users.iter().map(|user| &*user.workload)) else {
+            return;
+        };
+        self.events.say(on, Reason::RolloutFailed, &format!("{name} does not go on: {why}")).await;
+        if let Some(user) = users.iter().find(|user| user.workload.key.to_string() == name) {
+            let note = format!("the rollout does not go on: {why}");
+            self.events.say(&super::workload::reference(&user.workload), Reason::RolloutFailed, &note).await;
+        }
     }
 
     /// Says on each workload that was stamped for a rollout that it has ended well.
@@ -82,9 +106,19 @@ impl Sync {
         for User { workload, containers } in self.world.users_of(image) {
             let stamps = containers.iter().filter_map(|container| workload.stamp(container));
             let stamped = stamps.filter_map(|stamp| Reference::parse(&stamp.reference).ok());
-            if stamped.into_iter().any(|r| *r.repository() == repository && r.tag() == Some(&rollout.tag)) {
-                let note = format!("rollout {}: its Pods run {repository}:{} (Image {key})", rollout.id, rollout.tag);
-                self.events.say(&super::workload::reference(&workload), Reason::RolloutSettled, &note).await;
+            let mut stamped = stamped.filter(|r| *r.repository() == repository);
+            // Back: the others never left it, and one that was held is held again.
+            let of_it = match rollout.back_from {
+                Some(_) => stamped.next().filter(|_| workload.rollout.as_ref() == Some(&rollout.id)),
+                None => stamped.find(|r| r.tag() == Some(&rollout.tag)),
+            };
+            if let Some(tag) = of_it.and_then(|r| r.tag().map(str::to_owned)) {
+                let (reason, because) = match &rollout.by {
+                    Some(by) if rollout.back_from.is_some() => (Reason::RolledBack, format!("; {by}")),
+                    _ => (Reason::RolloutSettled, String::new()),
+                };
+                let note = format!("rollout {}: its Pods run {repository}:{tag} (Image {key}){because}", rollout.id);
+                self.events.say(&super::workload::reference(&workload), reason, &note).await;
             }
         }
     }
@@ -96,12 +130,32 @@ impl Sync {
         }) else {
             return;
         };
+        if new.asked.as_ref().is_some_and(|asked| asked.tag == pending.tag) && !super::status::was_closed(new) {
+            return; // said as what is asked for
+        }
         let until = pending.at.as_ref().map(|at| format!(", until {at}")).unwrap_or_default();
         let note = format!("{}: {} waits: {}{until}", image.spec.image, pending.tag, pending.reason);
         self.events.say(&reference(image), Reason::TagPending, &note).await;
         let (image, from) = (format!("Image {key}"), new.tag.clone().unwrap_or_default());
         let to = &pending.tag;
         Audit { image: &image, workload: "", what: "wait", from: &from, to, digest: "", rule: "", rollout: "" }.log();
+    }
+
+    /// Says, once, that people are asked to approve a tag, and that they are not asked any more.
+    pub(super) async fn report_asked(&self, key: &ImageKey, image: &Image, old: &ImageStatus, new: &ImageStatus) {
+        let Some(asked) = &new.asked else {
+            return;
+        };
+        let before = old.asked.as_ref().filter(|before| before.tag == asked.tag);
+        if before.is_some_and(|before| before.lapsed == asked.lapsed) {
+            return;
+        }
+        let why = approval::waits(key, asked).pending.reason;
+        let note = format!("{}: {} waits: {why}", image.spec.image, asked.tag);
+        self.events.say(&reference(image), Reason::TagPending, &note).await;
+        let (image, from) = (format!("Image {key}"), new.tag.clone().unwrap_or_default());
+        let (to, what) = (&asked.tag, if asked.lapsed { "lapse" } else { "ask" });
+        Audit { image: &image, workload: "", what, from: &from, to, digest: "", rule: "", rollout: "" }.log();
     }
 
     async fn report_failure(&self, key: &ImageKey, on: &ObjectReference, old: &ImageStatus, new: &ImageStatus) {

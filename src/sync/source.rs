@@ -7,7 +7,7 @@ use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::core::v1::{ObjectReference, Pod, PodSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use crate::api::annotated::{self, Containers, Levels, bare_image_name, image_name, owners_of};
+use crate::api::annotated::{self, Containers, Levels, PodHash, bare_image_name, image_name, owners_of};
 use crate::api::annotations::{
     APPLIED, CONTAINERS, MIRROR_POD, Map, NUDGED, NamespaceSettings, POLICY, POLICY_PREFIX, STAMP_PREFIX,
 };
@@ -45,7 +45,7 @@ impl SourceKind {
     /// The API version of the kind.
     pub const fn api_version(self) -> &'static str {
         match self {
-            Self::Workload(_) => "apps/v1",
+            Self::Workload(kind) => kind.api_version(),
             Self::CronJob | Self::Job => "batch/v1",
             Self::Pod => "v1",
         }
@@ -53,10 +53,8 @@ impl SourceKind {
 
     /// The kind of this name that may own Images.
     pub fn owner(kind: &str) -> Option<Self> {
-        use rollout::Kind::{DaemonSet, Deployment, StatefulSet};
-        let all =
-            [Deployment, StatefulSet, DaemonSet].map(Self::Workload).into_iter().chain([Self::CronJob, Self::Job]);
-        all.into_iter().find(|known| known.as_str() == kind)
+        let mut all = rollout::Kind::ALL.map(Self::Workload).into_iter().chain([Self::CronJob, Self::Job]);
+        all.find(|known| known.as_str() == kind)
     }
 }
 
@@ -205,8 +203,7 @@ impl Source {
             return None;
         }
         let controller = pod.metadata.owner_references.iter().flatten().find(|o| o.controller == Some(true));
-        let hash = pod.metadata.labels.as_ref().and_then(|labels| labels.get("pod-template-hash"));
-        let hash = hash.map(String::as_str).unwrap_or_default();
+        let hash = PodHash::of(pod.metadata.labels.as_ref());
         if controller.is_some_and(|o| !owners_of(&o.kind, &o.name, hash).is_empty()) {
             return None;
         }

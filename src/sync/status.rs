@@ -1,23 +1,33 @@
 //! From what a sync found to the status that tells it. Pure.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
-use crate::api::{Closed, Held, HistoryEntry, ImageStatus, Pending, RolloutStatus, SyncResult, Tagged, condition};
+use crate::api::{Closed, ImageStatus, Pending, SyncResult, Tagged, condition};
 
+use super::approval;
 use super::decide::Choice;
 use super::gates::{self, Waits};
 
-/// Tags that the history keeps.
-const MAX_HISTORY: usize = 10;
+mod progress;
+mod rejected;
+mod rollout;
+
+pub use progress::{Progress, after_progress, soaks_until};
+pub use rejected::{because, in_words as rejected_in_words, remember, to_leave, ways_back, withdraw};
+use rollout::select;
+pub use rollout::{Selected, current, pinned, settle};
+
 /// Longest condition message, in bytes (the API server takes 32,768; nobody reads that).
 const MAX_MESSAGE: usize = 1024;
 
 /// Reason of the `Ready` condition of an Image whose repository an older one of its namespace follows.
 pub const DUPLICATE: &str = "Duplicate";
+
+/// Reason of `Ready` and `Stalled` where a workload cannot be rolled, or its rollout does not go on.
+pub const ROLLOUT_FAILED: &str = "RolloutFailed";
 
 /// A time as it stands in a status: whole seconds, as everywhere in Kubernetes.
 pub fn rfc3339(time: Timestamp) -> String {
@@ -81,21 +91,6 @@ pub struct Subject<'a> {
     pub now: Timestamp,
 }
 
-/// A newly chosen tag.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Selected {
-    /// The tag before, if there was one. With the digest's first digits if only that changed.
-    pub from: Option<String>,
-    /// The tag; likewise.
-    pub to: String,
-    /// Its digest, where it is known.
-    pub digest: Option<String>,
-    /// Name of the rule.
-    pub rule: String,
-    /// Why.
-    pub why: String,
-}
-
 /// Records the outcome of a sync; returns the newly chosen tag, if there is one.
 pub fn after_sync(status: &mut ImageStatus, subject: &Subject<'_>, outcome: &Outcome) -> Option<Selected> {
     status.time = Some(rfc3339(subject.now));
@@ -111,6 +106,7 @@ pub fn after_sync(status: &mut ImageStatus, subject: &Subject<'_>, outcome: &Out
     } else {
         conditions.set(condition::UNSUPPORTED, true, "NotImplemented", &unsupported);
     }
+    let stuck = conditions.is(condition::STALLED, ROLLOUT_FAILED);
     match outcome {
         Outcome::Failed(failure) => {
             let kept = status.tag.as_ref().map(|tag| format!("; {tag} is kept")).unwrap_or_default();
@@ -138,7 +134,9 @@ pub fn after_sync(status: &mut ImageStatus, subject: &Subject<'_>, outcome: &Out
             let Choice { tag, rule, why, missing, adopted, digest, .. } = choice;
             let reason = if *missing { "TagMissing" } else { "Synced" };
             conditions.set(condition::READY, true, reason, &in_words(choice));
-            conditions.clear(condition::STALLED);
+            if !stuck {
+                conditions.clear(condition::STALLED); // else it is the workloads that tell
+            }
             conditions.clear(condition::STALE);
             status.result = Some(SyncResult::Success);
             // One that the registry does not list yet is still to come.
@@ -153,20 +151,32 @@ pub fn after_sync(status: &mut ImageStatus, subject: &Subject<'_>, outcome: &Out
                 status.digest.clone_from(&adopted.digest);
             }
             wait(status, subject, choice.waits.as_deref());
-            select(status, subject, &Tagged { tag: tag.clone(), digest: digest.clone() }, rule, why)
+            // Going back ends first, if it does; then a newer tag is taken at once.
+            if status.rollout.as_ref().is_some_and(|r| r.back_from.is_some() && r.tag != *tag) && !stuck {
+                return None;
+            }
+            let selected = select(status, subject, &Tagged { tag: tag.clone(), digest: digest.clone() }, rule, why);
+            if choice.approved && selected.is_some() {
+                rollout::approved(status, why);
+            }
+            selected
         }
     }
 }
 
 /// The message of `Ready`.
 fn in_words(choice: &Choice) -> String {
-    let Choice { tag, missing, passed_over, waits, .. } = choice;
+    let Choice { tag, rule, missing, passed_over, waits, rejected, .. } = choice;
     let mut message = match (missing, waits) {
         (true, None) => format!("{tag} is kept: no rule allows a newer one; the registry no longer lists it"),
         (true, Some(waits)) => {
             format!("{tag} is kept while {} waits; the registry no longer lists it", waits.pending.tag)
         }
-        (false, None) => format!("{tag} is the newest tag that the rules allow"),
+        (false, None) => match rejected {
+            Some(rejected) if rule.is_empty() => format!("{tag} is kept: {rejected}"),
+            Some(rejected) => format!("{tag} is the newest tag that the rules allow; {rejected}"),
+            None => format!("{tag} is the newest tag that the rules allow"),
+        },
         (false, Some(waits)) => format!("{tag} is the newest tag that may go now: {} waits", waits.pending.tag),
     };
     for sentence in passed_over {
@@ -181,9 +191,10 @@ pub fn was_closed(status: &ImageStatus) -> bool {
     status.conditions.iter().any(waits)
 }
 
-/// When the tag that waits may go, as the status has it.
+/// When the tag that waits may go, or is not asked for any more, as the status has it.
 pub fn opens(status: &ImageStatus) -> Option<Timestamp> {
-    status.pending.as_ref()?.at.as_ref()?.parse().ok()
+    let opens = status.pending.as_ref().and_then(|pending| pending.at.as_ref()?.parse().ok());
+    opens.into_iter().chain(approval::lapses(status.asked.as_ref())).min()
 }
 
 /// Records that a tag waits, or that none does.
@@ -199,200 +210,12 @@ fn wait(status: &mut ImageStatus, subject: &Subject<'_>, waits: Option<&Waits>) 
     }
 }
 
-fn select(status: &mut ImageStatus, subject: &Subject<'_>, to: &Tagged, rule: &str, why: &str) -> Option<Selected> {
-    let current = current(status);
-    let same_tag = current.as_ref().is_some_and(|current| current.tag == to.tag);
-    // Unless it is pinned, the tag is what is run. A digest that nobody has any more is run by its tag.
-    if same_tag && (!subject.pin || to.digest.is_none() || current.as_ref() == Some(to)) {
-        know_digest(status, to);
-        return None;
+/// Records that a tag waits no longer, and that nobody is asked for it, if that was so.
+pub fn forget_waiting(status: &mut ImageStatus, subject: &Subject<'_>, tag: &str) {
+    status.asked = status.asked.take().filter(|asked| asked.tag != tag);
+    if status.pending.as_ref().is_some_and(|pending| pending.tag == tag) {
+        wait(status, subject, None);
     }
-    let rollout = RolloutStatus {
-        id: crate::rollout::id(subject.uid, &pinned(subject.pin, to).to_string()),
-        tag: to.tag.clone(),
-        digest: to.digest.clone(),
-        from: status.tag.clone(),
-        rule: rule.to_owned(),
-        started_at: rfc3339(subject.now),
-        ..RolloutStatus::default()
-    };
-    // The first tag, and its first digest, count at once: Pods that are created now have nothing older to run.
-    let first_digest = status.tag.as_ref() == Some(&to.tag) && status.digest.is_none();
-    if status.tag.is_none() || first_digest {
-        if !first_digest {
-            remember(status, &rollout, subject.now, 0);
-        }
-        status.tag = Some(to.tag.clone());
-        status.digest.clone_from(&to.digest);
-    }
-    let settled =
-        pinned(subject.pin, &Tagged::new(status.tag.as_deref().unwrap_or_default(), status.digest.as_deref()));
-    if subject.used || settled != pinned(subject.pin, to) {
-        status.rollout = Some(rollout);
-    }
-    let (from, to_text) = match &current {
-        Some(current) => current.difference(to),
-        None => (String::new(), to.tag.clone()),
-    };
-    let from = current.map(|_| from);
-    Some(Selected { from, to: to_text, digest: to.digest.clone(), rule: rule.to_owned(), why: why.to_owned() })
-}
-
-/// What the Image should run as of now: in flight, else settled.
-pub fn current(status: &ImageStatus) -> Option<Tagged> {
-    let in_flight = status.rollout.as_ref().map(|r| Tagged::new(&r.tag, r.digest.as_deref()));
-    in_flight.or_else(|| Some(Tagged::new(status.tag.as_deref()?, status.digest.as_deref())))
-}
-
-/// What a container is given: without the digest unless the Image pins it.
-pub fn pinned(pin: bool, tagged: &Tagged) -> Tagged {
-    Tagged { tag: tagged.tag.clone(), digest: tagged.digest.clone().filter(|_| pin) }
-}
-
-/// Notes the digest of what is run already.
-fn know_digest(status: &mut ImageStatus, to: &Tagged) {
-    if status.tag.as_ref() == Some(&to.tag) && status.rollout.as_ref().is_none_or(|r| r.tag == to.tag) {
-        // Also while a first tag is rolled out, which is settled already.
-        let moves = status.rollout.as_ref().is_some_and(|r| r.digest != status.digest && status.digest.is_some());
-        if !moves {
-            status.digest.clone_from(&to.digest);
-        }
-    }
-    if let Some(rollout) = status.rollout.as_mut().filter(|rollout| rollout.tag == to.tag) {
-        rollout.digest.clone_from(&to.digest);
-    }
-}
-
-/// How far the workloads of an Image are.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Progress {
-    /// How many workloads use the Image.
-    pub total: u32,
-    /// How many run its tag, with all Pods ready.
-    pub done: u32,
-    /// How many have nothing left to do: those, and those that are held.
-    pub at_rest: u32,
-    /// How many are being rolled.
-    pub moving: u32,
-    /// How many are to be rolled, and nothing of that has begun.
-    pub waiting: u32,
-    /// Those that keep another tag (`since` is filled in here).
-    pub held: Vec<Held>,
-    /// Those not planned or not written yet for the tag: what held them is kept, because a plan needs to know what was
-    /// left.
-    pub undecided: Vec<String>,
-    /// A workload that could not be rolled, and why.
-    pub failed: Option<(String, String)>,
-    /// No workload follows this Image as it stands: its repository cannot be read, or an older Image follows it. A
-    /// rollout in flight rests until that changes.
-    pub excluded: bool,
-}
-
-impl Progress {
-    /// Nothing is left to do.
-    pub fn is_complete(&self) -> bool {
-        !self.excluded && self.failed.is_none() && self.at_rest >= self.total
-    }
-}
-
-/// Records how far the workloads are. Holds that are new come back, to be said once.
-pub fn after_progress(status: &mut ImageStatus, subject: &Subject<'_>, progress: &Progress) -> Vec<Held> {
-    let mut fresh = Vec::new();
-    let known = std::mem::take(&mut status.held);
-    // What a hold waits for is written nowhere else: it goes only once a plan was made without it.
-    let planned = |hold: &&Held| {
-        let decided = !progress.undecided.contains(&hold.workload);
-        decided || progress.held.iter().any(|h| h.workload == hold.workload && h.container == hold.container)
-    };
-    status.held.extend(known.iter().filter(|hold| !planned(hold)).cloned());
-    for hold in &progress.held {
-        let same = |k: &&Held| k.workload == hold.workload && k.container == hold.container && k.tag == hold.tag;
-        let mut hold = hold.clone();
-        if let Some(known) = known.iter().find(same) {
-            hold.since.clone_from(&known.since);
-        } else {
-            hold.since = rfc3339(subject.now);
-            fresh.push(hold.clone());
-        }
-        status.held.push(hold);
-    }
-    // One order, whoever was seen first: else the same holds would be written again and again.
-    status.held.sort_by(|a, b| (&a.workload, &a.container).cmp(&(&b.workload, &b.container)));
-    let held: BTreeSet<&str> = status.held.iter().map(|hold| hold.workload.as_str()).collect();
-    status.workloads = (progress.total > 0).then(|| match held.len() {
-        0 => format!("{}/{}", progress.done, progress.total),
-        held => format!("{}/{}, {held} held", progress.done, progress.total),
-    });
-    if let Some(rollout) = &mut status.rollout {
-        (rollout.total, rollout.updated) = (progress.total, progress.done);
-    }
-    wait_with_workloads(status, subject, progress);
-    let moves = subject.closed.is_none() || progress.moving > 0;
-    let moving = status.rollout.as_ref().filter(|_| moves).map(|r| format!("rolling out {}", r.tag));
-    let mut conditions = Conditions { list: &mut status.conditions, subject };
-    match moving {
-        Some(message) => conditions.set(condition::RECONCILING, true, "RollingOut", &message),
-        None => conditions.clear(condition::RECONCILING),
-    }
-    match &progress.failed {
-        Some((workload, why)) => {
-            conditions.set(condition::READY, false, "RolloutFailed", &format!("{workload} cannot be rolled: {why}"));
-            status.result = Some(SyncResult::ActionError);
-        }
-        None if status.result == Some(SyncResult::ActionError) => {
-            conditions.set(condition::READY, true, "Synced", "every workload can be rolled again");
-            status.result = Some(SyncResult::Success);
-        }
-        None => {}
-    }
-    fresh
-}
-
-/// What has started ends, and nothing starts: the tag that the Image has already waits with the workloads that are left.
-fn wait_with_workloads(status: &mut ImageStatus, subject: &Subject<'_>, progress: &Progress) {
-    let Some(Tagged { tag, .. }) = current(status) else {
-        return;
-    };
-    let said = status.pending.as_ref().map(|pending| pending.tag == tag);
-    match (&subject.closed, said) {
-        // A newer tag than the settled one says more than a workload that is behind.
-        (Some(_), Some(false)) if status.rollout.is_none() => {}
-        (Some(closed), _) if progress.waiting > 0 => wait(status, subject, Some(&Waits::closed(&tag, closed))),
-        // Not known again yet, after a restart.
-        (Some(_), Some(true)) if !progress.undecided.is_empty() => {}
-        (_, Some(true)) => wait(status, subject, None),
-        (_, _) => {}
-    }
-}
-
-/// Settles the rollout in flight: its tag becomes the settled one. Returns it.
-pub fn settle(status: &mut ImageStatus, subject: &Subject<'_>) -> Option<RolloutStatus> {
-    let rollout = status.rollout.take()?;
-    if status.tag.as_deref() != Some(&rollout.tag) || status.digest != rollout.digest {
-        status.tag = Some(rollout.tag.clone());
-        status.digest.clone_from(&rollout.digest);
-        remember(status, &rollout, subject.now, rollout.total);
-    } else if let Some(first) = status.history.first_mut().filter(|first| first.tag == rollout.tag) {
-        // The first tag: recorded when it was chosen, before any workload ran it.
-        (first.finished, first.workloads) = (rfc3339(subject.now), rollout.total);
-    }
-    Conditions { list: &mut status.conditions, subject }.clear(condition::RECONCILING);
-    Some(rollout)
-}
-
-fn remember(status: &mut ImageStatus, rollout: &RolloutStatus, now: Timestamp, workloads: u32) {
-    let entry = HistoryEntry {
-        tag: rollout.tag.clone(),
-        digest: rollout.digest.clone(),
-        from: rollout.from.clone(),
-        rule: rollout.rule.clone(),
-        started: rollout.started_at.clone(),
-        finished: rfc3339(now),
-        outcome: "Settled".to_owned(),
-        workloads,
-    };
-    status.history.insert(0, entry);
-    status.history.truncate(MAX_HISTORY);
 }
 
 /// Since when syncs fail, as the status of an earlier process has it; none if the last one did not.
@@ -427,6 +250,18 @@ pub fn says_the_same(a: &ImageStatus, b: &ImageStatus) -> bool {
     timeless(a) == timeless(b)
 }
 
+/// Whether two statuses differ in nothing but how far rollouts are: who reads that can wait for a moment.
+pub fn differ_in_counts_only(a: &ImageStatus, b: &ImageStatus) -> bool {
+    let uncounted = |s: &ImageStatus| {
+        let mut status = ImageStatus { time: None, workloads: None, revisions: Vec::new(), ..s.clone() };
+        if let Some(rollout) = &mut status.rollout {
+            (rollout.total, rollout.updated) = (0, 0);
+        }
+        status
+    };
+    uncounted(a) == uncounted(b)
+}
+
 struct Conditions<'a> {
     list: &'a mut Vec<Condition>,
     subject: &'a Subject<'a>,
@@ -453,6 +288,10 @@ impl Conditions<'_> {
             None if kind == condition::READY => self.list.insert(0, said),
             None => self.list.push(said),
         }
+    }
+
+    fn is(&self, kind: &str, reason: &str) -> bool {
+        self.list.iter().any(|c| c.type_ == kind && c.status == "True" && c.reason == reason)
     }
 
     fn clear(&mut self, kind: &str) {

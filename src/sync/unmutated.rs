@@ -8,7 +8,7 @@ use kube::ResourceExt;
 use tokio::time::Instant;
 
 use crate::api::Applied;
-use crate::api::annotated::{Levels, owners_of};
+use crate::api::annotated::{Levels, PodHash, owners_of};
 use crate::api::annotations::{self, NamespaceSettings, ROLLOUT, Stamp};
 use crate::rollout::{Container, Kind, WorkloadKey};
 
@@ -55,23 +55,21 @@ pub fn of_pod(pod: &Pod, namespace: NamespaceSettings) -> Option<Unmutated> {
         }
     }
     let owner = pod.owner_references().iter().find(|owner| owner.controller == Some(true))?;
-    let hash = ["pod-template-hash", "controller-revision-hash"].iter().find_map(|label| pod.labels().get(*label));
-    let hash = hash.cloned().unwrap_or_default();
+    let hash = PodHash::of(Some(pod.labels()));
     Some(Unmutated {
         uid: pod.uid()?,
-        workload: workload(pod, owner, &hash)?,
-        revision: (owner.uid.clone(), hash),
+        workload: workload(pod, owner, hash)?,
+        revision: (owner.uid.clone(), hash.value.to_owned()),
         rollout: pod.labels().get(ROLLOUT).cloned(),
         containers: wrong,
         seen: Instant::now(),
     })
 }
 
-fn workload(pod: &Pod, owner: &OwnerReference, hash: &str) -> Option<WorkloadKey> {
+fn workload(pod: &Pod, owner: &OwnerReference, hash: PodHash<'_>) -> Option<WorkloadKey> {
     let owners = owners_of(&owner.kind, &owner.name, hash);
-    let kinds = [Kind::Deployment, Kind::StatefulSet, Kind::DaemonSet];
     owners.iter().find_map(|(kind, name)| {
-        let kind = kinds.into_iter().find(|known| known.as_str() == *kind)?;
+        let kind = Kind::ALL.into_iter().find(|known| known.as_str() == *kind)?;
         Some(WorkloadKey { kind, namespace: pod.namespace()?, name: name.clone() })
     })
 }
@@ -118,6 +116,8 @@ mod tests {
         let runs = |image: &str| json!({"spec": {"containers": [{"name": "app", "image": image}]}});
         check(&json!({}), false, Some("Deployment/web app"));
         check(&runs("app:1.4.2"), true, None);
+        let argo = json!({"pod-template-hash": null, "rollouts-pod-template-hash": "5d8f"});
+        check(&json!({"metadata": {"labels": argo}}), false, Some("Rollout/web app"));
         // Another webhook rewrote it: not for us to judge.
         check(&runs("mirror.example/app:1.0.0"), true, None);
         check(&annotated(json!({"kimup.cloudavenue.io/enabled": "false"})), true, None);

@@ -6,14 +6,19 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-use crate::api::{CompiledSpec, ImageStatus, Seen, SyncResult, Tagged};
+use jiff::Timestamp;
+
+use crate::api::{Asked, CompiledSpec, ImageStatus, Seen, SyncResult, Tagged};
 use crate::registry::Manifest;
 
-use super::decide::{self, Choice, Known, Verdict};
+use super::approval::{Answer, Wish};
+use super::decide::{self, Choice, Known, Rules, Verdict};
 use super::gates::{Age, Ages, Gate, Waits};
 use super::nodes::Needed;
 use super::status::{self, Failure, Outcome};
 use super::world::ImageKey;
+
+mod asks;
 
 /// Most tags that one sync passes over.
 const MAX_PASSED_OVER: usize = 5;
@@ -52,6 +57,26 @@ pub(super) struct Chosen {
     pub outcome: Outcome,
     /// Which tags to remember, and since when they are known.
     pub seen: Vec<Seen>,
+    /// What people are asked to approve.
+    pub asked: Option<Asked>,
+    /// What became of what a person approved.
+    pub answer: Option<Answer>,
+    /// When another tag comes of age, where the status tells of one that is asked for.
+    pub wake: Option<Timestamp>,
+}
+
+impl Chosen {
+    /// Nothing is known anew. Only what somebody must change ends an approval: it cannot be applied until then.
+    pub fn failed(status: &ImageStatus, failure: Failure) -> Self {
+        let answer = failure.stalled.then(|| Answer::Refused(failure.message.clone()));
+        let (seen, asked) = (status.seen.clone(), status.asked.clone());
+        Self { outcome: Outcome::Failed(failure), seen, asked, answer, wake: None }
+    }
+
+    /// Nothing about approval is known anew.
+    fn new(given: &Given<'_>, outcome: Outcome, seen: Vec<Seen>) -> Self {
+        Self { outcome, seen, asked: given.gate.asked.clone(), answer: None, wake: None }
+    }
 }
 
 /// A tag that can be run, or why it cannot.
@@ -60,17 +85,58 @@ enum Fit {
     No(String),
 }
 
+/// What the rules come to, before it is known whether it has to wait.
+struct Picked {
+    outcome: Outcome,
+    passed_over: Vec<(String, String)>,
+}
+
 /// Decides which tag and digest to run. An error means that nothing is decided: whatever runs is kept.
 pub(super) async fn choose<M: Manifests>(
     given: &Given<'_>,
     checks: &mut Checks,
     manifests: &M,
 ) -> Result<Chosen, Failure> {
-    let mut tags = Cow::Borrowed(given.tags);
+    let answer = Box::pin(asks::answer(given, checks, manifests)).await?;
+    if let Some((answer, Some(outcome))) = answer {
+        let mut ages = Ages::new(&given.gate);
+        if let Outcome::Tag(choice) = &outcome {
+            ages.of(&choice.tag);
+        }
+        let seen = ages.seen("", |tag| given.lists(tag));
+        let asked = given.gate.asked.clone().filter(|asked| answer == Answer::Waits || !given.is_approved(&asked.tag));
+        return Ok(Chosen { answer: Some(answer), asked, ..Chosen::new(given, outcome, seen) });
+    }
     let mut ages = Ages::new(&given.gate);
+    let free = Box::pin(pick(given, Rules::Free, &mut ages, checks, manifests)).await;
+    let (picked, mut wish) = Box::pin(asks::wish(given, free, &mut ages, checks, manifests)).await?;
+    let keep = wish.as_ref().map(|wish| wish.tag.clone());
+    let mut chosen = match picked.outcome {
+        Outcome::Tag(choice) => {
+            let known = (picked.passed_over, keep);
+            let (choice, moved) = finish(given, choice, known, &mut ages, checks, manifests).await?;
+            wish = wish.or(moved);
+            given.hold_back(choice, ages)
+        }
+        outcome => Chosen::new(given, outcome, ages.seen("", |tag| given.lists(tag))),
+    };
+    asks::tell(given, &mut chosen, wish.as_ref());
+    chosen.answer = answer.map(|(answer, _)| answer);
+    Ok(chosen)
+}
+
+/// What some of the rules choose, of what is old enough and can be run.
+async fn pick<M: Manifests>(
+    given: &Given<'_>,
+    rules: Rules,
+    ages: &mut Ages,
+    checks: &mut Checks,
+    manifests: &M,
+) -> Result<Picked, Failure> {
+    let mut tags = Cow::Borrowed(given.tags);
     let mut passed_over: Vec<(String, String)> = Vec::new();
-    let chosen = loop {
-        let choice = match decide::decide(given.spec, given.known, &tags) {
+    let outcome = loop {
+        let choice = match decide::decide(given.spec, rules, given.known, &tags) {
             Verdict::Tag(choice) => choice,
             verdict => break given.nothing(verdict, &passed_over, ages.waits())?,
         };
@@ -102,39 +168,37 @@ pub(super) async fn choose<M: Manifests>(
             }
         }
     };
-    Ok(match chosen {
-        Outcome::Tag(choice) => {
-            let choice = finish(given, choice, passed_over, &mut ages, checks, manifests).await?;
-            given.hold_back(choice, ages)
-        }
-        outcome => Chosen { outcome, seen: ages.seen("", |tag| given.lists(tag)) },
-    })
+    Ok(Picked { outcome, passed_over })
 }
 
 /// Adds what is known of the digest, and forgets what was learned of tags that play no part any more.
 async fn finish<M: Manifests>(
     given: &Given<'_>,
     mut choice: Choice,
-    mut passed_over: Vec<(String, String)>,
+    (mut passed_over, keep): (Vec<(String, String)>, Option<String>),
     ages: &mut Ages,
     checks: &mut Checks,
     manifests: &M,
-) -> Result<Choice, Failure> {
+) -> Result<(Choice, Option<Wish>), Failure> {
     let tag = &choice.tag;
+    let mut wish = None;
     if given.current() == Some(tag) {
         let present = current_digest(given, tag, choice.missing, ages, checks, manifests).await?;
         choice.digest = present.digest;
         choice.missing |= present.missing;
         choice.gone = present.gone;
+        wish = present.wish;
         passed_over.extend(present.unfit.map(|reason| (format!("the newer digest of {tag}"), reason)));
         if let (Some(name), true) = (&given.spec.follows_digest, present.moved) {
             choice.rule.clone_from(name);
             choice.why = format!("the digest of {tag} has changed");
         }
     }
-    checks.retain(|checked, _| checked == tag || passed_over.iter().any(|(passed, _)| passed == checked));
+    checks.retain(|checked, _| {
+        checked == tag || keep.as_ref() == Some(checked) || passed_over.iter().any(|(passed, _)| passed == checked)
+    });
     choice.passed_over = passed_over.iter().map(|(tag, reason)| format!("{tag} passed over: {reason}")).collect();
-    Ok(choice)
+    Ok((choice, wish))
 }
 
 /// What became of the digest of a tag that stays.
@@ -149,6 +213,8 @@ struct Present {
     gone: Option<String>,
     /// Why the tag's newer digest cannot be run.
     unfit: Option<String>,
+    /// The tag's newer digest, if somebody has to approve it.
+    wish: Option<Wish>,
 }
 
 async fn current_digest<M: Manifests>(
@@ -164,12 +230,13 @@ async fn current_digest<M: Manifests>(
         return first_digest(given, tag, missing, checks, manifests).await;
     };
     let kept = Present { digest: Some(before.to_owned()), ..Present::default() };
-    if !spec.pin || spec.gate.is_some() {
-        return Ok(kept); // run by its tag; or whatever it is, it waits
+    if !spec.pin {
+        return Ok(kept); // run by its tag
     }
     let (now, gone) = if spec.follows_digest.is_some() {
         match manifests.digest(tag).await? {
             Some(now) if now == before => return Ok(kept),
+            Some(now) if given.is_rejected(&Tagged::new(tag, Some(&now))) => return Ok(kept),
             Some(now) if ages.of(&Tagged::new(tag, Some(&now)).to_string()) != Age::Old => return Ok(kept),
             None => return Ok(Present { missing: true, ..kept }),
             now => (now, None),
@@ -181,6 +248,14 @@ async fn current_digest<M: Manifests>(
         (None, Some(before.to_owned()))
     };
     match check(tag, now, checks, manifests).await? {
+        Fit::Yes(now)
+            if gone.is_none()
+                && now != before
+                && let Some(approval) = asks::of_digest(spec) =>
+        {
+            let tag = Tagged::new(tag, Some(&now)).to_string();
+            Ok(Present { wish: Some(Wish { tag, deadline: approval.deadline }), ..kept })
+        }
         Fit::Yes(now) => Ok(Present { moved: now != before, digest: Some(now), gone, ..Present::default() }),
         Fit::No(unfit) if gone.is_none() => Ok(Present { unfit: Some(unfit), ..kept }),
         Fit::No(_) => Ok(Present { gone, ..Present::default() }),
@@ -289,13 +364,21 @@ impl Given<'_> {
                 ..choice
             }),
         };
-        Chosen { outcome, seen }
+        Chosen::new(self, outcome, seen)
+    }
+
+    fn is_approved(&self, tag: &str) -> bool {
+        self.gate.approved.as_ref().is_some_and(|approved| approved.tag == tag)
     }
 
     /// Whether the registry lists a tag, with or without a digest.
     fn lists(&self, tag: &str) -> bool {
         let tag = tag.split_once('@').map_or(tag, |(tag, _)| tag);
         self.tags.contains(&tag)
+    }
+
+    fn is_rejected(&self, tagged: &Tagged) -> bool {
+        self.known.rejected.is_some_and(|rejected| tagged.is_in(rejected))
     }
 
     fn current(&self) -> Option<&str> {
@@ -351,6 +434,8 @@ impl Given<'_> {
     }
 }
 
+#[cfg(test)]
+mod approved;
 #[cfg(test)]
 mod gated;
 #[cfg(test)]

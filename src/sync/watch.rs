@@ -28,6 +28,8 @@ use super::records;
 use super::source::{self, Source, SourceKey, SourceKind};
 use super::world::{Cached, ImageKey, Kind};
 
+mod foreign;
+
 /// How often a Namespace is read that a Role lets us `get` but not watch.
 const NAMESPACE_POLL: Duration = Duration::from_secs(30);
 
@@ -92,7 +94,25 @@ pub(super) fn start(sync: &Arc<Sync>, shutdown: &CancellationToken) -> Watches {
             sync.saw_source(&named(SourceKind::Pod, namespace, name), None);
         },
     );
+    first.extend(foreign::start(sync, shutdown));
     Watches { first }
+}
+
+fn workload_gone(sync: &Sync, kind: rollout::Kind, namespace: &str, name: &str) {
+    let key = WorkloadKey { kind, namespace: namespace.to_owned(), name: name.to_owned() };
+    sync.world.remove_workload(&key);
+    sync.queue.add_now(Key::Source(SourceKey::from(&key)));
+    sync.queue.add_now(Key::Workload(key));
+}
+
+/// What one watch each is for: all namespaces, or each of those that kimup is for.
+fn scopes<T>(sync: &Sync, api: impl Fn(kube::Client, Option<&str>) -> T) -> Vec<(Option<String>, T)> {
+    match &sync.options.scope {
+        Scope::All => vec![(None, api(sync.client.clone(), None))],
+        Scope::Namespaces(names) => {
+            names.iter().map(|name| (Some(name.clone()), api(sync.client.clone(), Some(name)))).collect()
+        }
+    }
 }
 
 fn named(kind: SourceKind, namespace: &str, name: &str) -> SourceKey {
@@ -122,12 +142,7 @@ impl Each<'_> {
                     sync.saw_workload(workload);
                 }
             },
-            move |sync, namespace, name| {
-                let key = WorkloadKey { kind, namespace: namespace.to_owned(), name: name.to_owned() };
-                sync.world.remove_workload(&key);
-                sync.queue.add_now(Key::Source(SourceKey::from(&key)));
-                sync.queue.add_now(Key::Workload(key));
-            },
+            move |sync, namespace, name| workload_gone(sync, kind, namespace, name),
         );
     }
 
@@ -144,14 +159,11 @@ impl Each<'_> {
             + Send
             + 'static,
     {
-        let client = self.sync.client.clone();
-        let apis: Vec<(Option<String>, Api<K>)> = match &self.sync.options.scope {
-            Scope::All => vec![(None, Api::all(client))],
-            Scope::Namespaces(names) => {
-                names.iter().map(|n| (Some(n.clone()), Api::namespaced(client.clone(), n))).collect()
-            }
+        let api = |client, within: Option<&str>| match within {
+            Some(namespace) => Api::<K>::namespaced(client, namespace),
+            None => Api::all(client),
         };
-        for (within, api) in apis {
+        for (within, api) in scopes(self.sync, api) {
             let stream = watcher::watcher(api, watcher::Config::default()).boxed();
             self.first.push(follow(
                 stream,
@@ -224,7 +236,7 @@ fn follow<K>(
     gone: impl Fn(&Sync, &str, &str) + Send + 'static,
 ) -> Receiver<bool>
 where
-    K: Resource<DynamicType = ()> + Send + 'static,
+    K: Resource + Send + 'static,
 {
     let (listed, receiver) = tokio::sync::watch::channel(false);
     tokio::spawn(async move {

@@ -4,21 +4,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
-use kube::ResourceExt;
 use tokio::time::Instant;
 
-use crate::api::{self, Closed, Held, Image, ImageStatus, Order, Tagged, annotations};
+use crate::api::{Image, Tagged, annotations};
 use crate::notify::{Audit, Reason};
-use crate::policy::Repository;
-use crate::rollout::{self, ApplyError, Blocked, FIELD_MANAGER, Hold, Plan, Target, Workload, WorkloadKey};
+use crate::rollout::{self, ApplyError, Blocked, Change, Plan, Target, Workload, WorkloadKey};
 use crate::telemetry::RolloutOutcome;
 
 use super::engine::{Key, Sync};
-use super::gates;
-use super::managed;
-use super::status::{self, Progress};
-use super::world::{Cached, ImageKey, User, same_group, status_of};
+use super::target::target;
+use super::view::State;
+use super::world::{Cached, ImageKey, User};
 
 /// After one Image of a workload chose a tag, how long tags of its other Images may still arrive to share the rollout.
 const GATHER: Duration = Duration::from_secs(1);
@@ -31,77 +29,24 @@ const CONFLICT_PAUSE: Duration = Duration::from_millis(200);
 /// Pause after a refused or unanswered write.
 const FAILURE_PAUSE: Duration = Duration::from_secs(10);
 
-/// How far a workload is, seen from one of its Images.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum State {
-    /// Runs the tag, all Pods ready.
-    Done,
-    /// Its Pods are being replaced.
-    Moving,
-    /// Its Pods are to be replaced, and that has not begun.
-    Waiting,
-    /// Not known yet.
-    Undecided,
-    /// Keeps another tag, and nothing else is left to do.
-    Held,
-    /// Cannot be rolled.
-    Failed(String),
-}
-
-/// What the last reconcile of a workload found.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct View {
-    uid: String,
-    generation: i64,
-    /// By Image name.
-    uses: BTreeMap<String, Use>,
-    /// The generation and tags for which the Pods were seen to run what is wanted without a stamp.
-    pub(super) unstamped: Option<(i64, BTreeMap<String, String>)>,
-    /// The newest generation whose rollout was seen to end: Pods that fail later are no rollout in flight.
-    ended: i64,
-    /// What was said of annotations without effect.
-    unsupported: Vec<String>,
-    /// The rollout whose Pods were said to come without their stamp over and over.
-    pub(super) unrepaired: Option<String>,
-}
-
-impl View {
-    /// The newest generation whose rollout has ended, now that `workload` is seen. `at_rest`: nothing is to be changed and
-    /// its Images have settled. One that this process sees for the first time like that came to its end before: if its
-    /// Pods fail since, it takes no place in the limits.
-    fn ended(&self, workload: &Workload, at_rest: bool) -> i64 {
-        let known = self.uid == workload.uid && !self.uses.is_empty();
-        match (workload.complete, known) {
-            (true, _) => workload.generation,
-            (false, true) => self.ended,
-            (false, false) if at_rest => workload.generation,
-            (false, false) => 0,
-        }
-    }
-}
-
-/// What one Image has of a workload.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Use {
-    /// What was wanted.
-    wanted: Tagged,
-    state: State,
-    /// Its containers that keep another tag.
-    held: Vec<Held>,
-}
-
-/// What an Image wants its workloads to run.
-fn wanted(image: &Image, status: &ImageStatus) -> Option<Tagged> {
-    status::current(status).map(|current| status::pinned(api::pins_digest(&image.spec), &current))
-}
-
 impl Sync {
     /// Handles one workload. Failures are shown on its Images and tried again.
     pub(super) async fn reconcile_workload(&self, key: &WorkloadKey) {
         if !self.leadership.is_leader() {
             return;
         }
+        let offered = self.take_offer(key);
+        self.look_at_workload(key).await;
+        if offered {
+            self.pass_on(key);
+        }
+    }
+
+    async fn look_at_workload(&self, key: &WorkloadKey) {
         let workload = self.world.workload(key);
+        if let Some((workload, why)) = workload.as_ref().and_then(|w| Some((w, w.unrollable?))) {
+            return self.leave(workload, why).await;
+        }
         let targets = workload.as_ref().map(|w| self.targets(w)).unwrap_or_default();
         let (Some(workload), false) = (workload, targets.is_empty()) else {
             self.forget(key);
@@ -122,15 +67,46 @@ impl Sync {
             self.queue.add(Key::Workload(key.clone()), Instant::now() + PODS_PAUSE);
         } else if plan.changes.is_empty() {
             self.pending().remove(key);
-        } else if self.gathered(&workload, &targets) {
+        } else if plan.goes_back() || self.gathered(&workload, &targets) {
             if tags(&self.targets(&workload)) == tags(&targets) {
-                failure = self.roll(&workload, &targets, &plan).await;
+                failure = self.roll(&workload, &plan).await;
             } else {
                 // The tag that was waited for has come since this plan was made.
                 self.queue.add_now(Key::Workload(key.clone()));
             }
         }
+        if !plan.goes_back() {
+            self.watch_rollout(&workload, &targets).await;
+            self.unstick(&workload, &targets).await;
+        }
         self.note(key, &targets, &plan, failure.as_deref());
+    }
+
+    /// Leaves a workload alone that cannot be rolled; says, once, why, if an Image covers it.
+    async fn leave(&self, workload: &Workload, why: &str) {
+        let key = &workload.key;
+        let covered = !self.world.images_covering(workload).is_empty();
+        let told = self.views().get(key).is_some_and(|view| view.uid == workload.uid && view.unsupported == [why]);
+        if covered && told {
+            return;
+        }
+        self.forget(key);
+        if covered {
+            {
+                let mut views = self.views();
+                let view = views.entry(key.clone()).or_default();
+                view.uid.clone_from(&workload.uid);
+                view.unsupported = vec![why.to_owned()];
+            }
+            self.events.say(&reference(workload), Reason::RolloutFailed, &format!("cannot be rolled: {why}")).await;
+        }
+    }
+
+    /// The workloads that an Image covers and that cannot be rolled, and why.
+    pub(super) fn unrollable(&self, image: &Image) -> Vec<String> {
+        let covered = self.world.covered_by(image);
+        let why = |user: &User| Some(format!("{} cannot be rolled: {}", user.workload.key, user.workload.unrollable?));
+        covered.iter().filter_map(why).collect()
     }
 
     /// Says, once, which annotations have no effect: a person who set one relies on it.
@@ -148,7 +124,10 @@ impl Sync {
     /// What the Images of the namespace want of each container.
     fn targets(&self, workload: &Workload) -> BTreeMap<String, Target> {
         let images = self.world.images_of(workload).into_iter();
-        images.filter_map(|(name, image)| target(&image, workload, &name).map(|target| (name, target))).collect()
+        let target_of = |(name, image): (String, Arc<Image>)| {
+            Some((name.clone(), target(&image, workload, &name, self.world.rejections(&image))?))
+        };
+        images.filter_map(target_of).collect()
     }
 
     async fn plan(
@@ -161,28 +140,43 @@ impl Sync {
             return Ok(plan);
         }
         let wanted = (workload.generation, tags(targets));
-        let known = self
-            .views()
-            .get(&workload.key)
-            .is_some_and(|view| view.uid == workload.uid && view.unstamped.as_ref() == Some(&wanted));
-        if known {
-            return Ok(Plan { blocked: None, ..plan });
+        let known = {
+            let views = self.views();
+            let view = views.get(&workload.key).filter(|view| view.uid == workload.uid);
+            if view.is_some_and(|view| view.unstamped.as_ref() == Some(&wanted)) {
+                return Ok(Plan { blocked: None, ..plan });
+            }
+            let facts = view.and_then(|view| view.facts.clone());
+            facts.filter(|(version, _)| *version == workload.resource_version)
+        };
+        if let Some((_, facts)) = known {
+            let plan = rollout::plan(workload, targets, Some(&facts));
+            if plan.blocked.is_none() && plan.holds.is_empty() && !plan.changes.is_empty() {
+                return Ok(plan);
+            }
         }
-        let facts = rollout::observe(&self.client, workload).await?;
+        let facts = Arc::new(rollout::observe(&self.client, workload).await?);
         let plan = rollout::plan(workload, targets, Some(&facts));
-        if plan.blocked.is_none() && plan.changes.is_empty() && plan.holds.is_empty() {
-            let mut views = self.views();
-            let view = views.entry(workload.key.clone()).or_default();
+        let mut views = self.views();
+        let view = views.entry(workload.key.clone()).or_default();
+        view.facts = None;
+        if plan.blocked.is_none() && plan.holds.is_empty() {
             view.uid.clone_from(&workload.uid);
-            view.unstamped = Some(wanted);
+            if plan.changes.is_empty() {
+                view.unstamped = Some(wanted);
+            } else {
+                view.facts = Some((workload.resource_version.clone(), facts));
+            }
         }
         Ok(plan)
     }
 
     /// Whether every Image of the workload has been synced since its change was first seen: tags that move at once share
-    /// one rollout.
+    /// one rollout. Likewise those of its groups that do not know the tag yet: who goes first is chosen among all.
     fn gathered(&self, workload: &Workload, targets: &BTreeMap<String, Target>) -> bool {
-        let images: BTreeSet<&str> = targets.values().map(|t| t.image.as_str()).collect();
+        let own: BTreeSet<String> = targets.values().map(|t| t.image.clone()).collect();
+        let mut images = self.behind(&workload.key, &own);
+        images.extend(own.iter().cloned());
         if images.len() < 2 {
             return true;
         }
@@ -197,14 +191,19 @@ impl Sync {
         }
         let mut all = true;
         for name in images {
-            let key = ImageKey { namespace: workload.key.namespace.clone(), name: name.to_owned() };
+            let of_group = !own.contains(&name);
+            let key = ImageKey { namespace: workload.key.namespace.clone(), name };
             let mut memos = self.memos();
             let Some(memo) = memos.get_mut(&key) else {
                 continue;
             };
             if memo.synced.is_none_or(|began| began < since + GATHER) {
                 all = false;
-                memo.forced = true;
+                if of_group {
+                    memo.next = Some(Timestamp::now()); // the list that has the tag will do
+                } else {
+                    memo.forced = true;
+                }
                 drop(memos);
                 self.queue.add_now(Key::Image(key));
             }
@@ -216,13 +215,12 @@ impl Sync {
     }
 
     /// Stamps a workload, if the limits allow. Returns why it could not be written.
-    async fn roll(&self, workload: &Workload, targets: &BTreeMap<String, Target>, plan: &Plan) -> Option<String> {
+    async fn roll(&self, workload: &Workload, plan: &Plan) -> Option<String> {
         let key = &workload.key;
         let rolling = self.rolling.lock().await;
-        // Before the limits are looked at: a place that comes free meanwhile must find who waits for it.
-        self.waiting().insert(key.clone());
-        let plan = &self.ungated(workload, plan);
-        if plan.changes.is_empty() || !self.limits_allow(workload, targets, plan) {
+        // Nothing delays a rollback; what else has changed waits its turn.
+        let plan = if plan.goes_back() { &plan.back_only(workload) } else { &self.startable(workload, plan) };
+        if plan.changes.is_empty() {
             return None;
         }
         self.waiting().remove(key);
@@ -239,6 +237,9 @@ impl Sync {
                 self.metrics.kubernetes_write(key.kind.as_str());
                 self.metrics.rollout(RolloutOutcome::Started);
                 self.pending().remove(key);
+                if let Some(view) = self.views().get_mut(key) {
+                    view.facts = None;
+                }
                 self.announce(workload, plan).await;
                 self.queue.add_now(Key::Workload(key.clone()));
                 None
@@ -280,190 +281,23 @@ impl Sync {
             let name = format!("Image {image}");
             let (from, to, rule, rollout) = (&change.from, &change.to, &change.rule, &change.rollout);
             let digest = change.digest.as_deref().unwrap_or_default();
-            Audit { image: &name, workload: &key.to_string(), what: "roll", from, to, digest, rule, rollout }.log();
-            if let Some(Cached::Read(image)) = self.world.image(&image) {
+            let what = if change.back.is_some() { "rollback" } else { "roll" };
+            Audit { image: &name, workload: &key.to_string(), what, from, to, digest, rule, rollout }.log();
+            if let Some(Cached::Read(image)) = self.world.image(&image).filter(|_| self.begins(workload, change)) {
                 let note = format!("{key}: container {}: {from} -> {to} (rollout {rollout})", change.container);
                 self.events.say(&super::report::reference(&image), Reason::RolloutStarted, &note).await;
             }
         }
     }
-
-    /// The plan without the Images that may start no rollout now: theirs must not hold up the others.
-    fn ungated(&self, workload: &Workload, plan: &Plan) -> Plan {
-        let mut images: BTreeSet<&str> = plan.changes.iter().map(|change| change.image.as_str()).collect();
-        images.retain(|name| {
-            let key = ImageKey { namespace: workload.key.namespace.clone(), name: (*name).to_owned() };
-            let Some(Cached::Read(image)) = self.world.image(&key) else {
-                return false;
-            };
-            let closed = self.closed(&image);
-            if let Some(until) = closed.as_ref().and_then(|closed| closed.until) {
-                self.queue_at(Key::Workload(workload.key.clone()), until); // nobody else tells that a window opens
-            }
-            closed.is_some()
-        });
-        plan.without(workload, &images)
-    }
-
-    /// The limits of design section 5. The caller holds `rolling`, so that two workloads cannot take one place.
-    fn limits_allow(&self, workload: &Workload, targets: &BTreeMap<String, Target>, plan: &Plan) -> bool {
-        let namespace = &workload.key.namespace;
-        let moving: Vec<Arc<Workload>> = {
-            let views = self.views();
-            let in_flight = |w: &Arc<Workload>| {
-                let ours = w.stamp_owners.values().any(|owners| owners.contains(FIELD_MANAGER));
-                let ended = views.get(&w.key).is_some_and(|v| v.uid == w.uid && v.ended == w.generation);
-                w.key != workload.key && ours && !w.complete && !ended
-            };
-            self.world.workloads(None).into_iter().filter(in_flight).collect()
-        };
-        let here = moving.iter().filter(|w| w.key.namespace == *namespace);
-        if moving.len() >= self.options.max_rollouts || here.clone().count() >= self.options.max_rollouts_per_namespace
-        {
-            return false;
-        }
-        let used: Vec<Vec<Arc<Image>>> = here.map(|w| self.world.images_of(w).into_values().collect()).collect();
-        let images = plan.changes.iter().filter_map(|change| targets.get(&change.container)).map(|t| &t.image);
-        images.collect::<BTreeSet<_>>().into_iter().all(|name| {
-            let key = ImageKey { namespace: namespace.clone(), name: name.clone() };
-            let Some(Cached::Read(image)) = self.world.image(&key) else {
-                return true;
-            };
-            let moving = used.iter().filter(|used| used.iter().any(|other| same_group(&image, other))).count();
-            moving < self.world.max_concurrent(&image)
-        })
-    }
-
-    /// Remembers how far the workload is, and tells its Images if that changed.
-    fn note(&self, key: &WorkloadKey, targets: &BTreeMap<String, Target>, plan: &Plan, failure: Option<&str>) {
-        let Some(workload) = self.world.workload(key) else {
-            return;
-        };
-        let rolling = !plan.changes.is_empty() && failure.is_none();
-        let use_of = |target: &Target| {
-            let image = &target.image;
-            let held: Vec<Held> = plan.holds.iter().filter(|h| h.image == *image).map(|h| held(key, h)).collect();
-            let containers = targets.values().filter(|t| t.image == *image).count();
-            let state = match failure {
-                _ if held.len() == containers => State::Held,
-                Some(cause) => State::Failed(cause.to_owned()),
-                None if plan.blocked.is_some() => State::Undecided,
-                None if rolling => State::Waiting,
-                None if !workload.complete => State::Moving,
-                None if held.is_empty() => State::Done,
-                None => State::Held,
-            };
-            Use { wanted: Tagged::new(&target.tag, target.digest.as_deref()), state, held }
-        };
-        let uses: BTreeMap<_, _> = targets.values().map(|t| (t.image.clone(), use_of(t))).collect();
-        let at_rest = plan.changes.is_empty() && plan.blocked.is_none() && self.all_settled(key, targets);
-        let mut views = self.views();
-        let view = views.entry(key.clone()).or_default();
-        let changed = view.uses != uses || view.uid != workload.uid;
-        let ended = view.ended(&workload, at_rest);
-        let freed = ended != view.ended;
-        view.uid.clone_from(&workload.uid);
-        view.generation = workload.generation;
-        view.uses.clone_from(&uses);
-        view.ended = ended;
-        drop(views);
-        if changed {
-            for name in uses.into_keys() {
-                self.queue.add_now(Key::Image(ImageKey { namespace: key.namespace.clone(), name }));
-            }
-        }
-        if freed {
-            self.free_waiting();
-        }
-    }
-
-    /// Whether no Image of a workload has a rollout in flight.
-    fn all_settled(&self, key: &WorkloadKey, targets: &BTreeMap<String, Target>) -> bool {
-        targets.values().all(|target| {
-            let image = ImageKey { namespace: key.namespace.clone(), name: target.image.clone() };
-            matches!(self.world.image(&image), Some(Cached::Read(image)) if status_of(&image).rollout.is_none())
-        })
-    }
-
-    fn forget(&self, key: &WorkloadKey) {
-        self.pending().remove(key);
-        let view = self.views().remove(key);
-        for name in view.into_iter().flat_map(|view| view.uses.into_keys()) {
-            self.queue.add_now(Key::Image(ImageKey { namespace: key.namespace.clone(), name }));
-        }
-        self.free_waiting();
-    }
-
-    /// Why no rollout may start in a namespace.
-    pub(super) fn frozen(&self, namespace: &str) -> Option<Closed> {
-        let mut namespaces = [namespace, &self.options.own_namespace].into_iter();
-        namespaces.find(|namespace| self.world.settings(namespace).frozen).map(gates::frozen)
-    }
-
-    /// A place in the limits may be free, or a gate open.
-    pub(super) fn free_waiting(&self) {
-        for key in std::mem::take(&mut *self.waiting()) {
-            self.queue.add_now(Key::Workload(key));
-        }
-    }
-
-    /// How far the workloads of an Image are.
-    pub(super) fn progress(&self, key: &ImageKey, image: &Image, status: &ImageStatus) -> Progress {
-        let mut progress = Progress::default();
-        let Some(wanted) = wanted(image, status) else {
-            return progress;
-        };
-        let Ok(repository) = Repository::parse(&image.spec.image) else {
-            return Progress { excluded: true, ..progress };
-        };
-        if self.duplicate_of(image, &repository).is_some() {
-            return Progress { excluded: true, ..progress };
-        }
-        let views = self.views();
-        for User { workload, .. } in self.world.users_of(image) {
-            progress.total += 1;
-            let view = views.get(&workload.key).filter(|v| v.uid == workload.uid);
-            let Some(seen) = view.and_then(|v| v.uses.get(&key.name)).filter(|seen| seen.wanted == wanted) else {
-                progress.undecided.push(workload.key.to_string());
-                self.queue.add_now(Key::Workload(workload.key.clone()));
-                continue;
-            };
-            if !matches!(seen.state, State::Done | State::Moving | State::Held) {
-                progress.undecided.push(workload.key.to_string());
-            }
-            progress.held.extend(seen.held.iter().cloned());
-            progress.moving += u32::from(seen.state == State::Moving);
-            progress.waiting += u32::from(seen.state == State::Waiting);
-            progress.done += u32::from(seen.state == State::Done);
-            progress.at_rest += u32::from(matches!(seen.state, State::Done | State::Held));
-            if let State::Failed(why) = &seen.state {
-                progress.failed = Some((workload.key.to_string(), why.clone()));
-            }
-        }
-        progress
-    }
 }
 
-fn target(image: &Image, workload: &Workload, container: &str) -> Option<Target> {
-    let status = status_of(image);
-    let wanted = wanted(image, &status)?;
-    let rollout = status.rollout.as_ref();
-    let rule = rollout
-        .map(|r| r.rule.clone())
-        .or_else(|| status.history.iter().find(|entry| entry.tag == wanted.tag).map(|entry| entry.rule.clone()));
-    let name = workload.key.to_string();
-    let held = status.held.iter().find(|h| h.workload == name && h.container == container);
-    Some(Target {
-        image: image.name_any(),
-        settled: status.tag.as_deref() == Some(&wanted.tag)
-            && (wanted.digest.is_none() || status.digest == wanted.digest),
-        rule: rule.filter(|rule| !rule.is_empty()).unwrap_or_else(|| "none".to_owned()),
-        rollout: rollout::id(image.metadata.uid.as_deref().unwrap_or_default(), &wanted.to_string()),
-        order: Order::of(&image.spec).following(&status).of_one_text(managed::is_managed(&image.metadata)),
-        left: held.map(|h| h.left.clone()).filter(|left| !left.is_empty()),
-        tag: wanted.tag,
-        digest: wanted.digest,
-    })
+impl Sync {
+    /// Whether nobody else carries the rollout yet: an Image says once that it began, each workload when its own did.
+    fn begins(&self, workload: &Workload, change: &Change) -> bool {
+        let others = self.world.workloads(Some(&workload.key.namespace));
+        let carries = |w: &Arc<Workload>| w.key != workload.key && w.rollout.as_ref() == Some(&change.rollout);
+        !others.iter().any(carries)
+    }
 }
 
 fn tags(targets: &BTreeMap<String, Target>) -> BTreeMap<String, String> {
@@ -471,68 +305,15 @@ fn tags(targets: &BTreeMap<String, Target>) -> BTreeMap<String, String> {
     targets.iter().map(|(container, target)| (container.clone(), text(target))).collect()
 }
 
-fn held(key: &WorkloadKey, hold: &Hold) -> api::Held {
-    let Hold { container, tag, left, by_manifest, .. } = hold;
-    let what =
-        if *by_manifest { "its manifest names an older tag than it ran" } else { "an older revision was put back" };
-    api::Held {
-        workload: key.to_string(),
-        container: container.clone(),
-        tag: tag.clone(),
-        left: left.clone(),
-        since: String::new(),
-        why: format!("{what}; a newer tag than {left} ends this"),
-    }
-}
-
 /// The reference that Events on a workload carry.
 pub(super) fn reference(workload: &Workload) -> ObjectReference {
     ObjectReference {
-        api_version: Some("apps/v1".to_owned()),
+        api_version: Some(workload.key.kind.api_version().to_owned()),
         kind: Some(workload.key.kind.as_str().to_owned()),
         namespace: Some(workload.key.namespace.clone()),
         name: Some(workload.key.name.clone()),
         uid: Some(workload.uid.clone()),
         resource_version: Some(workload.resource_version.clone()),
         field_path: None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use k8s_openapi::api::apps::v1::Deployment;
-    use serde_json::json;
-
-    fn workload(available: i32) -> Workload {
-        let object: Deployment = serde_json::from_value(json!({
-            "metadata": {"name": "web", "namespace": "shop", "uid": "u", "resourceVersion": "7", "generation": 4},
-            "spec": {"replicas": 1, "selector": {}, "template": {"spec": {"containers": [{"name": "app", "image": "app:1"}]}}},
-            "status": {"observedGeneration": 4, "replicas": 1, "updatedReplicas": 1, "availableReplicas": available},
-        }))
-        .unwrap();
-        Workload::from_deployment(&object).unwrap()
-    }
-
-    #[test]
-    fn a_rollout_ends_once() {
-        #[track_caller]
-        fn check(uid: &str, before: Option<i64>, available: i32, at_rest: bool, expected: i64) {
-            let seen = Use { wanted: Tagged::new("1", None), state: State::Moving, held: Vec::new() };
-            let uses = before.map(|_| ("web".to_owned(), seen)).into_iter().collect();
-            let view = View { uid: uid.to_owned(), uses, ended: before.unwrap_or_default(), ..View::default() };
-            assert_eq!(view.ended(&workload(available), at_rest), expected);
-        }
-        // Complete: whatever was known.
-        check("", None, 1, false, 4);
-        check("u", Some(3), 1, false, 4);
-        // Pods fail: under way, or after the end, as was seen.
-        check("u", Some(3), 0, true, 3);
-        check("u", Some(4), 0, true, 4);
-        // Seen for the first time since the start: settled before, or under way.
-        check("", None, 0, true, 4);
-        check("", None, 0, false, 0);
-        // Another workload of that name.
-        check("other", Some(4), 0, false, 0);
     }
 }

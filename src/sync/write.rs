@@ -1,5 +1,6 @@
 //! Writes of sync on Images: the status by server-side apply, the answered action by a patch. Leader only.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
 use kube::Resource;
 use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use crate::api::annotations::ACTION;
 use crate::api::{Image, ImageStatus, SyncResult, condition};
@@ -64,17 +66,29 @@ pub(super) async fn status(
     }
     let written = Arc::new(written);
     sync.world.put_image(key, Cached::Read(written.clone()));
+    sync.memos().entry(key.clone()).or_default().written = Some(Instant::now());
     Ok(written)
 }
 
 /// Removes the annotation `action` once it is done.
 pub(super) async fn remove_action(sync: &Sync, key: &ImageKey, image: &Image) -> Result<(), WriteError> {
+    remove_annotations(sync, key, image, &[ACTION]).await
+}
+
+/// Removes annotations that are answered, provided nothing changed since `image` was read.
+pub(super) async fn remove_annotations(
+    sync: &Sync,
+    key: &ImageKey,
+    image: &Image,
+    keys: &[&str],
+) -> Result<(), WriteError> {
     if !sync.leadership.is_leader() {
         return Err(WriteError::NotLeader);
     }
     let api: Api<Image> = Api::namespaced(sync.client.clone(), &key.namespace);
     let version = &image.metadata.resource_version;
-    let patch = json!({"metadata": {"resourceVersion": version, "annotations": {ACTION: null}}});
+    let gone: BTreeMap<&str, Value> = keys.iter().map(|key| (*key, Value::Null)).collect();
+    let patch = json!({"metadata": {"resourceVersion": version, "annotations": gone}});
     let written = call(api.patch(&key.name, &PatchParams::default(), &Patch::Merge(patch))).await?;
     sync.metrics.kubernetes_write("Image");
     sync.world.put_image(key, Cached::Read(Arc::new(written)));

@@ -131,6 +131,8 @@ label_value! {
         Started = "started",
         /// All Pods of the workload run the new revision.
         Settled = "settled",
+        /// An Image's workloads went back from a rejected tag.
+        RolledBack = "rolled_back",
     }
 }
 

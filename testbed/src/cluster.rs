@@ -54,6 +54,11 @@ pub struct KubectlOutput {
 impl Cluster {
     /// Starts a cluster of one's own: for what would disturb others, such as [`Cluster::kill_apiserver`].
     pub async fn start() -> Result<Self> {
+        Self::start_with(&[]).await
+    }
+
+    /// As [`Cluster::start`], with further arguments for the API server.
+    pub async fn start_with(apiserver_args: &[String]) -> Result<Self> {
         crate::install_crypto_provider();
         let files = Files::create(run_dir()?.folder("cluster")?)?;
         let (etcd, etcd_url) = start_etcd(&files).await?;
@@ -61,7 +66,7 @@ impl Cluster {
         let http = https_client(&files.ca_pem)?;
         let (server, [port]) = start_on_ports(
             START_DEADLINE,
-            |[port]| apiserver(&files, &program, &etcd_url, port),
+            |[port]| apiserver(&files, &program, &etcd_url, port).args(apiserver_args),
             async |_, [port]| apiserver_ready(&http, port).await,
         )
         .await?;
@@ -69,7 +74,7 @@ impl Cluster {
         let admin = files.write_kubeconfig("admin", &address, &token("admin"))?;
         let mut others = start_controllers(&files, &address)?;
         others.push(etcd);
-        let apiserver_spec = apiserver(&files, &program, &etcd_url, port);
+        let apiserver_spec = apiserver(&files, &program, &etcd_url, port).args(apiserver_args);
         let cluster = Self { files, port, admin, apiserver_spec, apiserver: Mutex::new(Some(server)), others };
         cluster.settle().await?;
         Ok(cluster)
@@ -165,7 +170,7 @@ impl Cluster {
     }
 
     /// As [`Cluster::kubeconfig_for`], but reaching the API server through `address`, a [`crate::Balancer`] for
-    /// example, whose connections can be held back.
+    /// example, whose connections can be held back, or through a URL, an [`crate::ApiProxy`]'s.
     pub async fn kubeconfig_via(&self, namespace: &str, account: &str, address: &str) -> Result<PathBuf> {
         let accounts: Api<ServiceAccount> = Api::namespaced(self.client().await?, namespace);
         let request: TokenRequest =
@@ -175,7 +180,7 @@ impl Cluster {
             answer.with_context(|| format!("requesting a token of the ServiceAccount {namespace}/{account}"))?;
         let token = answer.status.and_then(|status| status.token);
         let token = token.context("the API server answered a TokenRequest without a token")?;
-        let name = format!("{namespace}-{account}-{}", address.replace(':', "-"));
+        let name = format!("{namespace}-{account}-{}", address.replace([':', '/'], "-"));
         self.files.write_kubeconfig(&name, address, &token)
     }
 

@@ -49,14 +49,15 @@ impl Files {
         self.folder.join(name).display().to_string()
     }
 
-    /// Writes a kubeconfig for the API server at `address` (host and port), and returns its path.
+    /// Writes a kubeconfig for the API server at `address` (host and port, or a URL), and returns its path.
     pub(crate) fn write_kubeconfig(&self, name: &str, address: &str, token: &str) -> Result<PathBuf> {
+        let server = if address.contains("://") { address.to_owned() } else { format!("https://{address}") };
         let path = self.folder.join(format!("{name}.kubeconfig"));
         // JSON is YAML.
         let text = json!({
             "apiVersion": "v1", "kind": "Config", "current-context": "testbed",
             "clusters": [{"name": "testbed", "cluster": {
-                "server": format!("https://{address}"), "certificate-authority": self.path("ca.crt")}}],
+                "server": server, "certificate-authority": self.path("ca.crt")}}],
             "users": [{"name": name, "user": {"token": token}}],
             "contexts": [{"name": "testbed", "context": {"cluster": "testbed", "user": name}}],
         });

@@ -10,6 +10,7 @@
 //! their own.
 
 mod admission_load;
+mod api_proxy;
 mod api_stub;
 mod arguments;
 mod background;
@@ -24,6 +25,7 @@ mod pki;
 mod ports;
 mod process;
 mod registry;
+mod rollout_load;
 mod run_dir;
 mod scripted;
 mod token;
@@ -31,6 +33,7 @@ mod tools;
 mod wait;
 
 pub use admission_load::{AdmissionLoad, LoadFailure, LoadReport, Reviews, WebhookClient};
+pub use api_proxy::{ApiFault, ApiProxy};
 pub use api_stub::{ApiStub, Obstacle};
 pub use arguments::Arguments;
 pub use balancer::Balancer;
@@ -43,6 +46,7 @@ pub use pki::{ServerCertificate, TestCa};
 pub use ports::free_port;
 pub use process::{Process, ProcessSpec};
 pub use registry::Registry;
+pub use rollout_load::{InFlight, RolloutCost, RolloutLoad};
 pub use run_dir::{RunDir, run_dir};
 pub use scripted::ScriptedRegistry;
 pub use token::{TokenService, TokenUser};

@@ -159,12 +159,17 @@ async fn handshake(address: SocketAddr, trusted: Bundle) -> std::io::Result<()> 
     connector.connect(ServerName::from(address.ip()), stream).await.map(drop)
 }
 
+/// How often; `make test-restarts` does so ten times.
+fn rotations() -> u32 {
+    std::env::var("KIMUP_ROTATIONS").ok().map_or(3, |count| count.parse().unwrap())
+}
+
 #[tokio::test]
 async fn the_ca_is_rotated_under_load() {
     let mut scene = Scene::new().await;
     let secrets = scene.secrets().await;
     let rotate = Patch::Merge(json!({"metadata": {"annotations": {"kimup.cloudavenue.io/action": "rotate"}}}));
-    for _ in 0..3 {
+    for _ in 0..rotations() {
         let before = scene.carried().await;
         let rotation = async {
             secrets.patch(SECRET, &PatchParams::default(), &rotate).await.unwrap();

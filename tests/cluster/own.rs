@@ -24,9 +24,14 @@ pub struct Own {
 
 impl Own {
     pub async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    /// With further arguments for the API server.
+    pub async fn start_with(apiserver_args: &[String]) -> Self {
         static TURN: Mutex<()> = Mutex::const_new(());
         let turn = TURN.lock().await;
-        let (cluster, registry) = tokio::join!(Cluster::start(), Registry::open());
+        let (cluster, registry) = tokio::join!(Cluster::start_with(apiserver_args), Registry::open());
         let cluster = cluster.unwrap();
         cluster.apply_deploy(DEPLOYED).await.unwrap();
         Self { cluster, registry: registry.unwrap(), _turn: turn }

@@ -20,8 +20,16 @@ use tokio::sync::OnceCell;
 /// Long enough for a busy machine; what is waited for takes a second or two.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 /// The kinds of `deploy/` that kimup as a process needs.
-pub const DEPLOYED: &[&str] =
-    &["Namespace", "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"];
+pub const DEPLOYED: &[&str] = &[
+    "Namespace",
+    "ServiceAccount",
+    "ClusterRole",
+    "ClusterRoleBinding",
+    "Role",
+    "RoleBinding",
+    "ValidatingAdmissionPolicy",
+    "ValidatingAdmissionPolicyBinding",
+];
 /// User and password of the private registry.
 pub const USER: (&str, &str) = ("robot", "s3cret-pull");
 

@@ -59,9 +59,9 @@ pub(super) fn nested_end(bytes: &[u8], from: usize) -> Option<usize> {
         let strings = prefix_xor(quotes) ^ in_string;
         in_string = if strings >> 63 == 0 { 0 } else { !0 };
         let (opens, closes) = (masks.opens & !strings, masks.closes & !strings);
-        let closed = closes.count_ones() as usize;
-        if closed < depth {
-            depth = depth + opens.count_ones() as usize - closed;
+        let ended = closes.count_ones() as usize;
+        if ended < depth {
+            depth = depth + opens.count_ones() as usize - ended;
         } else if let Some(end) = end_within(opens, closes, &mut depth) {
             return Some(at + end);
         }

@@ -231,7 +231,11 @@ fn images_are_named_after_their_owner() {
 fn a_controller_tells_whose_annotations_count() {
     #[track_caller]
     fn check(kind: &str, name: &str, hash: &str, expected: &[(&str, &str)]) {
-        let found = owners_of(kind, name, hash);
+        let labels = match hash.split_once('=') {
+            Some((label, value)) => Map::from([(label.to_owned(), value.to_owned())]),
+            None => Map::from([("pod-template-hash".to_owned(), hash.to_owned())]),
+        };
+        let found = owners_of(kind, name, PodHash::of(Some(&labels)));
         assert_eq!(found.iter().map(|(kind, name)| (*kind, name.as_str())).collect::<Vec<_>>(), expected);
     }
     check("ReplicaSet", "web-5d8f", "5d8f", &[("Deployment", "web")]);
@@ -242,6 +246,9 @@ fn a_controller_tells_whose_annotations_count() {
     check("Job", "once", "", &[("Job", "once")]);
     check("Job", "nightly-29012345", "", &[("Job", "nightly-29012345"), ("CronJob", "nightly")]);
     check("Rollout", "web", "5d8f", &[]);
+    check("ReplicaSet", "web-5d8f", "rollouts-pod-template-hash=5d8f", &[("Rollout", "web")]);
+    check("ReplicaSet", "web-5d8f", "rollouts-pod-template-hash=6e9a", &[]);
+    check("CloneSet", "web", "controller-revision-hash=web-5d8f", &[("CloneSet", "web")]);
 }
 
 #[test]

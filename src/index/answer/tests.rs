@@ -44,6 +44,7 @@ fn labels_of<'a>(labels: &[(&'a str, &'a str)]) -> Labels<'a> {
     let get = |key: &str| labels.iter().find(|(known, _)| *known == key).map(|(_, value)| *value);
     Labels {
         template_hash: get("pod-template-hash"),
+        rollouts_hash: get("rollouts-pod-template-hash"),
         revision_hash: get("controller-revision-hash"),
         rollout: get("kimup.cloudavenue.io/rollout"),
     }
@@ -247,8 +248,9 @@ fn a_revision_keeps_what_its_first_pods_got() {
     }
     let to = |tag: &str| format!("run ghcr.io/org/app:{tag} | app: 1.0.0 -> {tag} (Image web)");
     let text = "ghcr.io/org/app:1.0.0";
-    // A Deployment's ReplicaSet, a StatefulSet or DaemonSet, a Job, a bare ReplicaSet.
+    // A ReplicaSet of a Deployment or of an Argo Rollout, a StatefulSet or DaemonSet, a Job, a bare ReplicaSet.
     check(&[("pod-template-hash", "5d8f")], "rs-1", text, &to("1.1.0"));
+    check(&[("rollouts-pod-template-hash", "5d8f")], "rs-1", text, &to("1.1.0"));
     check(&[("controller-revision-hash", "db-1")], "sts", text, &to("1.2.0"));
     check(&[("controller-revision-hash", "db-2")], "sts", text, &to("1.3.0"));
     check(&[("job-name", "x")], "job", text, &to("1.2.5"));

@@ -24,6 +24,9 @@ fn target(tag: &str) -> Target {
         rollout: id("uid", tag),
         order: order("semver-minor", None),
         left: None,
+        held: None,
+        rejected: BTreeSet::new(),
+        why_rejected: String::new(),
     }
 }
 
@@ -42,16 +45,22 @@ fn workload(text: &str) -> Workload {
         access: PullAccess::default(),
         deleting: false,
         stamp_owners: BTreeMap::new(),
+        stamped_at: None,
         selector: None,
         replicas: 2,
         observed: true,
         complete: true,
+        paused: false,
+        exceeded: None,
+        trouble: None,
         denied: None,
         revision: None,
+        aborted: None,
+        unrollable: None,
     }
 }
 
-const OURS: &str = FIELD_MANAGER;
+pub(super) const OURS: &str = FIELD_MANAGER;
 
 fn stamp(workload: &mut Workload, container: &str, value: &str, owners: &[&str]) {
     workload.template_annotations.insert(stamp_key(container), value.to_owned());
@@ -72,23 +81,23 @@ fn facts(revisions: &[&str], running: &[&str]) -> Facts {
     Facts { revisions: revisions.collect(), pods: running.iter().map(pod).collect() }
 }
 
-struct Case {
-    workload: Workload,
-    target: Target,
+pub(super) struct Case {
+    pub workload: Workload,
+    pub target: Target,
     facts: Option<Facts>,
 }
 
-fn case(text: &str, tag: &str) -> Case {
+pub(super) fn case(text: &str, tag: &str) -> Case {
     Case { workload: workload(text), target: target(tag), facts: None }
 }
 
 impl Case {
-    fn stamp(mut self, value: &str, owners: &[&str]) -> Self {
+    pub fn stamp(mut self, value: &str, owners: &[&str]) -> Self {
         stamp(&mut self.workload, "app", value, owners);
         self
     }
 
-    fn facts(mut self, revisions: &[&str], running: &[&str]) -> Self {
+    pub fn facts(mut self, revisions: &[&str], running: &[&str]) -> Self {
         self.facts = Some(facts(revisions, running));
         self
     }
@@ -128,7 +137,7 @@ fn say(plan: &Plan) -> String {
 }
 
 #[track_caller]
-fn check(case: Case, expected: &str) {
+pub(super) fn check(case: Case, expected: &str) {
     let targets = BTreeMap::from([("app".to_owned(), case.target)]);
     let found = plan(&case.workload, &targets, case.facts.as_ref());
     assert_eq!(say(&found), expected);
@@ -386,6 +395,7 @@ fn what_must_wait_stays_as_it_is() {
             image: image.to_owned(),
             rule: String::new(),
             rollout: String::new(),
+            back: None,
         };
         let all = Plan {
             changes: vec![to_change("app", "1.0.5", "web", "1.1.0"), to_change("side", "1.0.0", "log", "1.2.0")],

@@ -30,6 +30,9 @@ fn target() -> Target {
         rollout: "ab12".to_owned(),
         order: Order::of(&image.spec),
         left: None,
+        held: None,
+        rejected: BTreeSet::new(),
+        why_rejected: String::new(),
     }
 }
 

@@ -47,7 +47,7 @@ fn settled(tag: &str) -> Known<'_> {
 #[track_caller]
 fn check(spec: &CompiledSpec, known: Known<'_>, tags: &str, expected: &str) {
     let tags: Vec<String> = tags.split_whitespace().map(str::to_owned).collect();
-    let found = say(&decide(spec, known, &tags));
+    let found = say(&decide(spec, Rules::Free, known, &tags));
     match expected.strip_suffix('…') {
         Some(start) => assert!(found.starts_with(start), "{found:?} does not begin with {start:?}"),
         None => assert_eq!(found, expected),
@@ -141,7 +141,7 @@ fn a_lost_status_takes_the_stamps_as_settled() {
 }
 
 #[test]
-fn a_gate_keeps_what_there_is() {
+fn a_rule_that_asks_for_approval_chooses_nothing_by_itself() {
     let asks = json!({"rules": [{"name": "r", "type": "semver-minor",
         "actions": [{"type": "apply"}, {"type": "request-approval"}]}]});
     let spec = spec(&["semver-minor"], &asks);
@@ -149,8 +149,10 @@ fn a_gate_keeps_what_there_is() {
     check(&spec, settled("1.0.0"), "1.1.0", "1.0.0 kept, missing");
     check(&spec, Known { in_flight: Some("1.1.0"), ..settled("1.0.0") }, "1.0.0 1.1.0 1.2.0", "1.1.0 kept");
     check(&spec, Known { stamped: Some(tagged("1.1.0")), ..none() }, "1.1.0 1.2.0", "1.1.0 kept, adopted 1.1.0");
-    check(&spec, none(), "1.0.0 1.1.0", "none: the action request-approval is not acted on by this version…");
+    check(&spec, none(), "1.0.0 1.1.0", "none: each rule asks for approval");
     check(&spec, settled("1.0.0"), "", "empty");
+    let all = decide(&spec, Rules::All, settled("1.0.0"), &["1.0.0", "1.1.0"]);
+    assert_eq!(say(&all), "1.1.0 r");
 }
 
 fn any_tag() -> impl Strategy<Value = String> {
@@ -192,11 +194,11 @@ proptest! {
             followed: None,
             stamped: stamped.as_deref().map(tagged), ..none()
         };
-        let verdict = decide(&spec, known, &tags);
+        let verdict = decide(&spec, Rules::Free, known, &tags);
 
         let mut turned: Vec<String> = tags.iter().rev().cloned().collect();
         turned.extend(tags.iter().step_by(2).cloned());
-        prop_assert_eq!(&decide(&spec, known, &turned), &verdict, "order or repetition matters");
+        prop_assert_eq!(&decide(&spec, Rules::Free, known, &turned), &verdict, "order or repetition matters");
 
         let order = Order::from(&spec);
         let current = known.in_flight.or(known.settled).or(known.stamped.map(|stamped| stamped.tag.as_str()));
@@ -208,7 +210,7 @@ proptest! {
                 }
                 prop_assert_eq!(*missing, !tags.contains(tag));
                 prop_assert!(!missing || current == Some(&**tag), "{} is not listed", tag);
-                let again = decide(&spec, settled(tag), &tags);
+                let again = decide(&spec, Rules::Free, settled(tag), &tags);
                 prop_assert!(matches!(&again, Verdict::Tag(again) if again.tag == *tag), "{again:?}");
             }
             Verdict::Empty => prop_assert!(tags.is_empty()),
@@ -224,9 +226,49 @@ proptest! {
         tags in prop::collection::vec(any_tag(), 1..12),
     ) {
         let spec = spec(&rules, &json!({}));
-        let Verdict::Tag(Choice { tag, .. }) = decide(&spec, settled(&current), &tags) else {
+        let Verdict::Tag(Choice { tag, .. }) = decide(&spec, Rules::Free, settled(&current), &tags) else {
             return Err(TestCaseError::fail("the current tag is lost"));
         };
         prop_assert_ne!(Order::from(&spec).compare(&tag, &current), Some(Ordering::Less));
     }
+}
+
+#[test]
+fn a_rejected_tag_is_not_offered() {
+    #[track_caller]
+    fn check_rejected(spec: &CompiledSpec, known: Known<'_>, rejected: &[&str], tags: &str, expected: &str) {
+        let rejected = rejected.iter().map(|&tag| tag.to_owned()).collect();
+        check(spec, Known { rejected: Some(&rejected), ..known }, tags, expected);
+    }
+    let minor = spec(&["semver-minor"], &json!({}));
+    check_rejected(&minor, settled("1.2.0"), &["1.3.0"], "1.2.0 1.3.0", "1.2.0 kept");
+    check_rejected(&minor, settled("1.2.0"), &["1.3.0"], "1.2.0 1.3.0 1.4.0", "1.4.0 semver-minor");
+    check_rejected(&minor, settled("1.1.0"), &["1.3.0"], "1.1.0 1.2.0 1.3.0", "1.2.0 semver-minor");
+    check_rejected(&minor, none(), &["1.3.0"], "1.2.0 1.3.0", "1.2.0 semver-minor");
+    check_rejected(&minor, none(), &["1.3.0"], "1.3.0", "none: …");
+    // A digest alone says nothing of the tag.
+    check_rejected(&minor, settled("1.2.0"), &["1.3.0@sha256:a"], "1.2.0 1.3.0", "1.3.0 semver-minor");
+    // The starting tag stays a bound, and is not taken.
+    let base = spec(&["semver-patch"], &json!({"baseTag": "1.3.0"}));
+    check_rejected(&base, settled("1.2.0"), &["1.3.0"], "1.2.0 1.2.1 1.3.0", "1.2.0 kept");
+    check_rejected(&base, settled("1.2.0"), &["1.3.0"], "1.2.0 1.3.0 1.3.1", "1.3.1 semver-patch");
+    check_rejected(&base, none(), &["1.3.0"], "1.2.0 1.3.0", "none: the starting tag 1.3.0 was rejected…");
+    check_rejected(&base, Known { stamped: Some(tagged("1.3.0")), ..none() }, &["1.3.0"], "1.3.0", "none: …");
+}
+
+#[test]
+fn what_is_refused_is_named() {
+    #[track_caller]
+    fn refused_of(rejected: &[&str], tags: &str, chosen: &str, expected: Option<&str>) {
+        let minor = spec(&["semver-minor"], &json!({}));
+        let rejected = rejected.iter().map(|&tag| tag.to_owned()).collect();
+        let tags: Vec<&str> = tags.split_whitespace().collect();
+        let known = Known { rejected: Some(&rejected), ..settled("1.2.0") };
+        assert_eq!(refused(&minor, known, &tags, chosen).as_deref(), expected);
+    }
+    refused_of(&["1.3.0"], "1.2.0 1.3.0", "1.2.0", Some("1.3.0"));
+    refused_of(&["1.3.0"], "1.2.0 1.3.0 1.4.0", "1.4.0", None);
+    refused_of(&["1.4.0"], "1.2.0 1.3.0 1.4.0", "1.3.0", Some("1.4.0"));
+    refused_of(&["1.3.0"], "1.2.0", "1.2.0", None);
+    refused_of(&[], "1.2.0 1.3.0", "1.2.0", None);
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use crate::api::annotated::{bare_image_name, owners_of};
+use crate::api::annotated::{PodHash, bare_image_name, owners_of};
 use crate::api::{Image, Order};
 use crate::index::question::{Answered, PodQuestion, Question};
 use crate::policy::{Reference, Repository};
@@ -155,7 +155,8 @@ fn owner(world: &World, namespace: &str, pod: &PodQuestion) -> Owner {
             None => known(SourceKind::Job, &controller.name).filter(|job| job.uid == controller.uid),
         }
     } else {
-        let owners = owners_of(&controller.kind, &controller.name, &pod.hash);
+        let hash = PodHash { value: &pod.hash, of_rollout: pod.of_rollout };
+        let owners = owners_of(&controller.kind, &controller.name, hash);
         let Some((kind, name)) = owners.first() else {
             return Owner::Nobody;
         };

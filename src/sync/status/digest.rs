@@ -2,6 +2,7 @@
 
 use super::tests::{settled, subject};
 use super::*;
+use crate::api::RolloutStatus;
 
 fn digest(letter: &str) -> String {
     format!("sha256:{}", letter.repeat(64))

@@ -1,6 +1,7 @@
 //! What becomes of holds while the tag moves.
 
 use super::*;
+use crate::api::Held;
 
 fn hold(workload: &str, left: &str) -> Held {
     Held { workload: workload.to_owned(), container: "app".to_owned(), left: left.to_owned(), ..Held::default() }

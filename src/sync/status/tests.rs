@@ -1,4 +1,5 @@
 use super::*;
+use crate::api::{Held, RolloutStatus};
 use serde_json::json;
 
 const REPOSITORY: &str = "docker.io/library/app";

@@ -72,3 +72,42 @@ fn what_waits_is_kept_through_failures_that_pass() {
     check(false, Some("1.1.0"));
     check(true, None);
 }
+
+#[test]
+fn what_is_approved_names_who_approved_it() {
+    #[track_caller]
+    fn check(status: ImageStatus, choice: &Outcome, in_flight: Option<(&str, bool)>, history: &[Option<&str>]) {
+        let mut status = status;
+        after_sync(&mut status, &subject(1, true), choice);
+        let rollout = status.rollout.as_ref().map(|r| (r.by.as_deref().unwrap_or_default(), r.approved));
+        assert_eq!(rollout, in_flight);
+        settle(&mut status, &subject(2, true));
+        assert_eq!(status.history.iter().map(|entry| entry.by.as_deref()).collect::<Vec<_>>(), history);
+    }
+    let approved = |tag: &str| {
+        let (rule, why) = ("minor".to_owned(), "approved by bob".to_owned());
+        Outcome::Tag(Choice { tag: tag.to_owned(), rule, why, approved: true, ..Choice::default() })
+    };
+    let bob = Some("approved by bob");
+    check(settled("1.0.0"), &approved("1.1.0"), Some(("approved by bob", true)), &[bob]);
+    check(settled("1.0.0"), &tag("1.1.0"), Some(("", false)), &[None]);
+    // The first tag is on record at once. What runs already is nobody's new word.
+    check(ImageStatus::default(), &approved("1.1.0"), Some(("approved by bob", true)), &[bob]);
+    check(settled("1.1.0"), &approved("1.1.0"), None, &[]);
+}
+
+#[test]
+fn what_is_rejected_is_waited_for_no_longer() {
+    #[track_caller]
+    fn check(tag: &str, expected: Option<&str>) {
+        let mut status = settled("1.0.0");
+        wait(&mut status, &subject(1, true), Some(&Waits::closed("1.1.0", &closed())));
+        status.asked = Some(crate::api::Asked { tag: "1.1.0".to_owned(), ..crate::api::Asked::default() });
+        forget_waiting(&mut status, &subject(1, true), tag);
+        assert_eq!(status.pending.as_ref().map(|pending| pending.tag.as_str()), expected);
+        assert_eq!(status.asked.as_ref().map(|asked| asked.tag.as_str()), expected);
+        assert_eq!(was_closed(&status), expected.is_some());
+    }
+    check("1.1.0", None);
+    check("1.2.0", Some("1.1.0"));
+}

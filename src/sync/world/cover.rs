@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use kube::ResourceExt;
 
-use crate::api::Image;
 use crate::api::annotations::NamespaceSettings;
+use crate::api::{Image, Rejected};
 use crate::policy::{Reference, Repository};
-use crate::rollout::{Container, Workload};
+use crate::rollout::{Container, Workload, WorkloadKey};
 
-use super::{Cached, Namespace, World, age, managed};
+use super::{Cached, Namespace, World, age, managed, status_of};
 use crate::sync::source::{Source, SourceKey};
 
 /// A workload, and those of its containers for which an Image counts.
@@ -35,8 +35,14 @@ impl World {
     }
 
     /// The Image that counts for each container of a workload: the one that kimup made for it, else one of a person by
-    /// repository. Containers that are not opted in, or pinned by digest, have none.
+    /// repository. Containers that are not opted in, or pinned by digest, have none, and so has a workload that cannot be
+    /// rolled.
     pub fn images_of(&self, workload: &Workload) -> BTreeMap<String, Arc<Image>> {
+        if workload.unrollable.is_some() { BTreeMap::new() } else { self.images_covering(workload) }
+    }
+
+    /// The same, whether or not the workload can be rolled.
+    pub fn images_covering(&self, workload: &Workload) -> BTreeMap<String, Arc<Image>> {
         let namespaces = self.lock();
         let Some(namespace) = namespaces.get(&workload.key.namespace) else {
             return BTreeMap::new();
@@ -44,8 +50,15 @@ impl World {
         Lookup::new(namespace).images_of(workload)
     }
 
-    /// The workloads for which an Image counts.
+    /// The workloads for which an Image counts and that can be rolled.
     pub fn users_of(&self, image: &Image) -> Vec<User> {
+        let mut users = self.covered_by(image);
+        users.retain(|user| user.workload.unrollable.is_none());
+        users
+    }
+
+    /// The workloads for which an Image counts.
+    pub fn covered_by(&self, image: &Image) -> Vec<User> {
         let (name, of) = (image.name_any(), image.namespace().unwrap_or_default());
         let (namespaces, Ok(repository)) = (self.lock(), Repository::parse(&image.spec.image)) else {
             return Vec::new();
@@ -89,6 +102,54 @@ impl World {
             }
         }
         least as usize
+    }
+
+    /// The Images of an Image's group, itself among them. Cost: a look at every Image of the namespace.
+    pub fn group_of(&self, image: &Image) -> Vec<Arc<Image>> {
+        let namespaces = self.lock();
+        let known = namespaces.get(image.metadata.namespace.as_deref().unwrap_or_default());
+        let group = known.into_iter().flat_map(|known| known.images.values()).filter_map(|cached| match cached {
+            Cached::Read(other) => same_group(image, other).then(|| other.clone()),
+            Cached::Broken(..) => None,
+        });
+        group.collect()
+    }
+
+    /// What was rejected in an Image's group, each tag once, oldest first. Cost: a look at every Image of the namespace.
+    pub fn rejections(&self, image: &Image) -> Vec<Rejected> {
+        let namespaces = self.lock();
+        let known = namespaces.get(image.metadata.namespace.as_deref().unwrap_or_default());
+        let others = known.into_iter().flat_map(|known| known.images.values()).filter_map(|cached| match cached {
+            Cached::Read(other) if other.metadata.uid != image.metadata.uid => Some(&**other),
+            _ => None,
+        });
+        let speaks = |other: &&Image| other.status.as_ref().is_some_and(|status| !status.rejected.is_empty());
+        let mut all = status_of(image).rejected;
+        for other in others.filter(speaks).filter(|other| same_group(image, other)) {
+            for rejected in status_of(other).rejected {
+                if all.iter().all(|known| known.tag != rejected.tag) {
+                    all.push(rejected);
+                }
+            }
+        }
+        all.sort_by(|a, b| a.time.cmp(&b.time));
+        all
+    }
+}
+
+impl World {
+    /// The Images whose rollout names a workload as the one that goes first.
+    pub fn led_by(&self, key: &WorkloadKey) -> Vec<String> {
+        let (namespaces, name) = (self.lock(), key.to_string());
+        let images = namespaces.get(&key.namespace).into_iter().flat_map(|known| &known.images);
+        let led = images.filter(|(_, cached)| match cached {
+            Cached::Read(image) => {
+                let first = image.status.as_ref().and_then(|status| status.rollout.as_ref()?.first.as_deref());
+                first.is_some_and(|first| first.split(", ").any(|first| first == name))
+            }
+            Cached::Broken(..) => false,
+        });
+        led.map(|(name, _)| name.clone()).collect()
     }
 }
 

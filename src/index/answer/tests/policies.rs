@@ -101,10 +101,19 @@ fn the_image_made_for_a_container_comes_first() {
     let mut fresh = mine;
     fresh["status"] = Value::Null;
     check(&[fresh], "policy=semver", rs, false, &format!("ask for {deployment}"));
-    for kind in ["StatefulSet", "DaemonSet", "Job"] {
+    for kind in ["StatefulSet", "DaemonSet", "CloneSet", "Job"] {
         let by = format!("run 1.2.0 by {}", image_name(kind, "db", "app"));
         check(&[made_for(kind, "db", "app")], "policy=semver", &format!("{kind} db"), false, &by);
     }
+    let argo = PodView::new(PodFacts {
+        annotations: Cow::Owned(annotations("policy=semver")),
+        labels: Labels { rollouts_hash: Some("5d8f"), ..Labels::default() },
+        controller: controller("ReplicaSet", "web-5d8f", "uid"),
+        ..facts()
+    });
+    let of_rollout = format!("run 1.2.0 by {}", image_name("Rollout", "web", "app"));
+    let each = [made_for("Deployment", "web", "app"), made_for("Rollout", "web", "app")];
+    assert_eq!(said(&snapshot(&each), &argo, TEXT), of_rollout);
     let cron = format!("run 1.2.0 by {}", image_name("CronJob", "night", "app"));
     check(&[made_for("CronJob", "night", "app")], "policy=semver", "Job night-29012345", false, &cron);
 }
@@ -174,7 +183,7 @@ fn pods_that_nobody_made_share_the_image_of_their_settings() {
     let by_it = format!("run 1.2.0 by {name}");
     check(&known, "policy=semver", "", TEXT, &by_it);
     check(&known, "policy=semver", "ReplicaSet bare", TEXT, &by_it);
-    check(&known, "policy=semver", "CloneSet x", TEXT, &by_it);
+    check(&known, "policy=semver", "Workflow x", TEXT, &by_it);
     check(&known, "", "", TEXT, "keep");
     check(&[made(&name, Some(("Deployment", "web")))], "policy=semver", "", TEXT, &format!("ask {name}"));
     let question = open.question.pod.unwrap();
@@ -189,11 +198,11 @@ fn pods_that_nobody_made_share_the_image_of_their_settings() {
 fn a_question_carries_what_sync_needs() {
     let view = pod("policy=semver;pattern=^1", "ReplicaSet web-5d8f", APP, false);
     let Answer::Ask(open) = answer(&snapshot(&[]), &view, "app", TEXT) else { panic!("should ask") };
-    let PodQuestion { controller, hash, container, text, spec, pull_secrets, service_account, images } =
+    let PodQuestion { controller, hash, of_rollout, container, text, spec, pull_secrets, service_account, images } =
         *open.question.pod.unwrap();
     let controller = controller.unwrap();
     assert_eq!((&*controller.kind, &*controller.name, &*controller.uid), ("ReplicaSet", "web-5d8f", "uid"));
-    assert_eq!((&*hash, &*container, &*text), ("5d8f", "app", TEXT));
+    assert_eq!((&*hash, of_rollout, &*container, &*text), ("5d8f", false, "app", TEXT));
     assert_eq!((pull_secrets, &*service_account), (vec!["pull".to_owned()], "robot"));
     assert_eq!(images, [open.question.image]);
     assert_eq!(spec.unwrap().base_tag, "1.0.0");

@@ -48,6 +48,7 @@ fn asked(controller: Option<(&str, &str, &str)>, container: &str, text: &str, ow
             uid: uid.to_owned(),
         }),
         hash: "5d8f".to_owned(),
+        of_rollout: false,
         container: container.to_owned(),
         text: text.to_owned(),
         spec: own.then(|| serde_json::from_value(spec).unwrap()),
@@ -88,6 +89,9 @@ fn the_owner_of_a_pod_counts() {
     check("semver", &asked(web, "app", "mirror.example/app:1.0.0", true), "behind false");
     check("semvre", &asked(web, "app", text, true), "not covered");
     check("semver", &asked(Some(("ReplicaSet", "new-5d8f", "r")), "app", text, true), "behind true");
+    // An Argo Rollout of the same name is another owner.
+    let of_rollout = PodQuestion { of_rollout: true, ..asked(web, "app", text, true) };
+    check("semver", &of_rollout, "behind true");
     let of_cron_job = format!("{} for CronJob/backup as robot", image_name("CronJob", "backup", "app"));
     check("semver", &asked(Some(("Job", "by-hand", "j1")), "app", text, true), &of_cron_job);
     check("semver", &asked(Some(("Job", "by-hand", "other")), "app", text, true), "behind true");

@@ -1,0 +1,248 @@
+//! When a rollout may start: gates, the order in its group, rest between two, and the limits of design section 5.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use crate::api::{Closed, Image, Strategy, Tagged};
+use crate::policy::Reference;
+use crate::rollout::{self, FIELD_MANAGER, Plan, Workload, WorkloadKey};
+
+use super::engine::{Key, Sync};
+use super::gates;
+use super::view::{View, template};
+use super::world::{Cached, ImageKey, same_group, status_of};
+
+/// What a workload waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Waits {
+    /// A place in the limits, to roll for these Images.
+    Place(BTreeSet<String>),
+    /// Such a place is free for it, and it has not been looked at since.
+    Offered(BTreeSet<String>),
+    /// A gate, or the first ones of its group.
+    Turn,
+}
+
+/// A rollout in flight.
+struct Moving {
+    namespace: String,
+    images: Vec<Arc<Image>>,
+    overdue: bool,
+}
+
+impl Sync {
+    /// The part of a plan that may be written now; what waits is asked for again when its time has come.
+    pub(super) fn startable(&self, workload: &Workload, plan: &Plan) -> Plan {
+        let key = &workload.key;
+        // Before anything is looked at: what comes free meanwhile must find who waits for it.
+        self.waiting().insert(key.clone(), Waits::Turn);
+        let plan = self.in_turn(workload, &self.ungated(workload, plan));
+        if plan.changes.is_empty() {
+            return plan;
+        }
+        // The same stamp once more is a repair of what has begun.
+        let repairs = plan.stamps.iter().all(|(container, stamp)| {
+            let before = workload.stamp(container);
+            before.is_some_and(|before| before.to_string() == *stamp)
+        });
+        // A newer tag follows a rejected one at once.
+        let rests = !repairs && !self.leaves_rejected(workload, &plan);
+        if rests && let Some(at) = self.rests(workload, &plan) {
+            self.waiting().remove(key);
+            self.queue_at(Key::Workload(key.clone()), at);
+            return Plan::default();
+        }
+        let images: BTreeSet<String> = plan.changes.iter().map(|change| change.image.clone()).collect();
+        self.waiting().insert(key.clone(), Waits::Place(images.clone()));
+        let images = self.read(&key.namespace, &images);
+        if has_room(self, &self.moving(Some(key)), &key.namespace, &images) { plan } else { Plan::default() }
+    }
+
+    /// The plan without the Images that may start no rollout now: theirs must not hold up the others.
+    fn ungated(&self, workload: &Workload, plan: &Plan) -> Plan {
+        let mut images: BTreeSet<&str> = plan.changes.iter().map(|change| change.image.as_str()).collect();
+        images.retain(|name| {
+            let key = ImageKey { namespace: workload.key.namespace.clone(), name: (*name).to_owned() };
+            let Some(Cached::Read(image)) = self.world.image(&key) else {
+                return false;
+            };
+            let closed = self.closed(&image, &status_of(&image));
+            if let Some(until) = closed.as_ref().and_then(|closed| closed.until) {
+                self.queue_at(Key::Workload(workload.key.clone()), until); // nobody else tells that a window opens
+            }
+            closed.is_some()
+        });
+        plan.without(workload, &images)
+    }
+
+    /// Whether a plan takes a rejected tag away from a container.
+    fn leaves_rejected(&self, workload: &Workload, plan: &Plan) -> bool {
+        plan.changes.iter().any(|change| {
+            let images = self.read(&workload.key.namespace, &BTreeSet::from([change.image.clone()]));
+            let Some(image) = images.first() else {
+                return false;
+            };
+            let stamp = workload.stamp(&change.container);
+            let ran = stamp.and_then(|s| Reference::parse(&s.reference).ok().map(|r| Tagged::of(&r)));
+            let left = |tag: &str| {
+                change.from == tag || ran.as_ref().is_some_and(|ran| ran.tag == tag || ran.to_string() == tag)
+            };
+            self.world.group_of(image).iter().any(|other| status_of(other).rejected.iter().any(|r| left(&r.tag)))
+        })
+    }
+
+    /// When a workload may be stamped, if not now: not while its last rollout is under way, nor too soon after its
+    /// beginning.
+    fn rests(&self, workload: &Workload, plan: &Plan) -> Option<Timestamp> {
+        let now = Timestamp::now();
+        let under_way = is_stamped(workload) && is_in_flight(&self.views(), workload);
+        // A change of it has it looked at again; its deadline may pass without one.
+        let ends = under_way.then(|| self.due(workload)).filter(|due| *due > now);
+        let images = plan.changes.iter().map(|change| change.image.clone()).collect();
+        let least = self.read(&workload.key.namespace, &images).into_iter().map(|image| {
+            let strategy = Strategy::parse(&image.spec).unwrap_or_default();
+            strategy.min_interval.unwrap_or(self.options.rollout_min_interval)
+        });
+        let rested = rollout::rested(workload.stamped_at, least.max().unwrap_or_default(), now);
+        ends.into_iter().chain(rested).max()
+    }
+
+    /// When the rollout of a workload counts as in flight no longer. One that takes longer holds up neither a newer tag of its
+    /// workload nor other groups; in its own group it keeps its place: its tag is not proven.
+    fn due(&self, workload: &Workload) -> Timestamp {
+        let default = self.options.rollout_deadline;
+        let deadline = |image: &Arc<Image>| Strategy::parse(&image.spec).ok()?.deadline;
+        let images = self.world.images_of(workload);
+        let longest = images.values().map(|image| deadline(image).unwrap_or(default)).max().unwrap_or(default);
+        let begun = workload.stamped_at.unwrap_or(Timestamp::MIN);
+        begun.checked_add(longest).unwrap_or(Timestamp::MAX)
+    }
+
+    /// The rollouts in flight, but one.
+    fn moving(&self, but: Option<&WorkloadKey>) -> Vec<Moving> {
+        let moving: Vec<Arc<Workload>> = {
+            let views = self.views();
+            let in_flight = |w: &Workload| Some(&w.key) != but && is_in_flight(&views, w);
+            self.world.workloads_that(in_flight)
+        };
+        let now = Timestamp::now();
+        let seen = moving.iter().map(|workload| Moving {
+            namespace: workload.key.namespace.clone(),
+            images: self.world.images_of(workload).into_values().collect(),
+            overdue: self.due(workload) <= now,
+        });
+        seen.collect()
+    }
+
+    /// Those of these Images of a namespace that are there and can be read.
+    fn read(&self, namespace: &str, names: &BTreeSet<String>) -> Vec<Arc<Image>> {
+        let key = |name: &String| ImageKey { namespace: namespace.to_owned(), name: name.clone() };
+        let image = |name| match self.world.image(&key(name)) {
+            Some(Cached::Read(image)) => Some(image),
+            _ => None,
+        };
+        names.iter().filter_map(image).collect()
+    }
+
+    /// Why no rollout may start in a namespace.
+    pub(super) fn frozen(&self, namespace: &str) -> Option<Closed> {
+        let mut namespaces = [namespace, &self.options.own_namespace].into_iter();
+        namespaces.find(|namespace| self.world.settings(namespace).frozen).map(gates::frozen)
+    }
+
+    /// A gate may be open, or anything else may have changed: everybody who waits looks again.
+    pub(super) fn free_waiting(&self) {
+        for key in std::mem::take(&mut *self.waiting()).into_keys() {
+            self.queue.add_now(Key::Workload(key));
+        }
+    }
+
+    /// The first ones of a group may have come further: those of the namespace who wait for their turn look again.
+    pub(super) fn free_turns(&self, namespace: &str) {
+        let waiting = self.waiting();
+        let turns = waiting.iter().filter(|(key, waits)| key.namespace == namespace && **waits == Waits::Turn);
+        for (key, _) in turns {
+            self.queue.add_now(Key::Workload(key.clone()));
+        }
+    }
+
+    /// A place in the limits may be free: as many as fit look again, not all, or the work would grow with the square of
+    /// those who wait. Who does not take its place passes it on ([`Sync::pass_on`]).
+    pub(super) fn free_places(&self) {
+        let mut moving = self.moving(None);
+        let mut waiting: Vec<_> = self.waiting().iter().map(|(key, waits)| (key.clone(), waits.clone())).collect();
+        waiting.sort_by(|a, b| a.0.cmp(&b.0));
+        let place = |key: &WorkloadKey, names: &BTreeSet<String>| {
+            let images = self.read(&key.namespace, names);
+            Moving { namespace: key.namespace.clone(), images, overdue: false }
+        };
+        for (key, waits) in &waiting {
+            if let Waits::Offered(names) = waits {
+                moving.push(place(key, names));
+            }
+        }
+        for (key, waits) in waiting {
+            let Waits::Place(names) = waits else {
+                continue;
+            };
+            let place = place(&key, &names);
+            if has_room(self, &moving, &key.namespace, &place.images) {
+                moving.push(place);
+                self.waiting().insert(key.clone(), Waits::Offered(names));
+                self.queue.add_now(Key::Workload(key));
+            }
+            if moving.iter().filter(|m| !m.overdue).count() >= self.options.max_rollouts {
+                return;
+            }
+        }
+    }
+
+    /// Takes the offer of a place, if there is one.
+    pub(super) fn take_offer(&self, key: &WorkloadKey) -> bool {
+        let mut waiting = self.waiting();
+        let offered = matches!(waiting.get(key), Some(Waits::Offered(_)));
+        if offered {
+            waiting.remove(key);
+        }
+        offered
+    }
+
+    /// Gives a place that was offered to the next, unless it turned out to be taken.
+    pub(super) fn pass_on(&self, key: &WorkloadKey) {
+        let taken = matches!(self.waiting().get(key), Some(Waits::Place(_)));
+        if !taken {
+            self.free_places();
+        }
+    }
+}
+
+/// Whether there is room for a rollout of these Images beside those that are in flight.
+fn has_room(sync: &Sync, moving: &[Moving], namespace: &str, images: &[Arc<Image>]) -> bool {
+    let counted = moving.iter().filter(|m| !m.overdue);
+    let here = counted.clone().filter(|m| m.namespace == namespace).count();
+    if counted.count() >= sync.options.max_rollouts || here >= sync.options.max_rollouts_per_namespace {
+        return false;
+    }
+    images.iter().all(|image| {
+        let of_group = |m: &&Moving| m.namespace == namespace && m.images.iter().any(|other| same_group(image, other));
+        moving.iter().filter(of_group).count() < sync.world.max_concurrent(image)
+    })
+}
+
+/// Whether a rollout of ours is in flight. Pods that fail after its end are none, nor is a change of replicas.
+fn is_in_flight(views: &HashMap<WorkloadKey, View>, workload: &Workload) -> bool {
+    let ours = workload.stamp_owners.values().any(|owners| owners.contains(FIELD_MANAGER));
+    let ended = || {
+        let view = views.get(&workload.key).filter(|view| view.uid == workload.uid);
+        view.is_some_and(|view| view.ended.as_ref() == Some(&template(workload)))
+    };
+    ours && !workload.complete && !ended()
+}
+
+/// Whether a stamp decides what a workload's Pods run: none does once a person has changed the text.
+fn is_stamped(workload: &Workload) -> bool {
+    let decides = |c: &rollout::Container| workload.stamp(&c.name).is_some_and(|stamp| stamp.text == c.text);
+    workload.containers.iter().any(decides)
+}

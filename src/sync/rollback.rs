@@ -1,0 +1,228 @@
+//! Rejects what failed, and has an Image go back: written first, acted on by the workloads then.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use kube::ResourceExt;
+use tokio::time::Instant;
+
+use crate::api::{self, Held, Image, ImageStatus, Rejected, Tagged};
+use crate::notify::{Audit, Reason};
+use crate::policy::Reference;
+use crate::registry::{ManifestRequest, RegistryError};
+use crate::rollout::WorkloadKey;
+
+use super::engine::{Key, Sync};
+use super::failing::Left;
+use super::observe;
+use super::status::{self, Subject};
+use super::world::{ImageKey, status_of};
+use super::write::{self, WriteError};
+
+/// Longest time a registry may take to say whether it has the tag to go back to. Later it counts as there.
+const REGISTRY_TIMEOUT: Duration = Duration::from_secs(10);
+/// Most tags of the past that it is asked for.
+const MAX_WAYS: usize = 5;
+/// Pause until the other Images of a group have forgotten what they rejected.
+const RETRY_PAUSE: Duration = Duration::from_millis(300);
+
+/// What failed of an Image.
+struct Failed {
+    workload: WorkloadKey,
+    container: String,
+    left: Left,
+    reason: String,
+}
+
+impl Sync {
+    /// Goes back from what failed, or what another Image of the group rejected. Returns whether that was written: then
+    /// everything else is looked at anew.
+    pub(super) async fn go_back(
+        &self,
+        key: &ImageKey,
+        image: &Arc<Image>,
+        old: &ImageStatus,
+    ) -> Result<bool, WriteError> {
+        let mut rejections = self.world.rejections(image);
+        let failed = self.failures(image).into_iter().map(|(workload, container, left, reason)| Failed {
+            workload,
+            container,
+            left,
+            reason,
+        });
+        let failed = failed.min_by(|a, b| a.workload.cmp(&b.workload));
+        let failed =
+            failed.filter(|failed| !failed.left.tag.is_in(&rejections.iter().map(|r| r.tag.clone()).collect()));
+        if failed.is_none() && status::to_leave(old, &rejections).is_none() {
+            return Ok(false);
+        }
+        let spec = api::compile(&image.spec, Timestamp::now()).ok();
+        let subject = self.subject(image, old, spec.as_ref());
+        let mut new = old.clone();
+        if let Some(Failed { workload, left, reason, .. }) = &failed {
+            let text = rejected_text(left);
+            status::remember(&mut new, &subject, &text, reason, &workload.to_string());
+            rejections.extend(new.rejected.last().cloned());
+        }
+        let mut to = None;
+        if let Some(leaves) = status::to_leave(&new, &rejections) {
+            let mut ways = status::ways_back(&new, &rejections);
+            ways.truncate(MAX_WAYS);
+            ways.extend(failed.as_ref().map(|failed| failed.left.before.clone()).filter(|_| ways.is_empty()));
+            to = self.first_there(image, &ways).await;
+            if let (None, Some(failed)) = (&to, &failed) {
+                let gone: Vec<String> = ways.iter().map(ToString::to_string).collect();
+                let why = format!(
+                    "{leaves} is not rejected, since there is nothing to go back to: the registry has {} no longer",
+                    gone.join(", ")
+                );
+                self.cannot_go_back(&failed.workload, &why);
+                return Ok(false);
+            }
+        }
+        let tried = failed.is_some() || self.is_tried(image, &rejections);
+        let counted = status::withdraw(&mut new, &subject, &rejections, to.as_ref(), tried);
+        if let Some(failed) = &failed {
+            self.hold_again(image, failed, &subject, &mut new).await;
+        }
+        status::keep_transitions(old, &mut new);
+        let written = write::status(self, key, image, &new).await?;
+        self.say_rejected(key, &written, failed.as_ref(), counted, to.as_ref()).await;
+        Ok(true)
+    }
+
+    /// Says that a tag is rejected, and has everybody look whom it concerns.
+    async fn say_rejected(
+        &self,
+        key: &ImageKey,
+        image: &Image,
+        failed: Option<&Failed>,
+        counted: Option<Rejected>,
+        to: Option<&Tagged>,
+    ) {
+        let own = failed.and_then(|_| status_of(image).rejected.last().cloned());
+        if let Some(rejected) = own.or(counted) {
+            let back = to.map(|to| format!("; back to {to}")).unwrap_or_default();
+            let note = format!(
+                "{}: {}{back}; to try it again: kubectl annotate image {} {}=retry",
+                image.spec.image,
+                status::rejected_in_words(&rejected),
+                key.name,
+                api::annotations::ACTION
+            );
+            self.events.say(&super::report::reference(image), Reason::TagRejected, &note).await;
+            let to = to.map(ToString::to_string).unwrap_or_default();
+            let (name, workload) = (format!("Image {key}"), &rejected.workload);
+            let (from, rule) = (&rejected.tag, &rejected.reason);
+            Audit { image: &name, workload, what: "reject", from, to: &to, digest: "", rule, rollout: "" }.log();
+        }
+        for other in self.world.group_of(image) {
+            let name = other.name_any();
+            self.queue.add_now(Key::Image(ImageKey { namespace: key.namespace.clone(), name }));
+        }
+        for other in self.world.group_of(image) {
+            let name = ImageKey { namespace: key.namespace.clone(), name: other.name_any() };
+            self.queue_users(&name, &other);
+        }
+    }
+
+    /// Whether a workload was stamped for a rejected tag.
+    fn is_tried(&self, image: &Image, rejections: &[Rejected]) -> bool {
+        let all: BTreeSet<String> = rejections.iter().map(|rejected| rejected.tag.clone()).collect();
+        self.world.users_of(image).iter().any(|user| {
+            let stamps = user.containers.iter().filter_map(|container| user.workload.stamp(container));
+            stamps.filter_map(|stamp| Reference::parse(&stamp.reference).ok()).any(|r| Tagged::of(&r).is_in(&all))
+        })
+    }
+
+    /// A workload that was held before this tag was tried is held there again, if the registry still has that.
+    async fn hold_again(&self, image: &Image, failed: &Failed, subject: &Subject<'_>, new: &mut ImageStatus) {
+        let Some(left) = failed.left.held.clone() else {
+            return;
+        };
+        let before = &failed.left.before;
+        if self.first_there(image, std::slice::from_ref(before)).await.is_none() {
+            return;
+        }
+        let (workload, container) = (failed.workload.to_string(), failed.container.clone());
+        new.held.retain(|held| held.workload != workload || held.container != container);
+        let why = format!("it was held there before {} was tried; a newer tag than {left} ends this", failed.left.tag);
+        let (tag, since) = (before.tag.clone(), status::rfc3339(subject.now));
+        new.held.push(Held { workload, container, tag, left, since, why });
+        new.held.sort_by(|a, b| (&a.workload, &a.container).cmp(&(&b.workload, &b.container)));
+    }
+
+    /// The first of these tags that the registry has; one that does not answer is taken to have it.
+    async fn first_there(&self, image: &Image, ways: &[Tagged]) -> Option<Tagged> {
+        let until = Instant::now() + REGISTRY_TIMEOUT;
+        for way in ways {
+            let there = tokio::time::timeout_at(until, self.is_there(image, way)).await;
+            if there.unwrap_or(true) {
+                return Some(way.clone());
+            }
+        }
+        None
+    }
+
+    async fn is_there(&self, image: &Image, tagged: &Tagged) -> bool {
+        let Ok(spec) = api::compile(&image.spec, Timestamp::now()) else {
+            return true;
+        };
+        let access = self.world.access_of(image);
+        let Ok(asked) = observe::request(&self.client, image, &spec, access.as_ref()).await else {
+            return true;
+        };
+        let registry = asked.request;
+        let tag = tagged.digest.clone().filter(|_| spec.pin).unwrap_or_else(|| tagged.tag.clone());
+        let request = ManifestRequest {
+            repository: registry.repository,
+            tag,
+            keyring: registry.keyring,
+            insecure_skip_tls_verify: registry.insecure_skip_tls_verify,
+        };
+        let answer = Box::pin(self.registry.digest(&request)).await;
+        !matches!(answer, Err(RegistryError::NoManifest { .. }))
+    }
+
+    /// A person wants rejected tags tried again (`action: retry`): every Image of the group forgets what it rejected, this
+    /// one last. Returns whether that is done.
+    pub(super) fn retry(&self, key: &ImageKey, image: &Image) -> bool {
+        let others: Vec<_> =
+            self.world.group_of(image).into_iter().filter(|other| other.metadata.uid != image.metadata.uid).collect();
+        let mut waits = false;
+        for other in others.iter().filter(|other| !status_of(other).rejected.is_empty()) {
+            let other = ImageKey { namespace: key.namespace.clone(), name: other.name_any() };
+            self.memos().entry(other.clone()).or_default().forgets = true;
+            self.queue.add_now(Key::Image(other));
+            waits = true;
+        }
+        if waits {
+            self.queue.add(Key::Image(key.clone()), Instant::now() + RETRY_PAUSE);
+        }
+        !waits
+    }
+
+    /// Forgets what an Image rejected; returns it as it is then.
+    pub(super) async fn forget_rejected(&self, key: &ImageKey, image: &Arc<Image>) -> Result<Arc<Image>, WriteError> {
+        let old = status_of(image);
+        if old.rejected.is_empty() {
+            return Ok(image.clone());
+        }
+        let tags: Vec<&str> = old.rejected.iter().map(|rejected| rejected.tag.as_str()).collect();
+        let (name, tags) = (format!("Image {key}"), tags.join(", "));
+        let written = write::status(self, key, image, &ImageStatus { rejected: Vec::new(), ..old.clone() }).await?;
+        let note = format!("{}: rejected tags may be tried again: {tags}", image.spec.image);
+        self.events.say(&super::report::reference(&written), Reason::Retried, &note).await;
+        Audit { image: &name, workload: "", what: "retry", from: &tags, to: "", digest: "", rule: "", rollout: "" }
+            .log();
+        self.queue_users(key, &written);
+        Ok(written)
+    }
+}
+
+/// What is rejected: the tag, or, where only its digest moved, that digest.
+fn rejected_text(left: &Left) -> String {
+    if left.tag.tag == left.before.tag { left.tag.to_string() } else { left.tag.tag.clone() }
+}

@@ -1,0 +1,265 @@
+//! How far each workload is, as its last reconcile found it, and what that means for its Images.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::api::annotations::{CANARY, STAMP_PREFIX};
+use crate::api::{self, Held, Image, ImageStatus, Tagged};
+use crate::policy::Repository;
+use crate::rollout::{Facts, Hold, Plan, Target, Workload, WorkloadKey};
+
+use super::engine::{Key, Sync};
+use super::status::Progress;
+use super::target::wanted;
+use super::world::{Cached, ImageKey, User, status_of};
+
+/// How far a workload is, seen from one of its Images.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// Runs the tag, all Pods ready.
+    Done,
+    /// Its Pods are being replaced.
+    Moving,
+    /// Its Pods are to be replaced, and that has not begun.
+    Waiting,
+    /// Not known yet.
+    Undecided,
+    /// Keeps another tag, and nothing else is left to do.
+    Held,
+    /// Cannot be rolled.
+    Failed(String),
+}
+
+/// What the last reconcile of a workload found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct View {
+    pub(super) uid: String,
+    /// Whether somebody marked it as one that goes first, and how many Pods it should have: its Images order by that.
+    place: (bool, i32),
+    /// By Image name.
+    pub(super) uses: BTreeMap<String, Use>,
+    /// The generation and tags for which the Pods were seen to run what is wanted without a stamp.
+    pub(super) unstamped: Option<(i64, BTreeMap<String, String>)>,
+    /// The facts by which it is to be rolled, and the version they were read for: who waits long asks no more than once,
+    /// and tags that come faster than facts do not put it off.
+    pub(super) facts: Option<(String, Arc<Facts>)>,
+    /// The [`template`] whose rollout was seen to end last: Pods that fail later are no rollout in flight.
+    pub(super) ended: Option<String>,
+    /// What was said of annotations without effect.
+    pub(super) unsupported: Vec<String>,
+    /// The rollout whose Pods were said to come without their stamp over and over.
+    pub(super) unrepaired: Option<String>,
+}
+
+impl View {
+    /// The template whose rollout has ended last, now that `workload` is seen. `at_rest`: nothing is to be changed and
+    /// its Images have settled. One that this process sees for the first time like that came to its end before: if its
+    /// Pods fail since, it takes no place in the limits.
+    fn ended(&self, workload: &Workload, at_rest: bool) -> Option<String> {
+        let known = self.uid == workload.uid && !self.uses.is_empty();
+        match (workload.complete, known) {
+            (true, _) => Some(template(workload)),
+            (false, true) => self.ended.clone(),
+            (false, false) if at_rest => Some(template(workload)),
+            (false, false) => None,
+        }
+    }
+
+    /// How far the workload is, seen from an Image that wants it to run `tag`; none if it was not looked at for that tag.
+    pub(super) fn state(&self, image: &str, tag: &Tagged) -> Option<&State> {
+        self.uses.get(image).filter(|seen| seen.wanted == *tag).map(|seen| &seen.state)
+    }
+}
+
+/// What kimup wrote on a workload's template, as text: another one is another rollout. Neither replicas nor what people
+/// change beside it make one.
+pub(super) fn template(workload: &Workload) -> String {
+    let stamps = workload.template_annotations.iter().filter(|(key, _)| key.starts_with(STAMP_PREFIX));
+    let stamps: Vec<String> = stamps.map(|(key, stamp)| format!("{key}={stamp}")).collect();
+    format!("{} {}", workload.rollout.as_deref().unwrap_or_default(), stamps.join(","))
+}
+
+/// What one Image has of a workload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Use {
+    /// What was wanted.
+    wanted: Tagged,
+    pub(super) state: State,
+    /// Its containers that keep another tag.
+    held: Vec<Held>,
+}
+
+impl Sync {
+    /// Remembers how far the workload is, and tells its Images if that changed.
+    pub(super) fn note(
+        &self,
+        key: &WorkloadKey,
+        targets: &BTreeMap<String, Target>,
+        plan: &Plan,
+        failure: Option<&str>,
+    ) {
+        let Some(workload) = self.world.workload(key) else {
+            return;
+        };
+        let rolling = !plan.changes.is_empty() && failure.is_none();
+        let use_of = |target: &Target| {
+            let image = &target.image;
+            let held: Vec<Held> = plan.holds.iter().filter(|h| h.image == *image).map(|h| held(key, h)).collect();
+            let containers = targets.values().filter(|t| t.image == *image).count();
+            let state = match failure {
+                _ if held.len() == containers => State::Held,
+                Some(cause) => State::Failed(cause.to_owned()),
+                None if plan.blocked.is_some() => State::Undecided,
+                None if rolling => State::Waiting,
+                None if !workload.complete => State::Moving,
+                None if held.is_empty() => State::Done,
+                None => State::Held,
+            };
+            Use { wanted: Tagged::new(&target.tag, target.digest.as_deref()), state, held }
+        };
+        let uses: BTreeMap<_, _> = targets.values().map(|t| (t.image.clone(), use_of(t))).collect();
+        let at_rest = plan.changes.is_empty() && plan.blocked.is_none() && self.all_settled(key, targets);
+        let mut views = self.views();
+        let view = views.entry(key.clone()).or_default();
+        let place = (workload.annotations.contains_key(CANARY), workload.replicas);
+        let changed = view.uses != uses || view.uid != workload.uid || view.place != place;
+        let ended = view.ended(&workload, at_rest);
+        let freed = ended != view.ended;
+        view.uid.clone_from(&workload.uid);
+        view.place = place;
+        view.uses.clone_from(&uses);
+        view.ended = ended;
+        drop(views);
+        if changed {
+            self.tell_images(key, uses.into_keys());
+        }
+        if freed {
+            self.free_places();
+        }
+    }
+
+    /// Whether no Image of a workload has a rollout in flight.
+    fn all_settled(&self, key: &WorkloadKey, targets: &BTreeMap<String, Target>) -> bool {
+        targets.values().all(|target| {
+            let image = ImageKey { namespace: key.namespace.clone(), name: target.image.clone() };
+            matches!(self.world.image(&image), Some(Cached::Read(image)) if status_of(&image).rollout.is_none())
+        })
+    }
+
+    pub(super) fn forget(&self, key: &WorkloadKey) {
+        self.pending().remove(key);
+        self.judgements().remove(key);
+        let view = self.views().remove(key);
+        if let Some(view) = view {
+            self.tell_images(key, view.uses.into_keys());
+            self.waiting().remove(key);
+            self.free_places();
+        }
+    }
+
+    /// Has the Images of a workload look at how far it is, and those that wait for it because it goes first.
+    fn tell_images(&self, key: &WorkloadKey, own: impl Iterator<Item = String>) {
+        let led = self.world.led_by(key);
+        if !led.is_empty() {
+            self.free_turns(&key.namespace);
+        }
+        for name in own.chain(led) {
+            self.queue.add_now(Key::Image(ImageKey { namespace: key.namespace.clone(), name }));
+        }
+    }
+
+    /// How far the workloads of an Image are.
+    pub(super) fn progress(&self, key: &ImageKey, image: &Image, status: &ImageStatus) -> Progress {
+        let mut progress = Progress::default();
+        let Some(wanted) = wanted(image, status) else {
+            return progress;
+        };
+        let Ok(repository) = Repository::parse(&image.spec.image) else {
+            return Progress { excluded: true, ..progress };
+        };
+        if self.duplicate_of(image, &repository).is_some() {
+            return Progress { excluded: true, ..progress };
+        }
+        let users = self.world.users_of(image);
+        progress.stopped = self.stopped(users.iter().map(|user| &*user.workload));
+        let views = self.views();
+        for User { workload, .. } in users {
+            progress.total += 1;
+            let view = views.get(&workload.key).filter(|v| v.uid == workload.uid);
+            let Some(seen) = view.and_then(|v| v.uses.get(&key.name)).filter(|seen| seen.wanted == wanted) else {
+                progress.undecided.push(workload.key.to_string());
+                self.queue.add_now(Key::Workload(workload.key.clone()));
+                continue;
+            };
+            if !matches!(seen.state, State::Done | State::Moving | State::Held) {
+                progress.undecided.push(workload.key.to_string());
+            }
+            progress.held.extend(seen.held.iter().cloned());
+            progress.moving += u32::from(seen.state == State::Moving);
+            progress.waiting += u32::from(seen.state == State::Waiting);
+            progress.done += u32::from(seen.state == State::Done);
+            progress.at_rest += u32::from(matches!(seen.state, State::Done | State::Held));
+            if let State::Failed(why) = &seen.state {
+                progress.failed = Some((workload.key.to_string(), why.clone()));
+            }
+        }
+        drop(views);
+        progress.lead = self.lead(image, status).map(|lead| (lead, self.soak(image)));
+        progress
+    }
+}
+
+fn held(key: &WorkloadKey, hold: &Hold) -> api::Held {
+    let Hold { container, tag, left, by_manifest, .. } = hold;
+    let what =
+        if *by_manifest { "its manifest names an older tag than it ran" } else { "an older revision was put back" };
+    api::Held {
+        workload: key.to_string(),
+        container: container.clone(),
+        tag: tag.clone(),
+        left: left.clone(),
+        since: String::new(),
+        why: format!("{what}; a newer tag than {left} ends this"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use k8s_openapi::api::apps::v1::Deployment;
+    use serde_json::json;
+
+    fn workload(stamp: i64, available: i32) -> Workload {
+        let object: Deployment = serde_json::from_value(json!({
+            "metadata": {"name": "web", "namespace": "shop", "uid": "u", "resourceVersion": "7", "generation": 4},
+            "spec": {"replicas": 1, "selector": {}, "template": {
+                "metadata": {"annotations": {"stamp.kimup.cloudavenue.io/app": format!("app:1 app:{stamp}")}}, "spec": {"containers": [{"name": "app", "image": "app:1"}]}}},
+            "status": {"observedGeneration": 4, "replicas": 1, "updatedReplicas": 1, "availableReplicas": available},
+        }))
+        .unwrap();
+        Workload::from_deployment(&object).unwrap()
+    }
+
+    #[test]
+    fn a_rollout_ends_once() {
+        #[track_caller]
+        fn check(uid: &str, before: Option<i64>, available: i32, at_rest: bool, expected: i64) {
+            let ended = |stamp: i64| (stamp != 0).then(|| template(&workload(stamp, 1)));
+            let seen = Use { wanted: Tagged::new("1", None), state: State::Moving, held: Vec::new() };
+            let uses = before.map(|_| ("web".to_owned(), seen)).into_iter().collect();
+            let view = View { uid: uid.to_owned(), uses, ended: ended(before.unwrap_or_default()), ..View::default() };
+            assert_eq!(view.ended(&workload(4, available), at_rest), ended(expected));
+        }
+        // Complete: whatever was known.
+        check("", None, 1, false, 4);
+        check("u", Some(3), 1, false, 4);
+        // Pods fail: under way, or after the end, as was seen.
+        check("u", Some(3), 0, true, 3);
+        check("u", Some(4), 0, true, 4);
+        // Seen for the first time since the start: settled before, or under way.
+        check("", None, 0, true, 4);
+        check("", None, 0, false, 0);
+        // Another workload of that name.
+        check("other", Some(4), 0, false, 0);
+    }
+}
