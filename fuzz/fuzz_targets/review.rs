@@ -86,7 +86,7 @@ fn answered(body: &[u8]) -> Option<Verdict> {
             plan.finish(&answers)
         }
     };
-    let written: Value = serde_json::from_slice(&verdict.to_json().expect("an answer")).expect("it is JSON");
+    let written: Value = serde_json::from_str(&verdict.to_json().expect("an answer")).expect("it is JSON");
     assert_eq!(written["response"]["allowed"], verdict.refusal().is_none());
     Some(verdict)
 }

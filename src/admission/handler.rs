@@ -82,7 +82,7 @@ fn respond(status: StatusCode, content_type: &'static str, body: Body) -> Respon
     response
 }
 
-fn written(verdict: &Verdict) -> Result<Vec<u8>, Failure> {
+fn written(verdict: &Verdict) -> Result<String, Failure> {
     verdict.to_json().map_err(|error| {
         tracing::error!(%error, "cannot write an answer; this is a bug");
         Failure::Internal

@@ -5,6 +5,7 @@
 
 pub mod configuration;
 pub mod handler;
+mod json;
 pub mod review;
 mod verdict;
 mod wire;

@@ -9,8 +9,9 @@ use crate::api::annotations::{
 };
 use crate::api::{Applied, Tagged};
 use crate::index::question::{Answered, Question};
-use crate::index::{Answer, Open, PodFacts, PodView, Snapshot, answer};
+use crate::index::{Answer, Namespace, Open, PodFacts, PodView, Snapshot, answer};
 
+use super::json;
 use super::verdict::{Changes, SetImage, Verdict, cut};
 use super::wire::{Container, Envelope, Metadata, NO_ANNOTATIONS, PodSpec, Request, Text, names};
 
@@ -112,7 +113,7 @@ pub struct Review<'a> {
 impl<'a> Review<'a> {
     /// Reads a body. Cost: one pass over it.
     pub fn parse(body: &'a [u8]) -> Result<Self, ReviewError> {
-        let envelope: Envelope = serde_json::from_slice(body)?;
+        let envelope: Envelope<'_> = json::from_slice(body)?;
         if envelope.api_version != VERSION || envelope.kind != "AdmissionReview" {
             return Err(ReviewError::Version {
                 api_version: cut(&envelope.api_version, MAX_REASON),
@@ -121,6 +122,12 @@ impl<'a> Review<'a> {
         }
         let request = envelope.request.ok_or(ReviewError::NoRequest)?;
         Ok(Self { request })
+    }
+
+    /// Panics if a body is read to something else than `serde_json` reads.
+    #[cfg(fuzzing)]
+    pub fn compare_readers(body: &[u8]) {
+        json::compare::<Envelope<'_>>(body);
     }
 
     /// Decides. A Pod is changed only if it is opted in, and only where an Image or a stamp covers a container.
@@ -151,7 +158,7 @@ impl<'a> Review<'a> {
         let request = &self.request;
         let metadata = request.object.as_ref().and_then(|object| object.metadata.as_ref());
         let own = metadata.map_or(&NO_ANNOTATIONS, Metadata::annotations);
-        let (settings, _) = namespace_of(snapshot, request.namespace());
+        let (settings, _) = settings_of(snapshot.namespace(request.namespace()));
         let policy = FailurePolicy::read(own).ok().flatten();
         let denies =
             policy.unwrap_or(settings.failure_policy) == FailurePolicy::Fail && enabled(own, settings) == Ok(true);
@@ -181,7 +188,8 @@ fn decide<'b>(
         return Step::Done(Verdict::unchanged(uid, Vec::new()));
     }
     let namespace = request.namespace();
-    let (settings, errors) = namespace_of(snapshot, namespace);
+    let known = snapshot.namespace(namespace);
+    let (settings, errors) = settings_of(known);
     match enabled(own, settings) {
         Ok(true) => {}
         Ok(false) => return Step::Done(Verdict::unchanged(uid, Vec::new())),
@@ -205,8 +213,8 @@ fn decide<'b>(
         warnings,
         slots: Vec::new(),
     };
-    plan.add("containers", spec.containers.as_deref(), &view, snapshot);
-    plan.add("initContainers", spec.init_containers.as_deref(), &view, snapshot);
+    plan.add("containers", spec.containers.as_deref(), &view, known);
+    plan.add("initContainers", spec.init_containers.as_deref(), &view, known);
     if plan.is_open() { Step::Ask(plan) } else { Step::Done(plan.finish(&HashMap::new())) }
 }
 
@@ -236,9 +244,9 @@ fn enabled(own: &Map, namespace: NamespaceSettings) -> Result<bool, AnnotationEr
 
 /// What a namespace says. One that the watch has not delivered yet counts as opted in: the API server knows its labels,
 /// or it would not have sent the Pod.
-fn namespace_of<'s>(snapshot: &'s Snapshot, name: &str) -> (NamespaceSettings, &'s [AnnotationError]) {
+fn settings_of(known: Option<&Namespace>) -> (NamespaceSettings, &[AnnotationError]) {
     let unknown = NamespaceSettings { enabled: true, ..NamespaceSettings::default() };
-    match snapshot.namespace(name) {
+    match known {
         Some(known) => (known.settings().unwrap_or(unknown), known.errors()),
         None => (unknown, &[]),
     }
@@ -281,14 +289,14 @@ impl<'a> Plan<'a> {
         list: &'static str,
         containers: Option<&'a [Container<'_>]>,
         view: &PodView<'_>,
-        snapshot: &Snapshot,
+        known: Option<&Namespace>,
     ) {
         for (position, container) in containers.into_iter().flatten().enumerate() {
             let (Some(name), Some(text)) = (&container.name, &container.image) else {
                 continue; // not ours to complain: the API server checks what is required
             };
             let (name, text) = (Text::as_str(name), Text::as_str(text));
-            let answer = answer(snapshot, view, name, text);
+            let answer = answer(known, view, name, text);
             if !matches!(answer, Answer::Keep { warning: None }) {
                 self.slots.push(Slot { list, position, name, text, answer });
             }

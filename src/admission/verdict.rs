@@ -1,10 +1,10 @@
 //! The answer to an `AdmissionReview`, and how it is written.
 
-use base64::display::Base64Display;
+use std::fmt::Write;
+
+use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use json_patch::Patch;
-use serde::ser::SerializeSeq;
-use serde::{Serialize, Serializer};
 
 use crate::telemetry::AdmissionOutcome;
 
@@ -14,8 +14,8 @@ const MAX_WARNING: usize = 256;
 const MAX_WARNINGS: usize = 10;
 /// Longest message of a denial in bytes.
 const MAX_MESSAGE: usize = 2048;
-/// Room for a usual answer, in bytes.
-const USUAL_ANSWER: usize = 1024;
+/// Room for a usual answer without its patch, in bytes; and for a patch without images.
+const ROOM: usize = 256;
 
 /// What the API server is told.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,7 +26,7 @@ pub struct Verdict {
     warnings: Vec<String>,
 }
 
-/// What changes of a Pod. Written as the list of operations of a JSON patch (RFC 6902).
+/// What changes of a Pod, by a JSON patch (RFC 6902).
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Changes {
     pub images: Vec<SetImage>,
@@ -43,12 +43,6 @@ pub(super) struct SetImage {
     pub list: &'static str,
     pub position: usize,
     pub reference: String,
-}
-
-impl Changes {
-    fn is_empty(&self) -> bool {
-        self.images.is_empty() && self.applied.is_none()
-    }
 }
 
 impl Verdict {
@@ -78,7 +72,7 @@ impl Verdict {
     /// # Errors
     /// None that a value of this type can cause.
     pub fn patch(&self) -> serde_json::Result<Patch> {
-        serde_json::from_value(serde_json::to_value(&self.changes)?)
+        serde_json::from_str(&self.changes.to_json()?)
     }
 
     /// What the person who made the request is told beside: at most 10, of at most 256 bytes each.
@@ -106,112 +100,85 @@ impl Verdict {
     ///
     /// # Errors
     /// None that a value of this type can cause.
-    pub fn to_json(&self) -> serde_json::Result<Vec<u8>> {
-        let patch = if self.changes.is_empty() {
-            None
-        } else {
-            let mut patch = Vec::with_capacity(USUAL_ANSWER);
-            serde_json::to_writer(&mut patch, &self.changes)?;
-            Some(Base64(patch))
-        };
-        let response = Response {
-            uid: &self.uid,
-            allowed: self.refusal.is_none(),
-            // 403, as the API server's own admission plugins: kubectl says "Forbidden" and does not try again.
-            status: self.refusal.as_deref().map(|message| Refusal {
-                status: "Failure",
-                reason: "Forbidden",
-                code: 403,
-                message,
-            }),
-            patch_type: patch.is_some().then_some("JSONPatch"),
-            patch,
-            warnings: self.warnings(),
-        };
-        let mut json = Vec::with_capacity(USUAL_ANSWER);
-        let review = Review { api_version: "admission.k8s.io/v1", kind: "AdmissionReview", response };
-        serde_json::to_writer(&mut json, &review)?;
+    pub fn to_json(&self) -> serde_json::Result<String> {
+        let patch = if self.changes.is_empty() { String::new() } else { self.changes.to_json()? };
+        let mut json = String::with_capacity(ROOM + patch.len().div_ceil(3) * 4);
+        json.push_str(r#"{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","response":{"uid":"#);
+        push_text(&mut json, &self.uid)?;
+        match &self.refusal {
+            None => json.push_str(r#","allowed":true"#),
+            Some(message) => {
+                // 403, as the API server's own admission plugins: kubectl says "Forbidden" and does not try again.
+                let status =
+                    r#","allowed":false,"status":{"status":"Failure","reason":"Forbidden","code":403,"message":"#;
+                json.push_str(status);
+                push_text(&mut json, message)?;
+                json.push('}');
+            }
+        }
+        if !patch.is_empty() {
+            json.push_str(r#","patchType":"JSONPatch","patch":""#);
+            STANDARD.encode_string(patch, &mut json);
+            json.push('"');
+        }
+        let warnings = self.warnings();
+        if !warnings.is_empty() {
+            json.push_str(r#","warnings":"#);
+            json.push_str(&serde_json::to_string(&warnings)?);
+        }
+        json.push_str("}}");
         Ok(json)
-    }
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Review<'a> {
-    api_version: &'static str,
-    kind: &'static str,
-    response: Response<'a>,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Response<'a> {
-    uid: &'a str,
-    allowed: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    status: Option<Refusal<'a>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    patch_type: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    patch: Option<Base64>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    warnings: Vec<String>,
-}
-
-#[derive(Serialize)]
-struct Refusal<'a> {
-    status: &'static str,
-    reason: &'static str,
-    code: u16,
-    message: &'a str,
-}
-
-/// Bytes, written in base64.
-struct Base64(Vec<u8>);
-
-impl Serialize for Base64 {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&Base64Display::new(&self.0, &STANDARD))
     }
 }
 
 /// The `applied` annotation, in a JSON pointer (RFC 6901).
 const APPLIED_POINTER: &str = "/metadata/annotations/kimup.cloudavenue.io~1applied";
 
-/// An operation of a JSON patch.
-#[derive(Serialize)]
-struct Operation<P, V> {
-    op: &'static str,
-    path: P,
-    value: V,
-}
+impl Changes {
+    fn is_empty(&self) -> bool {
+        self.images.is_empty() && self.applied.is_none()
+    }
 
-/// The annotations of a Pod that had none.
-#[derive(Serialize)]
-struct Annotations<'a> {
-    #[serde(rename = "kimup.cloudavenue.io/applied")]
-    applied: &'a str,
-}
-
-impl Serialize for Changes {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut operations = serializer.serialize_seq(None)?;
+    /// As a list of operations.
+    fn to_json(&self) -> serde_json::Result<String> {
+        let mut json =
+            String::with_capacity(ROOM + 128 * self.images.len() + self.applied.as_ref().map_or(0, String::len));
         for SetImage { list, position, reference } in &self.images {
             let path = format_args!("/spec/{list}/{position}/image");
-            operations.serialize_element(&Operation { op: "replace", path, value: reference })?;
+            json.push(if json.is_empty() { '[' } else { ',' });
+            let _ = write!(json, r#"{{"op":"replace","path":"{path}","value":"#); // writing to a String cannot fail
+            push_text(&mut json, reference)?;
+            json.push('}');
         }
-        match &self.applied {
-            Some(applied) if self.has_annotations => {
-                operations.serialize_element(&Operation { op: "add", path: APPLIED_POINTER, value: applied })?;
+        if let Some(applied) = &self.applied {
+            json.push(if json.is_empty() { '[' } else { ',' });
+            // The annotations of a Pod that had none are added as a whole.
+            let (path, key, end) = if self.has_annotations {
+                (APPLIED_POINTER, "", "}")
+            } else {
+                ("/metadata/annotations", r#"{"kimup.cloudavenue.io/applied":"#, "}}")
+            };
+            for part in [r#"{"op":"add","path":""#, path, r#"","value":"#, key] {
+                json.push_str(part);
             }
-            Some(applied) => {
-                let (path, value) = ("/metadata/annotations", Annotations { applied });
-                operations.serialize_element(&Operation { op: "add", path, value })?;
-            }
-            None => {}
+            push_text(&mut json, applied)?;
+            json.push_str(end);
         }
-        operations.end()
+        json.push_str(if json.is_empty() { "[]" } else { "]" });
+        Ok(json)
     }
+}
+
+/// Writes a text as JSON: mostly as it is, between quotes.
+fn push_text(json: &mut String, text: &str) -> serde_json::Result<()> {
+    if text.bytes().any(|byte| byte < b' ' || byte == b'"' || byte == b'\\') {
+        json.push_str(&serde_json::to_string(text)?);
+    } else {
+        for part in ["\"", text, "\""] {
+            json.push_str(part);
+        }
+    }
+    Ok(())
 }
 
 /// At most `max` bytes of a text, with a mark where it was cut.
@@ -228,11 +195,10 @@ pub(super) fn cut(text: &str, max: usize) -> String {
 mod tests {
     use super::*;
     use crate::api::annotations::APPLIED;
-    use base64::Engine;
     use serde_json::{Value, json};
 
     fn written(verdict: &Verdict) -> Value {
-        serde_json::from_slice(&verdict.to_json().unwrap()).unwrap()
+        serde_json::from_str(&verdict.to_json().unwrap()).unwrap()
     }
 
     #[test]

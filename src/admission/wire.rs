@@ -212,7 +212,10 @@ impl PodSpec<'_> {
 
 /// The names of containers.
 pub(super) fn names<'a>(containers: Option<&'a [Container<'_>]>) -> Vec<&'a str> {
-    containers.into_iter().flatten().filter_map(|c| c.name.as_ref()).map(Text::as_str).collect()
+    let containers = containers.unwrap_or_default();
+    let mut names = Vec::with_capacity(containers.len());
+    names.extend(containers.iter().filter_map(|c| c.name.as_ref()).map(Text::as_str));
+    names
 }
 
 impl<'de> Deserialize<'de> for Ours {

@@ -8,7 +8,7 @@ use crate::policy::Reference;
 
 use super::pod::{Opted, PodView, Policy};
 use super::question::Question;
-use super::snapshot::{Entry, Snapshot};
+use super::snapshot::{Entry, Namespace};
 
 /// What to do with one container.
 #[derive(Clone, Debug)]
@@ -56,7 +56,7 @@ impl Open {
         if self.question.pod.is_none()
             && let Some(entry) = &self.entry
         {
-            return newer(entry, &self.container, &self.reference, tag);
+            return newer(entry, &self.container, &self.reference, &tag.tag, tag.digest.as_deref());
         }
         let image = image.filter(|name| is_name(name)).unwrap_or(&self.question.image);
         Answer::Run {
@@ -74,12 +74,13 @@ impl Open {
     /// The answer, now that sync said that no policy means this container: the user's Image is left.
     pub fn not_covered(&self) -> Answer {
         match &self.entry {
-            Some(entry) => match entry.settled() {
-                Some(settled) => newer(entry, &self.container, &self.reference, &settled),
+            Some(entry) => match entry.tag() {
+                Some(tag) => newer(entry, &self.container, &self.reference, tag, entry.digest()),
                 None => Answer::Keep {
                     warning: Some(format!(
                         "container {:?} keeps its own tag: Image {} has no tag yet",
-                        self.container, entry.name
+                        self.container,
+                        entry.name()
                     )),
                 },
             },
@@ -93,8 +94,9 @@ fn is_name(name: &str) -> bool {
     name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.') && (1..=253).contains(&name.len())
 }
 
-/// Answers for the container `container` with the image text `text`. No I/O, no clock; look-ups by name and repository.
-pub fn answer(snapshot: &Snapshot, pod: &PodView<'_>, container: &str, text: &str) -> Answer {
+/// Answers for the container `container` with the image text `text`, where `known` is the Pod's namespace. No I/O, no clock;
+/// look-ups by name and repository.
+pub fn answer(known: Option<&Namespace>, pod: &PodView<'_>, container: &str, text: &str) -> Answer {
     let Ok(reference) = Reference::parse(text) else {
         return KEEP;
     };
@@ -116,8 +118,8 @@ pub fn answer(snapshot: &Snapshot, pod: &PodView<'_>, container: &str, text: &st
             return Answer::Keep { warning };
         }
     };
-    let made = pod.managed(snapshot, container, &reference);
-    let users = snapshot.image(pod.namespace(), reference.repository());
+    let made = pod.managed(known, container, &reference);
+    let users = known.and_then(|known| known.image(reference.repository()));
     if let Some(stamp) = &stamp {
         let entry = made.or(users);
         // Where nothing opts in any more only the stamp is left: new Pods start with the manifest's own tag.
@@ -127,13 +129,13 @@ pub fn answer(snapshot: &Snapshot, pod: &PodView<'_>, container: &str, text: &st
     if opted != Opted::In || is_answered(pod, container, &reference) {
         return KEEP;
     }
-    if let Some(answer) = recorded(snapshot, pod, container, &reference, text, [made, users]) {
+    if let Some(answer) = recorded(known, pod, container, &reference, text, [made, users]) {
         return answer;
     }
     if let Some(made) = made {
         return covered(pod, container, reference, made);
     }
-    let wanted = match pod.policy(snapshot, container) {
+    let wanted = match pod.policy(known, container) {
         Policy::None => return users.map_or(KEEP, |entry| covered(pod, container, reference, entry)),
         Policy::Wrong => return KEEP, // the Pod's warnings say why
         Policy::Own(wanted) => Some(wanted),
@@ -146,19 +148,19 @@ pub fn answer(snapshot: &Snapshot, pod: &PodView<'_>, container: &str, text: &st
 
 /// The answer for a container of a known Image, but for stamps and records.
 fn covered(pod: &PodView<'_>, container: &str, reference: Reference, entry: &Arc<Entry>) -> Answer {
-    match (entry.settled(), entry.gate(), entry.error()) {
-        (Some(settled), _, _) => newer(entry, container, &reference, &settled),
-        (None, _, Some(error)) => Answer::Refuse { image: entry.name.clone(), reason: error.to_owned() },
+    match (entry.tag(), entry.gate(), entry.error()) {
+        (Some(tag), _, _) => newer(entry, container, &reference, tag, entry.digest()),
+        (None, _, Some(error)) => Answer::Refuse { image: entry.name().to_owned(), reason: error.to_owned() },
         (None, Some(gate), None) => Answer::Keep {
             warning: Some(format!(
                 "container {container:?} keeps its own tag: Image {}/{} has no tag yet, and {gate} may keep it from \
                  choosing one",
                 pod.namespace(),
-                entry.name
+                entry.name()
             )),
         },
         (None, None, None) => Answer::Ask(Open {
-            question: Question { namespace: pod.namespace().to_owned(), image: entry.name.clone(), pod: None },
+            question: Question { namespace: pod.namespace().to_owned(), image: entry.name().to_owned(), pod: None },
             entry: Some(Arc::clone(entry)),
             container: container.to_owned(),
             reference,
@@ -188,7 +190,7 @@ fn stamped(
             )),
         };
     };
-    let image = entry.map(|entry| entry.name.clone());
+    let image = entry.map(|entry| entry.name().to_owned());
     run(container, reference, &target, image, stamp.reference.clone(), pod.rollout().map(str::to_owned))
 }
 
@@ -207,7 +209,7 @@ fn is_answered(pod: &PodView<'_>, container: &str, reference: &Reference) -> boo
 
 /// What the first Pods of this revision got, whichever Image covered them then.
 fn recorded(
-    snapshot: &Snapshot,
+    known: Option<&Namespace>,
     pod: &PodView<'_>,
     container: &str,
     reference: &Reference,
@@ -215,28 +217,28 @@ fn recorded(
     covering: [Option<&Arc<Entry>>; 2],
 ) -> Option<Answer> {
     let (uid, hash) = pod.revision()?;
-    let by_entry = |entry: &'_ Arc<Entry>| Some((entry.name.clone(), entry.record(uid, hash, container)?));
-    let elsewhere = || {
-        let namespace = snapshot.namespace(pod.namespace()).filter(|_| pod.may_be_on_record())?;
-        pod.on_record(namespace).iter().find_map(by_entry)
-    };
+    let by_entry = |entry: &'_ Arc<Entry>| Some((entry.name().to_owned(), entry.record(uid, hash, container)?));
+    let elsewhere = || pod.on_record(known.filter(|_| pod.may_be_on_record())?).iter().find_map(by_entry);
     let found = covering.into_iter().flatten().find_map(by_entry).or_else(elsewhere);
     let (image, stamp) = found.filter(|(_, stamp)| stamp.text == text)?;
     let target = same_repository(reference, &stamp.reference)?;
     Some(run(container, reference, &target, Some(image), stamp.reference, None))
 }
 
-fn newer(entry: &Entry, container: &str, reference: &Reference, settled: &Tagged) -> Answer {
-    let to = entry.order.newer_of(reference.tag(), &settled.tag);
+fn newer(entry: &Entry, container: &str, reference: &Reference, settled: &str, digest: Option<&str>) -> Answer {
+    let to = entry.order.newer_of(reference.tag(), settled);
+    let mut image = reference.with_tag(to);
     // Of another tag than the Image's no digest is known.
-    let image = if to == settled.tag { settled.image(reference) } else { reference.with_tag(to) };
+    if let Some(digest) = digest.filter(|_| to == settled) {
+        image.extend(["@", digest]);
+    }
     Answer::Run {
         reference: image,
         applied: Applied {
             container: container.to_owned(),
             from: reference.tag().map(str::to_owned),
             to: to.to_owned(),
-            image: Some(entry.name.clone()),
+            image: Some(entry.name().to_owned()),
             rollout: None,
         },
     }

@@ -11,7 +11,7 @@ use crate::api::annotations::{AnnotationError, Map, NamespaceSettings};
 use crate::policy::Reference;
 
 use super::question::{Controller, PodQuestion, Question};
-use super::snapshot::{Entry, Namespace, Snapshot};
+use super::snapshot::{Entry, Namespace};
 
 /// Most pull secrets of a Pod that a question names, as many as an Image may have.
 const MAX_PULL_SECRETS: usize = 16;
@@ -174,11 +174,11 @@ impl<'a> PodView<'a> {
     /// The Image that sync made for this container, if it counts.
     pub(super) fn managed<'s>(
         &self,
-        snapshot: &'s Snapshot,
+        known: Option<&'s Namespace>,
         container: &str,
         reference: &Reference,
     ) -> Option<&'s Arc<Entry>> {
-        let namespace = snapshot.namespace(self.facts.namespace).filter(|known| known.has_managed())?;
+        let namespace = known.filter(|known| known.has_managed())?;
         if self.means_others(container) {
             return None;
         }
@@ -193,7 +193,7 @@ impl<'a> PodView<'a> {
         // Of another repository: the text is another one since it was made. Of a policy that this Pod does not carry:
         // somebody took it away, and the Image goes any moment.
         let carried = |entry: &Entry| !entry.for_carriers || self.annotated.is_some();
-        found.filter(|entry| entry.repository.as_ref() == Some(reference.repository()) && carried(entry))
+        found.filter(|entry| entry.repository() == Some(reference.repository().as_str()) && carried(entry))
     }
 
     /// Whether the Pod's own policies are for other containers than this one. An Image that is still there for it is one of
@@ -208,7 +208,7 @@ impl<'a> PodView<'a> {
         !perhaps && !own.containers.contains_key(container) && !own.wrong.contains(container)
     }
 
-    pub(super) fn policy(&self, snapshot: &Snapshot, container: &str) -> Policy<'_> {
+    pub(super) fn policy(&self, known: Option<&Namespace>, container: &str) -> Policy<'_> {
         let Some(annotated) = &self.annotated else {
             return Policy::None;
         };
@@ -221,7 +221,7 @@ impl<'a> PodView<'a> {
         if !annotated.ambiguous || !self.facts.regular.contains(&container) {
             return Policy::None;
         }
-        match snapshot.namespace(self.facts.namespace) {
+        match known {
             _ if self.owners.is_empty() => Policy::Wrong,
             // Sync has read the owner's annotations, and this container is none of those they mean.
             Some(known) if *self.has_managed.get_or_init(|| known.has_managed_for(&self.owners)) => Policy::None,

@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use crate::api::annotations::{
     AnnotationError, MANAGED_BY, MANAGED_BY_KIMUP, Map, NamespaceSettings, POLICY_FROM, POLICY_OF_PODS, Stamp,
 };
-use crate::api::{Image, Order, RevisionRecord, Tagged};
+use crate::api::{Image, Order, RevisionRecord};
 use crate::policy::{self, Repository};
 
 use super::listed::Listed;
@@ -60,15 +60,15 @@ impl Keyed for Arc<Entry> {
     type Key = str;
 
     fn has_key(&self, key: &str) -> bool {
-        self.name == key
+        self.name() == key
     }
 }
 
 impl Keyed for SameRepository {
-    type Key = Repository;
+    type Key = str;
 
-    fn has_key(&self, key: &Repository) -> bool {
-        self.first.repository.as_ref() == Some(key)
+    fn has_key(&self, key: &str) -> bool {
+        self.first.repository() == Some(key)
     }
 }
 
@@ -91,30 +91,49 @@ impl SameRepository {
 /// One Image, reduced to what admission needs.
 #[derive(Clone, Debug)]
 pub struct Entry {
-    /// Name of the Image.
-    pub name: String,
+    texts: Texts,
     /// A deleted and made again Image is another one.
     uid: Uid,
     /// Whether sync made it for annotations: then it covers what it was made for, and is not found by repository.
     pub managed: bool,
+    /// Made for a policy that Pods carry themselves: it does not cover one that carries none.
+    pub for_carriers: bool,
     /// Kind and name of its controller: the workload a managed Image was made for.
     pub owner: Option<Box<(String, String)>>,
     /// When it was created, in seconds since the epoch: of two Images for one repository the older counts.
     created: i64,
-    /// The normalised `spec.image`; none if it is no repository, so that the Image covers nothing.
-    pub repository: Option<Repository>,
-    /// Made for a policy that Pods carry themselves: it does not cover one that carries none.
-    pub for_carriers: bool,
-    /// The settled tag. None also if the status speaks of another repository, or holds no legal tag.
-    pub tag: Option<String>,
-    /// Its digest, if Pods are pinned to it.
-    pub digest: Option<Box<str>>,
     /// Which of two tags is newer.
     pub order: Order,
     /// Mostly none.
     trouble: Option<Box<Trouble>>,
     #[allow(clippy::box_collection)] // most have none, and the map itself is six pointers wide
     records: Option<Box<HashMap<String, Vec<RevisionRecord>>>>,
+}
+
+/// Name, repository, tag and digest in one piece of memory: an empty one is none.
+#[derive(Clone, Debug)]
+struct Texts {
+    all: Box<str>,
+    /// Where the first three end.
+    ends: [u32; 3],
+}
+
+impl Texts {
+    fn new(texts: [&str; 4]) -> Self {
+        let mut end = 0;
+        let ends = [texts[0], texts[1], texts[2]].map(|text| {
+            end += text.len();
+            u32::try_from(end).unwrap_or(u32::MAX) // they are far shorter
+        });
+        Self { all: texts.concat().into(), ends }
+    }
+
+    /// One of the four.
+    fn get(&self, nth: usize) -> Option<&str> {
+        let end = |nth: usize| self.ends.get(nth).map_or(self.all.len(), |end| *end as usize);
+        let start = if nth == 0 { 0 } else { end(nth - 1) };
+        self.all.get(start..end(nth)).filter(|text| !text.is_empty())
+    }
 }
 
 /// Why an Image may get no tag.
@@ -169,20 +188,40 @@ impl Entry {
         let digest = status.digest.filter(|digest| spec.pins && !other && policy::Digest::parse(digest).is_ok());
         let trouble = spec.gate.is_some() || spec.error.is_some();
         let owner = image.metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
+        let tag = status.tag.filter(|tag| !other && policy::is_legal_tag(tag));
+        let name = image.metadata.name.as_deref();
+        let texts = [name, repository.as_ref().map(Repository::as_str), tag.as_deref(), digest.as_deref()];
         Self {
-            name: image.metadata.name.clone().unwrap_or_default(),
+            texts: Texts::new(texts.map(Option::unwrap_or_default)),
             for_carriers: annotations.and_then(|a| a.get(POLICY_FROM)).is_some_and(|from| from == POLICY_OF_PODS),
             managed,
             owner: owner.map(|owner| Box::new((owner.kind.clone(), owner.name.clone()))),
             uid: Uid::read(image.metadata.uid.as_deref().unwrap_or_default()),
             created: image.metadata.creation_timestamp.as_ref().map_or(i64::MAX, |t| t.0.as_second()),
-            repository,
-            digest: digest.map(String::into_boxed_str),
-            tag: status.tag.filter(|tag| !other && policy::is_legal_tag(tag)),
             order,
             trouble: trouble.then(|| Box::new(Trouble { gate: spec.gate, error: spec.error })),
             records: Some(records).filter(|records| !records.is_empty()).map(Box::new),
         }
+    }
+
+    /// Name of the Image.
+    pub fn name(&self) -> &str {
+        self.texts.get(0).unwrap_or_default()
+    }
+
+    /// The normalised `spec.image`; none if it is no repository, so that the Image covers nothing.
+    pub fn repository(&self) -> Option<&str> {
+        self.texts.get(1)
+    }
+
+    /// The settled tag. None also if the status speaks of another repository, or holds no legal tag.
+    pub fn tag(&self) -> Option<&str> {
+        self.texts.get(2)
+    }
+
+    /// The digest of the settled tag, if Pods are pinned to it.
+    pub fn digest(&self) -> Option<&str> {
+        self.texts.get(3)
     }
 
     /// What may delay its first tag.
@@ -193,11 +232,6 @@ impl Entry {
     /// Why the spec cannot be used, with the field to fix.
     pub fn error(&self) -> Option<&str> {
         self.trouble.as_ref()?.error.as_deref()
-    }
-
-    /// The settled tag, with its digest if Pods are pinned to it.
-    pub fn settled(&self) -> Option<Tagged> {
-        Some(Tagged::new(self.tag.as_deref()?, self.digest.as_deref()))
     }
 
     /// What the first Pods of a revision got: `uid` is their controller's, `hash` their `pod-template-hash` or
@@ -212,7 +246,7 @@ impl Entry {
     }
 
     fn age(&self) -> (i64, &str) {
-        (self.created, &self.name)
+        (self.created, self.name())
     }
 }
 
@@ -248,6 +282,11 @@ impl Namespace {
         self.images.get(name).filter(|entry| entry.managed).filter(is_for)
     }
 
+    /// The user's Image that counts for a repository.
+    pub fn image(&self, repository: &Repository) -> Option<&Arc<Entry>> {
+        self.by_repository.get(repository.as_str()).map(|same| &same.first)
+    }
+
     /// Whether sync made any Image here: else nobody needs to look for one.
     pub fn has_managed(&self) -> bool {
         self.managed > 0
@@ -266,16 +305,16 @@ impl Namespace {
     }
 
     fn put(&mut self, entry: Arc<Entry>) {
-        self.remove(&entry.name);
+        self.remove(entry.name());
         self.managed += usize::from(entry.managed);
-        if let Some(repository) = entry.repository.as_ref().filter(|_| !entry.managed) {
+        if let Some(repository) = entry.repository().filter(|_| !entry.managed) {
             let same = self.by_repository.remove(repository).map(SameRepository::into_images);
             let same = same.into_iter().flatten().chain([Arc::clone(&entry)]).collect();
             if let Some(same) = SameRepository::of(same) {
                 self.by_repository.insert(repository, same);
             }
         }
-        self.images.insert(&Arc::clone(&entry).name, entry);
+        self.images.insert(Arc::clone(&entry).name(), entry);
     }
 
     fn remove(&mut self, name: &str) {
@@ -283,11 +322,11 @@ impl Namespace {
             return;
         };
         self.managed -= usize::from(entry.managed);
-        let Some(repository) = entry.repository.as_ref().filter(|_| !entry.managed) else {
+        let Some(repository) = entry.repository().filter(|_| !entry.managed) else {
             return;
         };
         let same = self.by_repository.remove(repository).map(SameRepository::into_images);
-        let left = same.into_iter().flatten().filter(|other| other.name != entry.name).collect();
+        let left = same.into_iter().flatten().filter(|other| other.name() != entry.name()).collect();
         if let Some(same) = SameRepository::of(left) {
             self.by_repository.insert(repository, same);
         }
@@ -364,9 +403,9 @@ impl Snapshot {
         self.namespaces.get(name).map(AsRef::as_ref)
     }
 
-    /// The user's Image that counts for a repository in a namespace.
-    pub fn image(&self, namespace: &str, repository: &Repository) -> Option<&Arc<Entry>> {
-        self.namespaces.get(namespace)?.by_repository.get(repository).map(|same| &same.first)
+    #[cfg(test)]
+    pub(super) fn image(&self, namespace: &str, repository: &Repository) -> Option<&Arc<Entry>> {
+        self.namespace(namespace)?.image(repository)
     }
 
     /// How many Images are known, duplicates included.

@@ -32,7 +32,7 @@ use super::specs::Specs;
 const NAMESPACE_POLL: Duration = Duration::from_secs(30);
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Images of one page of a list: a page is held whole, as text and as objects, and some kilobytes are usual for one.
-const PAGE: u32 = 100;
+const PAGE: u32 = 50;
 /// Changes taken in before the next snapshot is published, if that many are waiting.
 const BATCH: usize = 256;
 

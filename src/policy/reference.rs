@@ -2,7 +2,7 @@
 //! its normalisation (`alpine` is `docker.io/library/alpine`). The spelling of the manifest is kept beside it, because
 //! that is what a patch must preserve.
 
-use std::fmt;
+use std::fmt::{self, Write};
 use std::net::Ipv6Addr;
 
 /// Longest name (host and path, normalised) in bytes; the limit of the distribution implementation.
@@ -38,6 +38,11 @@ impl Repository {
         Self::from_name(name).map_err(error)
     }
 
+    /// Host and path, with a slash between them.
+    pub fn as_str(&self) -> &str {
+        &self.name
+    }
+
     /// The registry: `docker.io`, `registry:5000`, `[::1]:5000`; lower case.
     pub fn host(&self) -> &str {
         &self.name[..usize::from(self.host)]
@@ -57,18 +62,27 @@ impl Repository {
             return Err(Problem::NameTooLong);
         }
         let (host, path) = match name.split_once('/') {
-            Some((first, rest)) if is_host(first) => (normalise_host(first)?, rest),
-            _ => (DOCKER_HUB.to_owned(), name),
+            Some((first, rest)) if is_host(first) => (Some(first), rest),
+            _ => (None, name),
         };
+        // A name with a host mostly stays as it is: then this is all the room it takes.
+        let room = if host.is_some() { name.len() } else { DOCKER_HUB.len() + "/library/".len() + name.len() };
+        let mut whole = String::with_capacity(room);
+        match host {
+            Some(host) => normalise_host(host, &mut whole)?,
+            None => whole.push_str(DOCKER_HUB),
+        }
         check_path(path)?;
         let bare_id = path.len() == 64 && path.bytes().all(is_lower_hex);
         if bare_id && path.len() == name.len() {
             return Err(Problem::ImageId);
         }
-        let library = if host == DOCKER_HUB && !path.contains('/') { "library/" } else { "" };
-        let name = format!("{host}/{library}{path}");
-        match u8::try_from(host.len()) {
-            Ok(host) if name.len() <= MAX_NAME_LENGTH => Ok(Self { name: name.into(), host }),
+        let library = whole == DOCKER_HUB && !path.contains('/');
+        let host = whole.len();
+        whole.push_str(if library { "/library/" } else { "/" });
+        whole.push_str(path);
+        match u8::try_from(host) {
+            Ok(host) if whole.len() <= MAX_NAME_LENGTH => Ok(Self { name: whole.into(), host }),
             _ => Err(Problem::NameTooLong),
         }
     }
@@ -83,10 +97,12 @@ impl fmt::Display for Repository {
 /// The image text of a container, with its spelling kept: `name[:tag][@digest]`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Reference {
-    name: String,
+    text: Box<str>,
+    /// Where the name ends.
+    name: usize,
+    /// Where the tag ends, if there is one: it begins after the colon behind the name.
+    tag: Option<usize>,
     repository: Repository,
-    tag: Option<String>,
-    digest: Option<String>,
 }
 
 impl Reference {
@@ -104,17 +120,13 @@ impl Reference {
         if digest.is_some_and(|digest| !is_digest(digest)) {
             return Err(error(Problem::Digest));
         }
-        Ok(Self {
-            name: name.to_owned(),
-            repository: Repository::from_name(name).map_err(error)?,
-            tag: tag.map(str::to_owned),
-            digest: digest.map(str::to_owned),
-        })
+        let repository = Repository::from_name(name).map_err(error)?;
+        Ok(Self { text: text.into(), name: name.len(), tag: tag.map(|_| rest.len()), repository })
     }
 
     /// The name as written, without tag and digest.
     pub fn name(&self) -> &str {
-        &self.name
+        &self.text[..self.name]
     }
 
     /// The normalised repository.
@@ -124,30 +136,23 @@ impl Reference {
 
     /// The tag as written, if there is one.
     pub fn tag(&self) -> Option<&str> {
-        self.tag.as_deref()
+        self.tag.map(|end| &self.text[self.name + 1..end])
     }
 
     /// The digest with its algorithm (`sha256:…`), if there is one.
     pub fn digest(&self) -> Option<&str> {
-        self.digest.as_deref()
+        self.text[self.tag.unwrap_or(self.name)..].strip_prefix('@')
     }
 
     /// The text that names `tag` of the same repository in the same spelling; a digest is left out.
     pub fn with_tag(&self, tag: &str) -> String {
-        format!("{}:{tag}", self.name)
+        [self.name(), ":", tag].concat()
     }
 }
 
 impl fmt::Display for Reference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.name)?;
-        if let Some(tag) = &self.tag {
-            write!(f, ":{tag}")?;
-        }
-        if let Some(digest) = &self.digest {
-            write!(f, "@{digest}")?;
-        }
-        Ok(())
+        f.write_str(&self.text)
     }
 }
 
@@ -222,12 +227,11 @@ fn split_tag(text: &str) -> (&str, Option<&str>) {
 
 /// Whether the first component of a name with several is a host, as the distribution implementation tells it.
 fn is_host(component: &str) -> bool {
-    component.contains(['.', ':'])
-        || component == "localhost"
-        || component.bytes().any(|byte| byte.is_ascii_uppercase())
+    component == "localhost" || component.bytes().any(|byte| matches!(byte, b'.' | b':' | b'A'..=b'Z'))
 }
 
-fn normalise_host(text: &str) -> Result<String, Problem> {
+/// Writes a host as it is compared.
+fn normalise_host(text: &str, to: &mut String) -> Result<(), Problem> {
     let (host, port) = split_port(text)?;
     let address = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
     let legal = match address {
@@ -237,12 +241,18 @@ fn normalise_host(text: &str) -> Result<String, Problem> {
     if !legal {
         return Err(Problem::Host);
     }
-    let host = host.to_ascii_lowercase();
-    Ok(match port {
-        Some(port) => format!("{host}:{port}"),
-        None if matches!(&*host, "index.docker.io" | "registry-1.docker.io") => DOCKER_HUB.to_owned(),
-        None => host,
-    })
+    let is_hub = |alias: &&str| port.is_none() && host.eq_ignore_ascii_case(alias);
+    if ["index.docker.io", "registry-1.docker.io"].iter().any(is_hub) {
+        to.push_str(DOCKER_HUB);
+        return Ok(());
+    }
+    let start = to.len();
+    to.push_str(host);
+    to[start..].make_ascii_lowercase();
+    if let Some(port) = port {
+        let _ = write!(to, ":{port}"); // writing to a String cannot fail
+    }
+    Ok(())
 }
 
 /// Splits `host[:port]`; the colons inside brackets belong to an IPv6 address.

@@ -1,7 +1,7 @@
 use super::*;
 use crate::api::annotations::{MANAGED_BY, MANAGED_BY_KIMUP, Map, NamespaceSettings};
 use crate::index::testing::{image, put, snapshot};
-use crate::index::{Labels, Owner, PodFacts};
+use crate::index::{Labels, Owner, PodFacts, Snapshot};
 use serde_json::{Value, json};
 use std::borrow::Cow;
 
@@ -13,6 +13,10 @@ const BARE: Facts = (&[], &[], "");
 
 fn map(entries: &[(&str, &str)]) -> Map {
     entries.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+}
+
+fn answer(snapshot: &Snapshot, pod: &PodView<'_>, container: &str, text: &str) -> Answer {
+    super::answer(snapshot.namespace(pod.namespace()), pod, container, text)
 }
 
 /// `run REFERENCE | ENTRY`, `keep`, `keep, WARNING`, `ask NAMESPACE/IMAGE`, `refuse IMAGE: REASON`.

@@ -67,7 +67,7 @@ proptest! {
                 prop_assert_eq!(managed, here().any(|(_, known)| known.1));
                 for (repository, text) in REPOSITORIES.iter().enumerate().take(2) {
                     let parsed = Repository::parse(text).unwrap();
-                    let found = snapshot.image(namespace, &parsed).map(|entry| entry.name.as_str());
+                    let found = snapshot.image(namespace, &parsed).map(|entry| entry.name());
                     prop_assert_eq!(found, counts(&model, namespace, repository));
                 }
             }

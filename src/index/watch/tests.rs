@@ -35,7 +35,7 @@ fn known(collector: &Collector) -> Vec<String> {
         for name in ["x", "y", "z"] {
             let repository = Repository::parse(&format!("ghcr.io/org/{name}")).unwrap();
             if let Some(entry) = collector.snapshot.image(namespace, &repository) {
-                found.push(format!("{namespace}/{name}={}", entry.tag.clone().unwrap()));
+                found.push(format!("{namespace}/{name}={}", entry.tag().unwrap()));
             }
         }
     }
@@ -80,7 +80,7 @@ fn changes_are_taken_in_one_by_one() {
     assert_eq!(known(&collector), ["b/x=1"]);
     // What was published does not change.
     let x = Repository::parse("ghcr.io/org/x").unwrap();
-    assert_eq!(before.image("a", &x).unwrap().tag.as_deref(), Some("1"));
+    assert_eq!(before.image("a", &x).unwrap().tag(), Some("1"));
     assert!(before.image("b", &x).is_none());
 }
 

@@ -2,7 +2,9 @@
 
 use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use axum::Router;
@@ -15,6 +17,7 @@ use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::{Body as _, Incoming};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 use tower::Service;
 
@@ -143,6 +146,15 @@ async fn next(body: &mut Incoming) -> Result<Option<Bytes>, Refusal> {
     }
 }
 
+/// As [`timeout`], without a timer for what is done at once, as most is.
+async fn within<F: Future>(time: Duration, future: F) -> Result<F::Output, Elapsed> {
+    let mut future = pin!(future);
+    match futures::poll!(&mut future) {
+        Poll::Ready(done) => Ok(done),
+        Poll::Pending => timeout(time, future).await,
+    }
+}
+
 /// Why a request does not get as far as its handler.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Refusal {
@@ -196,7 +208,7 @@ pub(super) async fn answer<H: Handler>(
         }
         read
     };
-    let read = timeout(shared.options.body_timeout, reading).await.unwrap_or(Err(Refusal::TooSlow));
+    let read = within(shared.options.body_timeout, reading).await.unwrap_or(Err(Refusal::TooSlow));
     let mut response = match read {
         Ok((bytes, held)) => {
             seat.enter(Phase::Busy);
@@ -218,7 +230,7 @@ pub(super) async fn answer<H: Handler>(
 
 async fn handle<H: Handler>(request: Request<Bytes>, shared: &Shared<H>) -> Response<Body> {
     let handling = AssertUnwindSafe(async { shared.handler.handle(request).await }).catch_unwind();
-    match timeout(shared.options.request_timeout, handling).await {
+    match within(shared.options.request_timeout, handling).await {
         Ok(Ok(response)) => response,
         // The panic itself is on stderr by then, and may quote what is not the client's to read.
         Ok(Err(_)) => {
