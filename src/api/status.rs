@@ -309,7 +309,10 @@ pub struct HistoryEntry {
     /// `Settled`, or `RolledBack`: it went back to this tag from the rejected one in `from`.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub outcome: String,
-    /// How many workloads were rolled.
+    /// How many workloads used the Image then.
     #[schemars(extend("format" = "int32"))] // Kubernetes knows no unsigned formats
     pub workloads: u32,
+    /// How many of them were held at another tag.
+    #[schemars(extend("format" = "int32"))] // Kubernetes knows no unsigned formats
+    pub held: u32,
 }

@@ -33,6 +33,15 @@ pub(super) struct Asked {
     answers: BTreeMap<String, (Option<String>, Instant)>,
 }
 
+/// What is known of a tag without asking.
+enum Known {
+    /// The registry has it, with this digest.
+    There(String),
+    /// It did not have it a moment ago.
+    Absent,
+    Unasked,
+}
+
 impl Sync {
     /// Says where the annotation `hold` keeps each container: at its tag those whose Image's registry has it; if none has,
     /// all of them stay where they are.
@@ -58,7 +67,9 @@ impl Sync {
         }
         if !asks && targets.values().all(|target| target.holding.stay.is_none()) {
             self.queue.add(Key::Workload(workload.key.clone()), Instant::now() + ABSENT);
-            targets.values_mut().for_each(|target| target.holding.stay = Some(Stay::Here(text.to_owned())));
+            for target in targets.values_mut() {
+                target.holding.stay = Some(Stay::Here(text.to_owned()));
+            }
         }
     }
 
@@ -84,8 +95,9 @@ impl Sync {
             return Ok(None);
         };
         let digest = match self.known_answer(workload, &target.image, tag) {
-            Some(known) => known,
-            None => {
+            Known::There(digest) => Some(digest),
+            Known::Absent => None,
+            Known::Unasked => {
                 let digest = self.digest_of(&image, tag).await?;
                 self.keep_answer(workload, &target.image, tag, digest.clone());
                 digest
@@ -95,11 +107,15 @@ impl Sync {
         Ok(digest.map(|_| Tagged { tag: tag.tag.clone(), digest: pinned }))
     }
 
-    fn known_answer(&self, workload: &Workload, image: &str, tag: &Tagged) -> Option<Option<String>> {
+    fn known_answer(&self, workload: &Workload, image: &str, tag: &Tagged) -> Known {
         let views = self.views();
-        let asked = views.get(&workload.key).filter(|view| view.uid == workload.uid)?.asked.as_ref()?;
-        let (digest, at) = asked.answers.get(image).filter(|_| asked.tag == tag.to_string())?;
-        (digest.is_some() || at.elapsed() < ABSENT).then(|| digest.clone())
+        let view = views.get(&workload.key).filter(|view| view.uid == workload.uid);
+        let asked = view.and_then(|view| view.asked.as_ref()).filter(|asked| asked.tag == tag.to_string());
+        match asked.and_then(|asked| asked.answers.get(image)) {
+            Some((Some(digest), _)) => Known::There(digest.clone()),
+            Some((None, at)) if at.elapsed() < ABSENT => Known::Absent,
+            _ => Known::Unasked,
+        }
     }
 
     fn keep_answer(&self, workload: &Workload, image: &str, tag: &Tagged, digest: Option<String>) {
@@ -158,7 +174,9 @@ impl Sync {
             return Ok(plan);
         }
         let manager = workload.changed_by.clone().unwrap_or_else(|| "another client".to_owned());
-        targets.values_mut().for_each(|t| t.holding.stay = Some(Stay::Fight(manager.clone())));
+        for target in targets.values_mut() {
+            target.holding.stay = Some(Stay::Fight(manager.clone()));
+        }
         self.plan(workload, targets).await
     }
 

@@ -10,12 +10,12 @@ use tokio::sync::SemaphorePermit;
 use tokio::time::Instant;
 
 use crate::api::annotations::APPROVE;
-use crate::api::{self, Closed, CompiledSpec, Image, ImageStatus, Rejected, SyncResult, Tagged};
+use crate::api::{self, Closed, CompiledSpec, Image, ImageStatus, Rejected, RolloutStatus, SyncResult, Tagged};
 use crate::policy::Repository;
 use crate::registry::Asker;
 use crate::rollout::PullAccess;
 
-use super::approval::Approved;
+use super::approval::{Answer, Approved};
 use super::decide::{self, Known};
 use super::engine::{Key, Sync};
 use super::gates::{self, Gate};
@@ -24,7 +24,7 @@ use super::observe;
 use super::pace::{self, RETRY_MAX, Wanted};
 use super::records;
 use super::request::{self, Request};
-use super::status::{self, Failure, Outcome, Subject};
+use super::status::{self, Failure, Holds, Outcome, Selected, Subject};
 use super::verify::{Checks, Chosen, Given};
 use super::world::{Cached, ImageKey, status_of};
 use super::write::{self, WriteError};
@@ -55,6 +55,21 @@ pub(super) struct Memo {
     pub(super) checks: Checks,
     /// The approval that the last sync knew of: it is not a reason for another one.
     pub(super) approved: Option<Approved>,
+}
+
+/// One look at an Image: what its status said, and what is learned.
+#[derive(Default)]
+struct Pass {
+    old: ImageStatus,
+    new: ImageStatus,
+    /// When its sync began; none if none was due.
+    began: Option<Instant>,
+    selected: Option<Selected>,
+    settled: Option<RolloutStatus>,
+    holds: Holds,
+    /// A pinned digest that the registry has no longer.
+    gone: Option<String>,
+    answer: Option<Answer>,
 }
 
 impl Sync {
@@ -114,68 +129,104 @@ impl Sync {
         let Some(image) = self.without_registry(key, image, &request).await? else {
             return Ok(());
         };
-        let old = status_of(&image);
-        let now = Timestamp::now();
+        let (old, now) = (status_of(&image), Timestamp::now());
         let compiled = api::compile(&image.spec, now);
-        let mut new = old.clone();
-        let mut selected = None;
-        let mut began = None;
-        let mut gone = None;
-        let mut answer = None;
-        let wanted = self.wanted(key, &image, &old, &request, compiled.as_ref().ok(), now);
-        let wanted = wanted.or_else(|| self.gate_opened(key, &image, &old, compiled.as_ref().ok(), now));
-        let due = wanted.is_some();
+        let mut pass = Pass { new: old.clone(), old, ..Pass::default() };
+        let wanted = self.wanted(key, &image, &pass.old, &request, compiled.as_ref().ok(), now);
+        let wanted = wanted.or_else(|| self.gate_opened(key, &image, &pass.old, compiled.as_ref().ok(), now));
         if let Some(wanted) = wanted {
-            began = Some(Instant::now());
-            let spec = compiled.as_ref().ok();
+            pass.began = Some(Instant::now());
             // A registry may take long: the place is for others until it has answered.
             drop(place);
-            let chosen = self.sync(key, &image, &old, compiled.as_ref(), wanted).await;
-            let Chosen { outcome, seen, asked, answer: answered, wake } = chosen;
+            let chosen = self.sync(key, &image, &pass.old, compiled.as_ref(), wanted).await;
             place = self.places.take().await.ok_or(WriteError::NotLeader)?;
-            if let Outcome::Tag(choice) = &outcome {
-                gone.clone_from(&choice.gone);
-            }
-            let retry = matches!(&outcome, Outcome::Failed(failure) if !failure.stalled);
-            let subject = self.subject(&image, &old, spec);
-            selected = status::after_sync(&mut new, &subject, &outcome);
-            (new.seen, new.asked) = (seen, asked);
-            answer = request::taken(answered, &outcome, &new);
-            self.metrics.sync(new.result.map_or("Error", SyncResult::as_str));
-            self.schedule(key, &image, spec, retry, &new);
-            self.handled(key, &request, wake);
-            self.mark_stale(key, &mut new, &subject, spec, retry);
-            if request.requested_at.is_some() {
-                new.last_handled_request.clone_from(&request.requested_at);
-            }
+            self.take_in(key, &image, &mut pass, chosen, &request, compiled.as_ref().ok());
         }
-        let progress = self.progress(key, &image, &new);
-        let subject = self.subject(&image, &new, compiled.as_ref().ok());
-        let pods = self.world.pods(&key.namespace);
-        records::merge(&mut new.revisions, &key.name, pods.iter().map(AsRef::as_ref));
-        let resumed = if request.resume { status::release(&mut new, &subject) } else { Vec::new() };
-        let mut holds = status::after_progress(&mut new, &subject, &progress);
-        holds.ended.extend(resumed);
-        let mut settled = None;
-        if new.rollout.is_some() && progress.is_complete() {
-            // Before the settled tag moves, every revision that ran the old one is on record.
-            self.complete_records(key, &mut new).await?;
-            settled = status::settle(&mut new, &subject);
-        }
-        status::keep_transitions(&old, &mut new);
-        if let Some(until) = status::soaks_until(&new, &progress, subject.now) {
-            self.queue_at(Key::Image(key.clone()), until);
-        }
-        let told_later = !due && !request.any() && settled.is_none() && status::differ_in_counts_only(&old, &new);
-        if told_later && self.was_counted_just_now(key, &old, &new) {
+        if !self.follow_workloads(key, &image, &mut pass, &request, compiled.as_ref().ok()).await? {
             return Ok(());
         }
         let mut written = image.clone();
-        if self.must_write(&old, &new, due, request.any()) {
-            written = write::status(self, key, &image, &new).await?;
+        if self.must_write(&pass.old, &pass.new, pass.began.is_some(), request.any()) {
+            written = write::status(self, key, &image, &pass.new).await?;
         }
+        self.wake_others(key, &pass);
+        self.tell_pass(key, &written, &mut pass, compiled.as_ref().ok()).await;
+        self.acknowledge(key, &written, &pass.old, &pass.new, &request, pass.answer.as_ref()).await?;
+        if request.resume {
+            self.resume(key, &written, &pass.new).await?;
+        } else if pass.began.is_some() && (request.refresh || request.retry) {
+            write::remove_action(self, key, &written).await?;
+        }
+        drop(place);
+        self.queue_next(key);
+        Ok(())
+    }
+
+    /// Takes in what a sync came to.
+    fn take_in(
+        &self,
+        key: &ImageKey,
+        image: &Image,
+        pass: &mut Pass,
+        chosen: Chosen,
+        request: &Request,
+        spec: Option<&CompiledSpec>,
+    ) {
+        let Chosen { outcome, seen, asked, answer, wake } = chosen;
+        if let Outcome::Tag(choice) = &outcome {
+            pass.gone.clone_from(&choice.gone);
+        }
+        let retry = matches!(&outcome, Outcome::Failed(failure) if !failure.stalled);
+        let subject = self.subject(image, &pass.old, spec);
+        let new = &mut pass.new;
+        pass.selected = status::after_sync(new, &subject, &outcome);
+        (new.seen, new.asked) = (seen, asked);
+        pass.answer = request::taken(answer, &outcome, new);
+        self.metrics.sync(new.result.map_or("Error", SyncResult::as_str));
+        self.schedule(key, image, spec, retry, new);
+        self.handled(key, request, wake);
+        self.mark_stale(key, new, &subject, spec, retry);
+        if request.requested_at.is_some() {
+            new.last_handled_request.clone_from(&request.requested_at);
+        }
+    }
+
+    /// Takes in how far the workloads are. Returns false if all that is new are counts, and those were written a moment
+    /// ago.
+    async fn follow_workloads(
+        &self,
+        key: &ImageKey,
+        image: &Image,
+        pass: &mut Pass,
+        request: &Request,
+        spec: Option<&CompiledSpec>,
+    ) -> Result<bool, WriteError> {
+        let new = &mut pass.new;
+        let progress = self.progress(key, image, new);
+        let subject = self.subject(image, new, spec);
+        let pods = self.world.pods(&key.namespace);
+        records::merge(&mut new.revisions, &key.name, pods.iter().map(AsRef::as_ref));
+        let resumed = if request.resume { status::release(new, &subject) } else { Vec::new() };
+        pass.holds = status::after_progress(new, &subject, &progress);
+        pass.holds.ended.extend(resumed);
+        if new.rollout.is_some() && progress.is_complete() {
+            // Before the settled tag moves, every revision that ran the old one is on record.
+            self.complete_records(key, new).await?;
+            pass.settled = status::settle(new, &subject);
+        }
+        status::keep_transitions(&pass.old, new);
+        if let Some(until) = status::soaks_until(new, &progress, subject.now) {
+            self.queue_at(Key::Image(key.clone()), until);
+        }
+        let asked_for = pass.began.is_some() || request.any() || pass.settled.is_some();
+        let told_later = !asked_for && status::differ_in_counts_only(&pass.old, new);
+        Ok(!(told_later && self.was_counted_just_now(key, &pass.old, new)))
+    }
+
+    /// Once the status is written: whom it concerns looks again.
+    fn wake_others(&self, key: &ImageKey, Pass { old, new, began, settled, .. }: &Pass) {
         let led = |s: &ImageStatus| s.rollout.as_ref().map(|r| (r.first.clone(), r.first_ready_at.clone()));
-        if led(&old) != led(&new) {
+        if led(old) != led(new) {
             self.free_turns(&key.namespace);
         }
         if old.tag.is_none() && new.tag.is_some() {
@@ -185,30 +236,27 @@ impl Sync {
             // Not before its tag is written: workloads with several Images wait for this.
             let mut memos = self.memos();
             let memo = memos.entry(key.clone()).or_default();
-            (memo.synced, memo.forced) = (Some(began), false);
+            (memo.synced, memo.forced) = (Some(*began), false);
         }
         if settled.as_ref().is_some_and(|rollout| rollout.back_from.is_some()) {
             // A newer tag may have come meanwhile: it waited for the way back.
             self.memos().entry(key.clone()).or_default().forced = true;
             self.queue.add_now(Key::Image(key.clone()));
         }
-        self.report(key, &written, &old, &new, selected, settled).await;
-        self.report_holds(key, &written, &holds).await;
-        self.report_pending(key, &written, &old, &new).await;
-        self.report_left_out(&written, &old, &new, compiled.as_ref().ok()).await;
-        self.report_asked(key, &written, &old, &new).await;
+    }
+
+    /// Says what is new.
+    async fn tell_pass(&self, key: &ImageKey, written: &Image, pass: &mut Pass, spec: Option<&CompiledSpec>) {
+        let (selected, settled) = (pass.selected.take(), pass.settled.take());
+        let Pass { old, new, holds, gone, .. } = pass;
+        self.report(key, written, old, new, selected, settled).await;
+        self.report_holds(key, written, holds).await;
+        self.report_pending(key, written, old, new).await;
+        self.report_left_out(written, old, new, spec).await;
+        self.report_asked(key, written, old, new).await;
         if let Some(digest) = gone {
-            self.report_gone(&written, &new, &digest).await;
+            self.report_gone(written, new, digest).await;
         }
-        self.acknowledge(key, &written, &old, &new, &request, answer.as_ref()).await?;
-        if request.resume {
-            self.resume(key, &written, &new).await?;
-        } else if due && (request.refresh || request.retry) {
-            write::remove_action(self, key, &written).await?;
-        }
-        drop(place);
-        self.queue_next(key);
-        Ok(())
     }
 
     /// What comes before anything else, since a registry may take long to answer: people's words about rejected tags, and

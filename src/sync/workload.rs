@@ -325,7 +325,8 @@ fn tags(targets: &BTreeMap<String, Target>) -> BTreeMap<String, String> {
 fn with_holds(targets: &BTreeMap<String, Target>) -> BTreeMap<String, String> {
     let mut tags = tags(targets);
     for (container, target) in targets {
-        tags.entry(container.clone()).or_default().push_str(&format!(" {:?}", target.holding));
+        let tag = tags.entry(container.clone()).or_default();
+        *tag = format!("{tag} {:?}", target.holding);
     }
     tags
 }

@@ -299,7 +299,7 @@ async fn scale(shop: &Shop, name: &str) -> i32 {
     scale.spec.and_then(|spec| spec.replicas).unwrap_or_default()
 }
 
-/// As a HorizontalPodAutoscaler does.
+/// As a `HorizontalPodAutoscaler` does.
 async fn scale_to(shop: &Shop, name: &str, replicas: i32) {
     let params = PatchParams { field_manager: Some("autoscaler".to_owned()), ..PatchParams::default() };
     let patch = Patch::Merge(json!({"spec": {"replicas": replicas}}));

@@ -373,7 +373,7 @@ async fn resume_on_the_image_ends_all_holds_of_it_by_the_usual_gates() {
     bed_undo(&stage, "first").await;
     let what = "three are held";
     shop.status_is("img", what, |s| s.workloads.as_deref() == Some("0/3, 3 held")).await;
-    let held: Vec<String> =
+    let before: Vec<String> =
         shop.status("img").await.held.into_iter().map(|h| format!("{} {}", h.workload, h.tag)).collect();
     shop.pods_run("noted", 2, &format!("{}:1.1.0", stage.image)).await;
 
@@ -399,7 +399,7 @@ async fn resume_on_the_image_ends_all_holds_of_it_by_the_usual_gates() {
         shop.pods_run(name, 2, &format!("{}:1.3.0", stage.image)).await;
     }
     nothing_is_held(shop, "img").await;
-    assert_eq!(said(shop, "Image", "img", &["Resumed: "]).await, 3, "{held:?}");
+    assert_eq!(said(shop, "Image", "img", &["Resumed: "]).await, 3, "{before:?}");
 }
 
 /// Back to the first revision, which is not stamped.

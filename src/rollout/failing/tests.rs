@@ -116,7 +116,7 @@ fn a_rollout_is_judged() {
     let nowhere = PodState { scheduled: false, unscheduled: Some("0/3 nodes".to_owned()), ..pod("web-1") };
     let quota =
         json!({"status": {"conditions": [{"type": "ReplicaFailure", "status": "True", "message": "exceeded quota"}]}});
-    check(&json!({}), &[nowhere.clone()], 1601, "untried: Pod web-1 cannot be scheduled: 0/3 nodes");
+    check(&json!({}), std::slice::from_ref(&nowhere), 1601, "untried: Pod web-1 cannot be scheduled: 0/3 nodes");
     check(&json!({}), &[nowhere, crashes()], 1601, "CrashLoopBackOff: container app");
     check(&json!({}), &[], 1601, "untried: its controller creates no Pod of the new revision");
     check(&quota, &[], 1601, "untried: its Pods cannot be created: exceeded quota");

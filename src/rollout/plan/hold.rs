@@ -156,10 +156,9 @@ impl Case<'_> {
     /// What it runs now, as far as that can be told; none if facts are missing.
     fn runs(&self) -> Option<Tagged> {
         let stamp = self.workload.stamp(&self.container.name);
-        let stamped = stamp.and_then(|stamp| match stamp.text == self.container.text {
-            true => self.here(&stamp.reference),
-            false => Some(self.own()),
-        });
+        let follows = |stamp: &Stamp| stamp.text == self.container.text;
+        let stamped =
+            stamp.and_then(|stamp| if follows(&stamp) { self.here(&stamp.reference) } else { Some(self.own()) });
         let record = self.target.holding.in_force().and_then(|record| Tagged::parse(&record.tag));
         stamped.or(record).or_else(|| {
             let running = self.facts?.running(&self.container.name).into_iter().map(tagged);

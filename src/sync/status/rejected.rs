@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::api::{HistoryEntry, ImageStatus, Rejected, RolloutStatus, Tagged, condition};
 
-use super::rollout::{ROLLED_BACK, SETTLED};
+use super::rollout::{REJECTED, ROLLED_BACK, SETTLED};
 use super::{Conditions, Subject, pinned, rfc3339, wait};
 
 /// Most tags that a status remembers as rejected; of more the oldest go.
@@ -81,7 +81,10 @@ pub fn withdraw(
     let counted = rejections.iter().rev().find(|r| left.is_in(&BTreeSet::from([r.tag.clone()])))?.clone();
     // Another one that is on its way goes on.
     let going = in_flight(status).filter(|tagged| !tagged.is_in(&all)).and(status.rollout.take());
-    status.rollout = None;
+    if let Some(failed) = status.rollout.take().filter(|_| tried) {
+        let failed = RolloutStatus { by: Some(by(&counted)), ..failed };
+        super::rollout::remember(status, &failed, subject.now, REJECTED);
+    }
     status.tag = to.map(|to| to.tag.clone());
     status.digest = to.and_then(|to| to.digest.clone());
     let mut conditions = Conditions { list: &mut status.conditions, subject };

@@ -1,5 +1,7 @@
 //! The rollout in flight: how it begins, settles and is remembered. Pure.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 
 use crate::api::{HistoryEntry, ImageStatus, RolloutStatus, Tagged, condition};
@@ -10,6 +12,8 @@ use super::{Conditions, Subject, rfc3339};
 const MAX_HISTORY: usize = 10;
 /// Outcome of a rollout that ended well.
 pub(super) const SETTLED: &str = "Settled";
+/// Outcome of one whose tag was rejected before it had ended.
+pub(super) const REJECTED: &str = "Rejected";
 /// Outcome of one that went back from a rejected tag.
 pub(super) const ROLLED_BACK: &str = "RolledBack";
 
@@ -55,7 +59,7 @@ pub(super) fn select(
     let first_digest = status.tag.as_ref() == Some(&to.tag) && status.digest.is_none();
     if status.tag.is_none() || first_digest {
         if !first_digest {
-            remember(status, &rollout, subject.now, 0);
+            remember(status, &rollout, subject.now, SETTLED);
         }
         status.tag = Some(to.tag.clone());
         status.digest.clone_from(&to.digest);
@@ -114,20 +118,29 @@ fn know_digest(status: &mut ImageStatus, to: &Tagged) {
 /// Settles the rollout in flight: its tag becomes the settled one. Returns it.
 pub fn settle(status: &mut ImageStatus, subject: &Subject<'_>) -> Option<RolloutStatus> {
     let rollout = status.rollout.take()?;
+    let held = held(status);
     let moves = status.tag.as_deref() != Some(&rollout.tag) || status.digest != rollout.digest;
     if moves || rollout.back_from.is_some() {
         status.tag = Some(rollout.tag.clone());
         status.digest.clone_from(&rollout.digest);
-        remember(status, &rollout, subject.now, rollout.total);
+        let outcome = if rollout.back_from.is_some() { ROLLED_BACK } else { SETTLED };
+        remember(status, &rollout, subject.now, outcome);
     } else if let Some(first) = status.history.first_mut().filter(|first| first.tag == rollout.tag) {
         // The first tag: recorded when it was chosen, before any workload ran it.
-        (first.finished, first.workloads) = (rfc3339(subject.now), rollout.total);
+        (first.finished, first.workloads, first.held) = (rfc3339(subject.now), rollout.total, held);
     }
     Conditions { list: &mut status.conditions, subject }.clear(condition::RECONCILING);
     Some(rollout)
 }
 
-fn remember(status: &mut ImageStatus, rollout: &RolloutStatus, now: Timestamp, workloads: u32) {
+/// How many workloads are held.
+fn held(status: &ImageStatus) -> u32 {
+    let names: BTreeSet<&str> = status.held.iter().map(|held| held.workload.as_str()).collect();
+    u32::try_from(names.len()).unwrap_or(u32::MAX)
+}
+
+/// Adds a rollout to the history.
+pub(super) fn remember(status: &mut ImageStatus, rollout: &RolloutStatus, now: Timestamp, outcome: &str) {
     let entry = HistoryEntry {
         tag: rollout.tag.clone(),
         digest: rollout.digest.clone(),
@@ -136,8 +149,9 @@ fn remember(status: &mut ImageStatus, rollout: &RolloutStatus, now: Timestamp, w
         by: rollout.by.clone(),
         started: rollout.started_at.clone(),
         finished: rfc3339(now),
-        outcome: if rollout.back_from.is_some() { ROLLED_BACK } else { SETTLED }.to_owned(),
-        workloads,
+        outcome: outcome.to_owned(),
+        workloads: rollout.total,
+        held: held(status),
     };
     status.history.insert(0, entry);
     status.history.truncate(MAX_HISTORY);
