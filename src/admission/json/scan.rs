@@ -204,7 +204,7 @@ mod words {
         let mut masks = Masks::default();
         for eighth in eighths.iter().rev() {
             let bytes = u64::from_le_bytes(*eighth);
-            let lower = bytes | ONES * 0x20;
+            let lower = bytes | (ONES * 0x20);
             masks.quotes = masks.quotes << 8 | equal(bytes, b'"');
             masks.backslashes = masks.backslashes << 8 | equal(bytes, b'\\');
             masks.opens = masks.opens << 8 | equal(lower, b'{');
