@@ -353,6 +353,9 @@ impl Case<'_> {
         let held =
             self.target.held.as_deref().and_then(Tagged::parse).filter(|_| self.is_rejected(ran) && self.is_held());
         let want = held.unwrap_or_else(|| self.want());
+        if want.is_in(&self.target.rejected) && want != self.own() {
+            return ContainerPlan::Blocked(Blocked::AwaitsPods); // its Image is about to go back from that
+        }
         let reference = self.image(&want);
         let (from, to) = ran.difference(&want);
         let change = Change {

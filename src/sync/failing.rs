@@ -59,6 +59,13 @@ pub(super) struct Left {
     pub held: Option<String>,
 }
 
+/// Whether a workload was stamped with a tag after that had settled: it was held then, or opted in later.
+fn began_later(workload: &Workload, status: &ImageStatus, tag: &Tagged) -> bool {
+    let finished = status.history.iter().find(|entry| entry.tag == tag.tag).map(|entry| entry.finished.parse());
+    let finished: Option<Timestamp> = finished.and_then(Result::ok);
+    finished.zip(workload.stamped_at).is_some_and(|(finished, stamped)| stamped > finished)
+}
+
 /// A container whose rollout is watched.
 struct Tried<'a> {
     target: &'a Target,
@@ -120,6 +127,7 @@ impl Sync {
 
     /// The containers that run a tag by a stamp of kimup's whose rollout has not ended.
     fn tried<'a>(&self, workload: &Workload, targets: &'a BTreeMap<String, Target>) -> BTreeMap<String, Tried<'a>> {
+        let ended = self.has_ended(workload);
         let of = |container: &rollout::Container| {
             let target = targets.get(&container.name)?;
             let ours = workload.stamp_owners.get(&container.name)?.contains(FIELD_MANAGER);
@@ -135,21 +143,36 @@ impl Sync {
             let status = status_of(&image);
             let (name, text) = (workload.key.to_string(), tag.to_string());
             let held = status.held.iter().any(|h| h.workload == name && h.container == container.name && h.tag == text);
+            // Pods that fail after the end of their rollout are no rollout: it may be an outage.
+            if ended && !self.soaks(&image, &status, &name) {
+                return None;
+            }
             let is_current = |of: &ImageStatus| of.rollout.as_ref().is_some_and(|r| r.tag == tag.tag);
-            if status.tag.as_ref() == Some(&tag.tag)
+            let settled = status.tag.as_ref() == Some(&tag.tag)
                 && !is_current(&status)
-                && !self.world.group_of(&image).iter().any(|other| is_current(&status_of(other)))
-            {
-                return None; // settled, for everybody
+                && !self.world.group_of(&image).iter().any(|other| is_current(&status_of(other)));
+            if settled && !began_later(workload, &status, &tag) {
+                return None; // for everybody
             }
             let back = status.rollout.as_ref().is_some_and(|r| r.back_from.is_some() && r.tag == tag.tag);
             let behind = status
                 .tag
                 .as_ref()
                 .is_some_and(|settled| target.order.compare(&tag.tag, settled) == Some(std::cmp::Ordering::Less));
-            Some((container.name.clone(), Tried { target, tag, kept: held || back || behind }))
+            Some((container.name.clone(), Tried { target, tag, kept: held || back || behind || settled }))
         };
         workload.containers.iter().filter_map(of).collect()
+    }
+
+    /// Whether the workload that an Image rolls first is to run well for a while yet.
+    fn soaks(&self, image: &Image, status: &ImageStatus, workload: &str) -> bool {
+        let Some(rollout) = &status.rollout else {
+            return false;
+        };
+        let first = rollout.first.as_deref().is_some_and(|first| first.split(", ").any(|name| name == workload));
+        let ready_at: Option<Timestamp> = rollout.first_ready_at.as_ref().and_then(|at| at.parse().ok());
+        let until = ready_at.and_then(|at| at.checked_add(self.soak(image)).ok());
+        first && until.is_none_or(|until| until > Timestamp::now())
     }
 
     /// Which tags are to be rejected, or why none is.

@@ -11,6 +11,7 @@ use crate::rollout::{self, FIELD_MANAGER, Plan, Workload, WorkloadKey};
 
 use super::engine::{Key, Sync};
 use super::gates;
+use super::target::wanted;
 use super::view::{View, template};
 use super::world::{Cached, ImageKey, same_group, status_of};
 
@@ -30,6 +31,10 @@ struct Moving {
     namespace: String,
     images: Vec<Arc<Image>>,
     overdue: bool,
+    /// It runs a tag that was rejected.
+    rejected: bool,
+    /// The tags of its stamps.
+    tags: BTreeSet<String>,
 }
 
 impl Sync {
@@ -128,10 +133,22 @@ impl Sync {
             self.world.workloads_that(in_flight)
         };
         let now = Timestamp::now();
-        let seen = moving.iter().map(|workload| Moving {
-            namespace: workload.key.namespace.clone(),
-            images: self.world.images_of(workload).into_values().collect(),
-            overdue: self.due(workload) <= now,
+        let seen = moving.iter().map(|workload| {
+            let images: Vec<Arc<Image>> = self.world.images_of(workload).into_values().collect();
+            let stamps = workload.containers.iter().filter_map(|container| workload.stamp(&container.name));
+            let tags: Vec<Tagged> =
+                stamps.filter_map(|s| Some(Tagged::of(&Reference::parse(&s.reference).ok()?))).collect();
+            let rejected = |image: &Arc<Image>| {
+                let all = self.world.rejections(image).into_iter().map(|rejected| rejected.tag).collect();
+                tags.iter().any(|tagged| tagged.is_in(&all))
+            };
+            Moving {
+                namespace: workload.key.namespace.clone(),
+                rejected: images.iter().any(rejected),
+                images,
+                overdue: self.due(workload) <= now,
+                tags: tags.into_iter().map(|tagged| tagged.tag).collect(),
+            }
         });
         seen.collect()
     }
@@ -176,7 +193,7 @@ impl Sync {
         waiting.sort_by(|a, b| a.0.cmp(&b.0));
         let place = |key: &WorkloadKey, names: &BTreeSet<String>| {
             let images = self.read(&key.namespace, names);
-            Moving { namespace: key.namespace.clone(), images, overdue: false }
+            Moving { namespace: key.namespace.clone(), images, overdue: false, rejected: false, tags: BTreeSet::new() }
         };
         for (key, waits) in &waiting {
             if let Waits::Offered(names) = waits {
@@ -226,7 +243,12 @@ fn has_room(sync: &Sync, moving: &[Moving], namespace: &str, images: &[Arc<Image
         return false;
     }
     images.iter().all(|image| {
-        let of_group = |m: &&Moving| m.namespace == namespace && m.images.iter().any(|other| same_group(image, other));
+        let tag = wanted(image, &status_of(image)).map(|tagged| tagged.tag).unwrap_or_default();
+        // One that ended badly with another tag waits for this one, and must not be waited for.
+        let failed = |m: &Moving| (m.overdue || m.rejected) && !m.tags.contains(&tag);
+        let of_group = |m: &&Moving| {
+            m.namespace == namespace && !failed(m) && m.images.iter().any(|other| same_group(image, other))
+        };
         moving.iter().filter(of_group).count() < sync.world.max_concurrent(image)
     })
 }
@@ -239,6 +261,15 @@ fn is_in_flight(views: &HashMap<WorkloadKey, View>, workload: &Workload) -> bool
         view.is_some_and(|view| view.ended.as_ref() == Some(&template(workload)))
     };
     ours && !workload.complete && !ended()
+}
+
+impl Sync {
+    /// Whether the rollout of a workload's template was seen to end.
+    pub(super) fn has_ended(&self, workload: &Workload) -> bool {
+        let views = self.views();
+        let view = views.get(&workload.key).filter(|view| view.uid == workload.uid);
+        view.is_some_and(|view| view.ended.as_ref() == Some(&template(workload)))
+    }
 }
 
 /// Whether a stamp decides what a workload's Pods run: none does once a person has changed the text.

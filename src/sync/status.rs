@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
-use crate::api::{Closed, ImageStatus, Pending, SyncResult, Tagged, condition};
+use crate::api::{Closed, ImageStatus, Pending, RolloutStatus, SyncResult, Tagged, condition};
 
 use super::approval;
 use super::decide::Choice;
@@ -20,6 +20,8 @@ pub use rejected::{because, in_words as rejected_in_words, remember, to_leave, w
 use rollout::select;
 pub use rollout::{Selected, current, pinned, settle};
 
+/// Longest that a way back keeps a newer tag waiting: a workload that has nothing to do with it may never be ready.
+const WAY_BACK: Duration = Duration::from_mins(10);
 /// Longest condition message, in bytes (the API server takes 32,768; nobody reads that).
 const MAX_MESSAGE: usize = 1024;
 
@@ -152,7 +154,11 @@ pub fn after_sync(status: &mut ImageStatus, subject: &Subject<'_>, outcome: &Out
             }
             wait(status, subject, choice.waits.as_deref());
             // Going back ends first, if it does; then a newer tag is taken at once.
-            if status.rollout.as_ref().is_some_and(|r| r.back_from.is_some() && r.tag != *tag) && !stuck {
+            let waits = |r: &RolloutStatus| {
+                let until = r.started_at.parse::<Timestamp>().ok().and_then(|at| at.checked_add(WAY_BACK).ok());
+                r.back_from.is_some() && r.tag != *tag && until.is_none_or(|until| until > subject.now)
+            };
+            if status.rollout.as_ref().is_some_and(waits) && !stuck {
                 return None;
             }
             let selected = select(status, subject, &Tagged { tag: tag.clone(), digest: digest.clone() }, rule, why);

@@ -52,6 +52,14 @@ impl Sync {
         plan.without(workload, &images)
     }
 
+    /// Whether the last sync of an Image that was recorded began less than so long ago.
+    fn has_looked(&self, image: &Image, within: Duration) -> bool {
+        let (namespace, name) = (image.metadata.namespace.clone(), image.metadata.name.clone());
+        let key = ImageKey { namespace: namespace.unwrap_or_default(), name: name.unwrap_or_default() };
+        let synced = self.memos().get(&key).and_then(|memo| memo.synced);
+        synced.is_some_and(|began| began.elapsed() < within)
+    }
+
     /// How long the first workload of a group must run well: the longest that an Image of it says.
     pub(super) fn soak(&self, image: &Image) -> Duration {
         let soak = |image: &Arc<Image>| Strategy::parse(&image.spec).map(|strategy| strategy.soak).ok();
@@ -63,6 +71,8 @@ impl Sync {
         let rollout = status.rollout.as_ref().filter(|rollout| rollout.back_from.is_none())?;
         let tag = wanted(image, status)?;
         let order = Order::of(&image.spec).following(status);
+        let since_start = rollout.started_at.parse::<Timestamp>().ok().map(|at| Timestamp::now().duration_since(at));
+        let since_start = since_start.and_then(|elapsed| Duration::try_from(elapsed).ok()).unwrap_or_default();
         let mut members = Vec::new();
         for of in self.world.group_of(image) {
             // What this Image just learned is not written yet.
@@ -75,7 +85,12 @@ impl Sync {
             }
             for user in self.world.users_of(&of) {
                 let workload = &user.workload;
-                let stage = if has { self.stage(&user, &of, &tag, &order) } else { Stage::Before };
+                let stage = match has {
+                    true => self.stage(&user, &of, &tag, &order),
+                    // It has looked since, and does not want it: its tag is of another line, or waits for something.
+                    false if self.has_looked(&of, since_start) => Stage::Out,
+                    false => Stage::Before,
+                };
                 members.push(Member {
                     key: workload.key.clone(),
                     canary: workload.annotations.get(CANARY).is_some_and(|value| value == "true"),

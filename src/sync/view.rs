@@ -184,7 +184,7 @@ impl Sync {
     pub(super) fn progress(&self, key: &ImageKey, image: &Image, status: &ImageStatus) -> Progress {
         let mut progress = Progress::default();
         let Some(wanted) = wanted(image, status) else {
-            return progress;
+            return Progress { excluded: true, ..progress };
         };
         let Ok(repository) = Repository::parse(&image.spec.image) else {
             return Progress { excluded: true, ..progress };

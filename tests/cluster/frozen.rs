@@ -57,14 +57,17 @@ async fn annotations_without_effect_are_said_once() {
     let shop = bed.shop("z-hold", &[]).await;
     shop.create_image("web", &json!({"spec": {"image": image}})).await;
     let mut patch: Value = opted_in();
-    json_patch::merge(&mut patch, &json!({"metadata": {"annotations": {"kimup.cloudavenue.io/hold": "1.0.0"}}}));
+    json_patch::merge(&mut patch, &json!({"metadata": {"annotations": {"kimup.cloudavenue.io/action": "refresh"}}}));
     shop.create_deployment("web", &format!("{image}:1.0.0"), &patch).await;
     let said = async || {
         let events = shop.events("Deployment", "web").await;
-        let count = events.iter().filter(|e| e.contains("kimup.cloudavenue.io/hold is not acted on")).count();
+        let count = events
+            .iter()
+            .filter(|e| e.contains("kimup.cloudavenue.io/action: refresh has no effect on a workload"))
+            .count();
         if count == 1 { Ok(()) } else { Err(format!("{events:?}")) }
     };
-    eventually(DEADLINE, "one Event on hold", said).await;
+    eventually(DEADLINE, "one Event on the action", said).await;
     shop.pods_run("web", 2, &format!("{image}:1.0.0")).await;
     shop.sync("web").await;
     eventually(DEADLINE, "still one Event", said).await;

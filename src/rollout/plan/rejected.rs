@@ -20,6 +20,9 @@ fn a_rejected_tag_is_left() {
     // Back to the text itself: its Pods must not get what is on record for them.
     check(stamped("1.0.0", &["1.3.0"]), "1.3.0 -> 1.0.0 | app:1.0.0 app:1.0.0");
     check(stamped("1.3.0", &["1.3.0"]), "keep");
+    // Its Image has not gone back from it yet: nobody else is given it.
+    check(rejected("app:1.0.0", "1.3.0", &["1.3.0"]).stamp("app:1.0.0 app:1.2.0", &[OURS]), "AwaitsPods");
+    check(rejected("app:1.3.0", "1.3.0", &["1.3.0"]).stamp("app:1.0.0 app:1.2.0", &[OURS]), "keep");
     // Given by admission.
     let unstamped = |text: &str, running: &str| rejected(text, "1.2.0", &["1.3.0"]).facts(&["-"], &[running]);
     check(unstamped("app:1.0.0", "app:1.3.0"), "1.3.0 -> 1.2.0 | app:1.0.0 app:1.2.0");

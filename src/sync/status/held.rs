@@ -8,6 +8,16 @@ fn hold(workload: &str, left: &str) -> Held {
 }
 
 #[test]
+fn a_hold_outlives_that_its_image_does_not_count() {
+    let subject = super::tests::subject(1, true);
+    let known = vec![hold("Deployment/a", "1.3.0")];
+    let mut status = ImageStatus { held: known.clone(), ..ImageStatus::default() };
+    let progress = Progress { excluded: true, ..Progress::default() };
+    assert!(after_progress(&mut status, &subject, &progress).ended.is_empty());
+    assert_eq!(status.held, known);
+}
+
+#[test]
 fn a_hold_is_kept_until_its_workload_is_decided() {
     #[track_caller]
     fn check(known: &[Held], held: &[Held], undecided: &[&str], kept: &[&str], workloads: &str, fresh: usize) {

@@ -78,7 +78,8 @@ pub fn after_progress(status: &mut ImageStatus, subject: &Subject<'_>, progress:
     // What a hold waits for is written nowhere else: it goes only once a plan was made without it.
     let found = || progress.held.iter().chain(&progress.released);
     let planned = |hold: &&Held| {
-        let decided = !progress.undecided.contains(&hold.workload);
+        // Where the Image does not count for anybody, for a moment perhaps, nothing was decided.
+        let decided = !progress.excluded && !progress.undecided.contains(&hold.workload);
         decided || found().any(|h| h.workload == hold.workload && h.container == hold.container)
     };
     status.held.extend(known.iter().filter(|hold| !planned(hold)).cloned());

@@ -269,7 +269,7 @@ fn a_rollout_settles() {
     assert_eq!((status.tag.as_deref(), &status.digest, &status.rollout), (Some("1.1.0"), &None, &None));
     assert_eq!(condition_of(&status, condition::RECONCILING), "-");
     let expected = json!([{"tag": "1.1.0", "from": "1.0.0", "rule": "minor", "started": at(1), "finished": at(3),
-        "outcome": "Settled", "workloads": 3}]);
+        "outcome": "Settled", "workloads": 3, "held": 0}]);
     assert_eq!(json!(status.history), expected);
 }
 
@@ -283,7 +283,7 @@ fn the_history_begins_with_the_first_tag_and_keeps_ten() {
         if minute == 0 {
             // Once: when it was chosen; with the workloads that run it since.
             let first = json!([{"tag": "1.0.0", "rule": "minor", "started": at(0), "finished": at(0),
-                "outcome": "Settled", "workloads": 2}]);
+                "outcome": "Settled", "workloads": 2, "held": 0}]);
             assert_eq!(json!(status.history), first);
         }
     }
