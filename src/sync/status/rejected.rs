@@ -79,6 +79,12 @@ pub fn withdraw(
     }
     let left = to_leave(status, rejections)?;
     let counted = rejections.iter().rev().find(|r| left.is_in(&BTreeSet::from([r.tag.clone()])))?.clone();
+    // On record here too: the Image where it failed may go, and this one must not try it again then.
+    if status.rejected.iter().all(|known| known.tag != counted.tag) {
+        status.rejected.push(counted.clone());
+        let excess = status.rejected.len().saturating_sub(MAX_REJECTED);
+        status.rejected.drain(..excess);
+    }
     // Another one that is on its way goes on.
     let going = in_flight(status).filter(|tagged| !tagged.is_in(&all)).and(status.rollout.take());
     if let Some(failed) = status.rollout.take().filter(|_| tried) {

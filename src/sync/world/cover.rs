@@ -6,7 +6,7 @@ use std::sync::Arc;
 use kube::ResourceExt;
 
 use crate::api::annotations::NamespaceSettings;
-use crate::api::{Image, Rejected};
+use crate::api::{Image, Rejected, asks_approval};
 use crate::policy::{Reference, Repository};
 use crate::rollout::{Container, Workload, WorkloadKey};
 
@@ -159,7 +159,9 @@ pub fn same_group(a: &Image, b: &Image) -> bool {
     let filter = |image: &Image| image.spec.filter.clone().unwrap_or_default();
     let repository = |image: &Image| Repository::parse(&image.spec.image).ok();
     let same_repository = a.spec.image == b.spec.image || repository(a).is_some_and(|r| Some(r) == repository(b));
-    same_repository && rules(a) == rules(b) && filter(a) == filter(b)
+    // What one of them rejects counts for all: who may not do so for one must not do so through another.
+    let approved = |image: &Image| asks_approval(&image.spec);
+    same_repository && rules(a) == rules(b) && filter(a) == filter(b) && approved(a) == approved(b)
 }
 
 impl Namespace {

@@ -117,6 +117,11 @@ fn groups_share_their_limit() {
         true,
         2,
     );
+    // What nobody must approve says nothing of what somebody must.
+    let actions = json!([{"type": "apply"}, {"type": "request-approval"}]);
+    let asks = json!([{"name": "x", "type": "semver", "actions": actions}]);
+    check(&[most(3), with(2, "rules", asks.clone())], false, 3);
+    check(&[with(3, "rules", asks.clone()), with(2, "rules", asks)], true, 2);
 }
 
 #[test]

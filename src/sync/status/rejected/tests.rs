@@ -68,6 +68,7 @@ fn what_ran_before_counts_where_nothing_is_known() {
     let before = Tagged::new("1.1.0", None);
     withdraw(&mut status, &subject(1, true), &rejected, Some(&before), true);
     assert_eq!(say(&status), "1.1.0 | 1.1.0 < 1.3.0");
+    assert_eq!(status.rejected, rejected, "on record here too, whatever becomes of the Image where it failed");
     assert_eq!(withdraw(&mut status, &subject(1, true), &rejected, Some(&before), true), None);
     // No workload of this Image has seen it.
     let mut status = rolling(settled("1.2.0"), "1.3.0");
