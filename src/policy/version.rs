@@ -141,6 +141,13 @@ impl Version {
         (0..bytes.len())
             .filter(|&at| digit(at))
             .filter(|&at| at == 0 || !(digit(at - 1) || (bytes[at - 1] == b'.' && at > 1 && digit(at - 2))))
+            // A bare number inside a tag is the end of something else, as in `1.2.3.4-rc.1`.
+            .filter(|&at| {
+                reading == Reading::Candidate || {
+                    let after = text[at..].trim_start_matches(|c: char| c.is_ascii_digit());
+                    after.strip_prefix('.').is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+                }
+            })
             .map(|at| if begins_with_v(bytes, at) { at - 1 } else { at })
             .find_map(|at| Self::parse(&text[at..], grammar, reading).map(|version| (at, version)))
     }

@@ -119,6 +119,8 @@ fn versions_inside_a_text() {
     check("a-1.2.3b", None);
     check("a-1.2", None);
     check("", None);
+    let current = |text: &str| Version::find(text, Grammar::Semver, Reading::Current).map(|(at, _)| at);
+    assert_eq!([current("a-1.2"), current("1.2.3.4-rc.1"), current("a-7")], [Some(2), None, None]);
 }
 
 #[test]
