@@ -14,6 +14,7 @@ use crate::rollout::{
 };
 
 use super::engine::{Key, Sync};
+use super::view::has_ended;
 use super::world::{Cached, ImageKey, User, status_of};
 
 /// How soon a rollout that fails is judged again, while its Images have not acted on that.
@@ -127,7 +128,7 @@ impl Sync {
 
     /// The containers that run a tag by a stamp of kimup's whose rollout has not ended.
     fn tried<'a>(&self, workload: &Workload, targets: &'a BTreeMap<String, Target>) -> BTreeMap<String, Tried<'a>> {
-        let ended = self.has_ended(workload);
+        let ended = has_ended(&self.views(), workload);
         let of = |container: &rollout::Container| {
             let target = targets.get(&container.name)?;
             let ours = workload.stamp_owners.get(&container.name)?.contains(FIELD_MANAGER);

@@ -12,7 +12,7 @@ use crate::rollout::{self, FIELD_MANAGER, Plan, Workload, WorkloadKey};
 use super::engine::{Key, Sync};
 use super::gates;
 use super::target::wanted;
-use super::view::{View, template};
+use super::view::{View, has_ended};
 use super::world::{Cached, ImageKey, same_group, status_of};
 
 /// What a workload waits for.
@@ -94,7 +94,7 @@ impl Sync {
             let left = |tag: &str| {
                 change.from == tag || ran.as_ref().is_some_and(|ran| ran.tag == tag || ran.to_string() == tag)
             };
-            self.world.group_of(image).iter().any(|other| status_of(other).rejected.iter().any(|r| left(&r.tag)))
+            self.world.rejections(image).iter().any(|rejected| left(&rejected.tag))
         })
     }
 
@@ -256,20 +256,7 @@ fn has_room(sync: &Sync, moving: &[Moving], namespace: &str, images: &[Arc<Image
 /// Whether a rollout of ours is in flight. Pods that fail after its end are none, nor is a change of replicas.
 fn is_in_flight(views: &HashMap<WorkloadKey, View>, workload: &Workload) -> bool {
     let ours = workload.stamp_owners.values().any(|owners| owners.contains(FIELD_MANAGER));
-    let ended = || {
-        let view = views.get(&workload.key).filter(|view| view.uid == workload.uid);
-        view.is_some_and(|view| view.ended.as_ref() == Some(&template(workload)))
-    };
-    ours && !workload.complete && !ended()
-}
-
-impl Sync {
-    /// Whether the rollout of a workload's template was seen to end.
-    pub(super) fn has_ended(&self, workload: &Workload) -> bool {
-        let views = self.views();
-        let view = views.get(&workload.key).filter(|view| view.uid == workload.uid);
-        view.is_some_and(|view| view.ended.as_ref() == Some(&template(workload)))
-    }
+    ours && !workload.complete && !has_ended(views, workload)
 }
 
 /// Whether a stamp decides what a workload's Pods run: none does once a person has changed the text.

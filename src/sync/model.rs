@@ -13,7 +13,7 @@ use crate::policy::Reference;
 use crate::rollout::{self, FIELD_MANAGER, Facts, Plan, PodImages, Revision, Workload};
 
 use super::hold::on_record;
-use super::status::{Progress, Subject, after_progress};
+use super::status::{Progress, Subject, after_progress, tests};
 use super::target::target;
 
 const TEXT: &str = "app:1.0.0";
@@ -203,17 +203,8 @@ impl World {
         let waiting = plan.changes.first().map(|_| key.to_string()).into_iter().collect();
         let (held, released) = (words(&plan.holds), words(&plan.released));
         let progress = Progress { total: 1, held, released, undecided: waiting, ..Progress::default() };
-        let subject = Subject {
-            uid: "i",
-            generation: Some(1),
-            repository: None,
-            unsupported: Vec::new(),
-            pin: false,
-            follows: None,
-            used: true,
-            closed: None,
-            now: Timestamp::from_second(self.clock).unwrap(),
-        };
+        let now = Timestamp::from_second(self.clock).unwrap();
+        let subject = Subject { uid: "i", now, ..tests::subject(0, true) };
         after_progress(self.status(), &subject, &progress);
     }
 

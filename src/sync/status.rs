@@ -310,6 +310,6 @@ mod digest;
 #[cfg(test)]
 mod held;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 #[cfg(test)]
 mod waiting;

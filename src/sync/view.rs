@@ -1,6 +1,6 @@
 //! How far each workload is, as its last reconcile found it, and what that means for its Images.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use crate::api::annotations::{CANARY, STAMP_PREFIX};
@@ -74,6 +74,12 @@ impl View {
     pub(super) fn state(&self, image: &str, tag: &Tagged) -> Option<&State> {
         self.uses.get(image).filter(|seen| seen.wanted == *tag).map(|seen| &seen.state)
     }
+}
+
+/// Whether the rollout of a workload's template was seen to end.
+pub(super) fn has_ended(views: &HashMap<WorkloadKey, View>, workload: &Workload) -> bool {
+    let view = views.get(&workload.key).filter(|view| view.uid == workload.uid);
+    view.is_some_and(|view| view.ended.as_ref() == Some(&template(workload)))
 }
 
 /// What kimup wrote on a workload's template, as text: another one is another rollout. Neither replicas nor what people

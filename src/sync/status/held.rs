@@ -21,17 +21,7 @@ fn a_hold_outlives_that_its_image_does_not_count() {
 fn a_hold_is_kept_until_its_workload_is_decided() {
     #[track_caller]
     fn check(known: &[Held], held: &[Held], undecided: &[&str], kept: &[&str], workloads: &str, fresh: usize) {
-        let subject = Subject {
-            uid: "u",
-            generation: Some(1),
-            repository: None,
-            unsupported: Vec::new(),
-            pin: false,
-            follows: None,
-            used: true,
-            closed: None,
-            now: Timestamp::UNIX_EPOCH,
-        };
+        let subject = super::tests::subject(0, true);
         let undecided = undecided.iter().map(|&name| name.to_owned()).collect();
         let progress = Progress { total: 2, held: held.to_vec(), undecided, ..Progress::default() };
         let mut status = ImageStatus { held: known.to_vec(), ..ImageStatus::default() };

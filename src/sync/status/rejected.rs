@@ -25,14 +25,15 @@ pub fn reject(status: &mut ImageStatus, subject: &Subject<'_>, tag: &str, reason
 
 /// Remembers a rejected tag; whether that is new.
 pub fn remember(status: &mut ImageStatus, subject: &Subject<'_>, tag: &str, reason: &str, workload: &str) -> bool {
-    let new = status.rejected.iter().all(|known| known.tag != tag);
+    let (tag, reason, workload) = (tag.to_owned(), reason.to_owned(), workload.to_owned());
+    record(status, Rejected { tag, reason, workload, time: rfc3339(subject.now) })
+}
+
+/// Adds a rejection, unless its tag is known; whether it is new.
+fn record(status: &mut ImageStatus, rejected: Rejected) -> bool {
+    let new = status.rejected.iter().all(|known| known.tag != rejected.tag);
     if new {
-        status.rejected.push(Rejected {
-            tag: tag.to_owned(),
-            reason: reason.to_owned(),
-            workload: workload.to_owned(),
-            time: rfc3339(subject.now),
-        });
+        status.rejected.push(rejected);
         let excess = status.rejected.len().saturating_sub(MAX_REJECTED);
         status.rejected.drain(..excess);
     }
@@ -80,11 +81,7 @@ pub fn withdraw(
     let left = to_leave(status, rejections)?;
     let counted = rejections.iter().rev().find(|r| left.is_in(&BTreeSet::from([r.tag.clone()])))?.clone();
     // On record here too: the Image where it failed may go, and this one must not try it again then.
-    if status.rejected.iter().all(|known| known.tag != counted.tag) {
-        status.rejected.push(counted.clone());
-        let excess = status.rejected.len().saturating_sub(MAX_REJECTED);
-        status.rejected.drain(..excess);
-    }
+    record(status, counted.clone());
     // Another one that is on its way goes on.
     let going = in_flight(status).filter(|tagged| !tagged.is_in(&all)).and(status.rollout.take());
     if let Some(failed) = status.rollout.take().filter(|_| tried) {

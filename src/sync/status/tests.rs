@@ -4,7 +4,7 @@ use serde_json::json;
 
 const REPOSITORY: &str = "docker.io/library/app";
 
-pub(super) fn subject(minute: i64, used: bool) -> Subject<'static> {
+pub(in crate::sync) fn subject(minute: i64, used: bool) -> Subject<'static> {
     Subject {
         uid: "uid",
         generation: Some(2),
