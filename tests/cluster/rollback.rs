@@ -11,16 +11,16 @@ use serde_json::{Value, json};
 use crate::support::{Bed, DEADLINE, DEPLOYED, ENABLED, Registries, Shop, configured, options};
 
 const STAMP: &str = "stamp.kimup.cloudavenue.io/app";
-const BROKEN: &str = "1.3.0-broken";
+pub const BROKEN: &str = "1.3.0-broken";
 /// Longer than a good rollout takes on a busy machine.
-const OURS: &str = "7s";
+pub const OURS: &str = "7s";
 
 /// An Image `img` on 1.2.0 with workloads.
-struct Stage {
-    shop: Shop,
-    registry: &'static Registry,
-    repository: String,
-    image: String,
+pub struct Stage {
+    pub shop: Shop,
+    pub registry: &'static Registry,
+    pub repository: String,
+    pub image: String,
 }
 
 fn of_kind(shop: &Shop, group: &str, kind: &str) -> Api<DynamicObject> {
@@ -28,15 +28,15 @@ fn of_kind(shop: &Shop, group: &str, kind: &str) -> Api<DynamicObject> {
     Api::namespaced_with(shop.client.clone(), &shop.namespace, &resource)
 }
 
-async fn get(shop: &Shop, kind: &str, name: &str) -> Value {
+pub async fn get(shop: &Shop, kind: &str, name: &str) -> Value {
     serde_json::to_value(of_kind(shop, "apps", kind).get(name).await.unwrap()).unwrap()
 }
 
-async fn patch(shop: &Shop, kind: &str, name: &str, patch: &Value) {
+pub async fn patch(shop: &Shop, kind: &str, name: &str, patch: &Value) {
     of_kind(shop, "apps", kind).patch(name, &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
 }
 
-fn stamp(object: &Value) -> String {
+pub fn stamp(object: &Value) -> String {
     object["spec"]["template"]["metadata"]["annotations"][STAMP].as_str().unwrap_or_default().to_owned()
 }
 
@@ -49,13 +49,13 @@ fn count(lines: &[String], wanted: &[&str]) -> usize {
     lines.iter().filter(|line| wanted.iter().all(|part| line.contains(part))).count()
 }
 
-fn condition(status: &ImageStatus, kind: &str) -> String {
+pub fn condition(status: &ImageStatus, kind: &str) -> String {
     let found = status.conditions.iter().find(|c| c.type_ == kind);
     found.map_or_else(|| "-".to_owned(), |c| format!("{} {}: {}", c.status, c.reason, c.message))
 }
 
 impl Stage {
-    async fn new(name: &str, spec: &Value) -> Self {
+    pub async fn new(name: &str, spec: &Value) -> Self {
         let bed = Bed::shared().await;
         let (shop, registry) = (bed.shop(name, &[]).await, &bed.registries.open);
         Self::on(shop, registry, name, spec).await
@@ -72,7 +72,7 @@ impl Stage {
     }
 
     /// An opted-in workload with two Pods that run 1.2.0 without a stamp.
-    async fn workload(&self, kind: &str, name: &str, spec: &Value) {
+    pub async fn workload(&self, kind: &str, name: &str, spec: &Value) {
         let text = format!("{}:1.0.0", self.image);
         let mut object = json!({
             "apiVersion": "apps/v1", "kind": kind, "metadata": {"name": name},
@@ -93,16 +93,16 @@ impl Stage {
         self.runs(name, "1.2.0").await;
     }
 
-    async fn runs(&self, app: &str, tag: &str) {
+    pub async fn runs(&self, app: &str, tag: &str) {
         self.shop.pods_run(app, 2, &format!("{}:{tag}", self.image)).await;
     }
 
-    async fn push(&self, tag: &str) {
+    pub async fn push(&self, tag: &str) {
         self.registry.push(&self.repository, tag).await.unwrap();
         self.shop.sync("img").await;
     }
 
-    async fn is_stamped(&self, kind: &str, name: &str, tag: &str) {
+    pub async fn is_stamped(&self, kind: &str, name: &str, tag: &str) {
         self.is_stamped_for(kind, name, "1.0.0", tag).await;
     }
 
@@ -116,7 +116,7 @@ impl Stage {
     }
 
     /// The broken tag is rejected because of a workload, and all is where it was; said once each.
-    async fn is_rolled_back(&self, kind: &str, name: &str, reason: &str) -> ImageStatus {
+    pub async fn is_rolled_back(&self, kind: &str, name: &str, reason: &str) -> ImageStatus {
         let workload = format!("{kind}/{name}");
         let back = |s: &ImageStatus| s.tag.as_deref() == Some("1.2.0") && s.rollout.is_none() && !s.rejected.is_empty();
         let status = self.shop.status_is("img", "is back at 1.2.0", back).await;
