@@ -2,13 +2,14 @@
 
 use std::time::{Duration, Instant};
 
+use jiff::{Timestamp, ToSpan};
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kimup::api::annotated::image_name;
 use kimup::api::{Image, ImageStatus};
 use kimup_testbed::eventually;
 use kube::ResourceExt;
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
 use serde_json::{Value, json};
 
 use crate::own::READY_AFTER;
@@ -274,4 +275,85 @@ async fn images_with_and_without_approval_reject_for_themselves() {
     }
     shop.pods_run("asks", 2, &text).await;
     assert!(stamp(&get(&shop, "Deployment", "asks").await).ends_with(":1.2.0"));
+}
+
+/// What was told to go back does so, whatever closes meanwhile.
+#[tokio::test]
+async fn nothing_that_closes_later_stops_a_rollback() {
+    let stage = Stage::new("gf-closed", &json!({"rollout": {"maxConcurrent": 2}})).await;
+    for name in ["a", "b"] {
+        stage.workload("Deployment", name, &json!({})).await;
+        patch(&stage.shop, "Deployment", name, &json!({"metadata": {"annotations": {CANARY: "true"}}})).await;
+    }
+    stage.push(BROKEN).await;
+    for name in ["a", "b"] {
+        stage.is_stamped("Deployment", name, BROKEN).await;
+    }
+    // One goes back, the other one cannot yet.
+    pause(&stage.shop, "b", true).await;
+    stage.shop.annotate_image("img", REJECT, Some(BROKEN)).await;
+    stage.is_stamped("Deployment", "a", "1.2.0").await;
+    stage.runs("a", "1.2.0").await;
+    let namespaces: Api<Namespace> = Api::all(stage.shop.client.clone());
+    let freeze = json!({"metadata": {"annotations": {"kimup.cloudavenue.io/freeze": "true"}}});
+    namespaces.patch(&stage.shop.namespace, &PatchParams::default(), &Patch::Merge(freeze)).await.unwrap();
+    let windows = crate::gates::denied_until(Timestamp::now() + 60.seconds());
+    edit(&stage.shop, "img", &json!({"suspend": true, "windows": windows})).await;
+    stage.push("1.4.0").await;
+    let waits = |s: &ImageStatus| s.pending.as_ref().is_some_and(|pending| pending.tag == "1.4.0");
+    stage.shop.status_is("img", "is closed", waits).await;
+    assert!(stamp(&get(&stage.shop, "Deployment", "b").await).ends_with(BROKEN));
+    pause(&stage.shop, "b", false).await;
+    stage.is_stamped("Deployment", "b", "1.2.0").await;
+    stage.runs("b", "1.2.0").await;
+    let status = stage.shop.settles("img", "1.2.0").await;
+    assert!(waits(&status), "{status:?}");
+}
+
+/// An Image for which another one counts, for a moment or longer, knows what people held when it counts again.
+#[tokio::test]
+async fn a_duplicate_keeps_its_holds() {
+    let bed = Bed::shared().await;
+    let (shop, registry) = (bed.shop("gf-twice", &[]).await, &bed.registries.open);
+    // An older Image, of something else yet, whose rules allow nothing here.
+    let nothing = json!([{"name": "none", "type": "regex", "value": "^never$", "actions": [{"type": "apply"}]}]);
+    registry.push("gf-other", "1.0.0").await.unwrap();
+    let other = registry.image("gf-other");
+    shop.create_image("older", &json!({"spec": {"image": other, "rules": nothing}})).await;
+    shop.status_is("older", "is seen", |s| s.result.is_some()).await;
+    later_than(&shop, "older").await;
+    let stage = Stage::on(shop, registry, "gf-twice", &json!({})).await;
+    stage.workload("Deployment", "web", &json!({})).await;
+    stage.push("1.3.0").await;
+    stage.runs("web", "1.3.0").await;
+    stage.shop.settles("img", "1.3.0").await;
+    bed.cluster.kubectl_ok(&["-n", &stage.shop.namespace, "rollout", "undo", "deployment/web"]).await.unwrap();
+    let held = |s: &ImageStatus| s.held.iter().any(|h| (h.tag.as_str(), h.left.as_str()) == ("1.2.0", "1.3.0"));
+    let before = stage.shop.status_is("img", "is held", held).await.held;
+    edit(&stage.shop, "older", &json!({"image": stage.image})).await;
+    let is_duplicate = |s: &ImageStatus| condition(s, "Ready").contains("Duplicate");
+    stage.shop.annotate_image("img", "kimup.cloudavenue.io/requestedAt", Some("now")).await;
+    stage.shop.status_is("img", "is a duplicate", is_duplicate).await;
+    for _ in 0..3 {
+        assert_eq!(stage.shop.sync("img").await.held, before);
+    }
+    stage.runs("web", "1.2.0").await;
+    edit(&stage.shop, "older", &json!({"image": other})).await;
+    stage.shop.annotate_image("img", "kimup.cloudavenue.io/requestedAt", Some("again")).await;
+    stage.shop.status_is("img", "counts again", |s| !is_duplicate(s)).await;
+    for _ in 0..3 {
+        assert_eq!(stage.shop.sync("img").await.held, before);
+    }
+    stage.runs("web", "1.2.0").await;
+    stage.push("1.4.0").await;
+    stage.runs("web", "1.4.0").await;
+}
+
+/// Waits until an object that is created now is younger: times are whole seconds.
+async fn later_than(shop: &Shop, image: &str) {
+    let created = shop.api::<Image>().get(image).await.unwrap().creation_timestamp().unwrap().0;
+    eventually(DEADLINE, "a second has passed", async || {
+        if Timestamp::now().duration_since(created).as_secs() >= 1 { Ok(()) } else { Err("not yet") }
+    })
+    .await;
 }

@@ -61,7 +61,7 @@ impl Stage {
         Self::on(shop, registry, name, spec).await
     }
 
-    async fn on(shop: Shop, registry: &'static Registry, name: &str, spec: &Value) -> Self {
+    pub async fn on(shop: Shop, registry: &'static Registry, name: &str, spec: &Value) -> Self {
         registry.push(name, "1.2.0").await.unwrap();
         let image = registry.image(name);
         let rules = json!([{"name": "newest", "type": "always", "actions": [{"type": "apply"}]}]);
