@@ -52,6 +52,7 @@ mod replicas;
 mod results;
 mod rollback;
 mod rollouts;
+mod scoped_kinds;
 mod sides;
 mod smoke;
 mod split;
