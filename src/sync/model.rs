@@ -140,7 +140,10 @@ impl World {
             }
             Event::Null => {
                 let label = self.workload.rollout.clone();
-                self.template(None, label, &[]);
+                // A template that there was before brings its revision back, which nobody can tell from an undo.
+                if !self.revisions.iter().any(|made| made.stamp.is_none() && made.label == label) {
+                    self.template(None, label, &[]);
+                }
             }
             Event::Newer => {
                 let newer = number(self.status().tag.as_ref().unwrap()) + 1;
