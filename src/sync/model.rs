@@ -140,7 +140,10 @@ impl World {
             }
             Event::Null => {
                 let label = self.workload.rollout.clone();
-                self.template(None, label, &[]);
+                // A template that there was before brings its revision back, which nobody can tell from an undo.
+                if !self.revisions.iter().any(|made| made.stamp.is_none() && made.label == label) {
+                    self.template(None, label, &[]);
+                }
             }
             Event::Newer => {
                 let newer = number(self.status().tag.as_ref().unwrap()) + 1;
@@ -234,7 +237,7 @@ fn event() -> impl Strategy<Value = Event> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2_000))]
+    #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
     /// A held workload never moves but by a newer tag or a person, and nothing goes backwards but where a person sent it,
     /// with kimup starting anew between any two steps: a step remembers nothing.
     #[test]
