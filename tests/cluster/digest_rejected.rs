@@ -32,10 +32,8 @@ impl Kubelet {
                 let ready = if bad { "False" } else { "True" };
                 let conditions: Vec<Value> =
                     ["Ready", "ContainersReady"].iter().map(|kind| json!({"type": kind, "status": ready})).collect();
-                let state = match bad {
-                    true => json!({"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s"}}),
-                    false => json!({"running": {}}),
-                };
+                let waiting = json!({"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s"}});
+                let state = if bad { waiting } else { json!({"running": {}}) };
                 let container = json!({"name": "app", "image": image, "imageID": "", "ready": !bad, "restartCount": 0, "state": state});
                 let patch =
                     json!({"status": {"phase": "Running", "conditions": conditions, "containerStatuses": [container]}});

@@ -17,8 +17,8 @@ use crate::support::{DEADLINE, ENABLED, Shop};
 /// What `deploy/` gives for the whole cluster, in these namespaces only.
 async fn restrict(own: &Own, shops: &[&Shop]) {
     let client = own.cluster.client().await.unwrap();
-    let roles: Api<ClusterRole> = Api::all(client.clone());
-    let mut rules = roles.get("kimup").await.unwrap().rules.unwrap();
+    let of_deploy: Api<ClusterRole> = Api::all(client.clone());
+    let mut rules = of_deploy.get("kimup").await.unwrap().rules.unwrap();
     let namespaced =
         |resource: &String| !["namespaces", "nodes", "mutatingwebhookconfigurations"].contains(&resource.as_str());
     rules.retain(|rule| rule.resources.iter().flatten().all(namespaced));
