@@ -2,12 +2,13 @@
 //! Deployment.
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 use kimup::admission::configuration::{CaBundle, Endpoint, Options, build};
 use kimup::rollout::Kind;
 use kimup_testbed::{KimupProcess, ServerCertificate, WebhookUrl, eventually};
 use kube::ResourceExt;
-use kube::api::{Api, DeleteParams, PostParams};
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 
 use crate::foreign_kinds::{api, argo, counts, create, install, kruise, owner, stamp_of, stamped};
@@ -52,6 +53,14 @@ async fn configure(own: &Own, kimup: &KimupProcess, certificate: &ServerCertific
     api.create(&PostParams::default(), &build(&options, &[])).await.unwrap();
 }
 
+/// Holds every rollout of the cluster back, by kimup's own Namespace.
+async fn freeze(own: &Own, freeze: bool) {
+    let value = freeze.then_some("true");
+    let patch = Patch::Merge(json!({"metadata": {"annotations": {"kimup.cloudavenue.io/freeze": value}}}));
+    let namespaces: Api<Namespace> = Api::all(own.cluster.client().await.unwrap());
+    namespaces.patch(SYSTEM, &PatchParams::default(), &patch).await.unwrap();
+}
+
 #[tokio::test]
 async fn kinds_of_other_projects_are_rolled_under_roles_alone() {
     let own = Own::start().await;
@@ -67,6 +76,7 @@ async fn kinds_of_other_projects_are_rolled_under_roles_alone() {
         ["argos", "kruises", "elsewhere"].map(|name| Shop::new(&own.cluster, name, &enabled, &[]));
     let (argos, kruises, elsewhere) = (argos.await, kruises.await, elsewhere.await);
     restrict(&own, &[&argos, &kruises]).await;
+    freeze(&own, true).await;
     for shop in [&argos, &kruises, &elsewhere] {
         shop.create_image("app", &json!({"spec": {"image": image}})).await;
     }
@@ -98,8 +108,10 @@ async fn kinds_of_other_projects_are_rolled_under_roles_alone() {
 
     own.registry.push("app", "1.1.0").await.unwrap();
     for shop in [&argos, &kruises] {
-        shop.sync("app").await;
+        let pending = shop.sync("app").await.pending;
+        assert!(pending.is_some_and(|pending| pending.reason.contains(SYSTEM)), "everything is frozen");
     }
+    freeze(&own, false).await;
     stamped(&argos, Kind::Rollout, "web", &old, &new).await;
     argo(&argos, "web", 2, "Healthy").await;
     stamped(&kruises, Kind::CloneSet, "set", &old, &new).await;
