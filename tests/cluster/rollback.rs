@@ -270,7 +270,8 @@ async fn the_others_of_a_group_never_see_it() {
         if found.is_empty() { Err("nothing is") } else { Ok(found) }
     })
     .await;
-    assert_eq!(found.len(), 1, "{found:?}");
+    // Each that had it on its way remembers it, of the one where it failed.
+    assert!(found.iter().all(|rejected| *rejected == found[0]), "{found:?}");
     for name in &made {
         let status = shop.settles(name, "1.2.0").await;
         assert!(status.rollout.is_none());
