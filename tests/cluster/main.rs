@@ -27,6 +27,7 @@ mod foreign_kinds;
 mod frozen;
 mod gated_rollouts;
 mod gates;
+mod held_pods;
 mod holds;
 mod hostile;
 mod killed;
