@@ -55,4 +55,5 @@ mod smoke;
 mod split;
 mod support;
 mod triggers;
+mod way_back;
 mod zero_loss;

@@ -11,13 +11,13 @@ use serde_json::{Value, json};
 use crate::support::{Bed, DEADLINE, DEPLOYED, ENABLED, Registries, Shop, configured, options};
 
 const STAMP: &str = "stamp.kimup.cloudavenue.io/app";
-const BROKEN: &str = "1.3.0-broken";
+pub const BROKEN: &str = "1.3.0-broken";
 /// Longer than a good rollout takes on a busy machine.
-const OURS: &str = "7s";
+pub const OURS: &str = "7s";
 
 /// An Image `img` on 1.2.0 with workloads.
-struct Stage {
-    shop: Shop,
+pub struct Stage {
+    pub shop: Shop,
     registry: &'static Registry,
     repository: String,
     image: String,
@@ -28,7 +28,7 @@ fn of_kind(shop: &Shop, group: &str, kind: &str) -> Api<DynamicObject> {
     Api::namespaced_with(shop.client.clone(), &shop.namespace, &resource)
 }
 
-async fn get(shop: &Shop, kind: &str, name: &str) -> Value {
+pub async fn get(shop: &Shop, kind: &str, name: &str) -> Value {
     serde_json::to_value(of_kind(shop, "apps", kind).get(name).await.unwrap()).unwrap()
 }
 
@@ -45,23 +45,23 @@ async fn revisions(shop: &Shop, kind: &str, app: &str) -> usize {
     of_kind(shop, "apps", of).list(&ListParams::default().labels(&format!("app={app}"))).await.unwrap().items.len()
 }
 
-fn count(lines: &[String], wanted: &[&str]) -> usize {
+pub fn count(lines: &[String], wanted: &[&str]) -> usize {
     lines.iter().filter(|line| wanted.iter().all(|part| line.contains(part))).count()
 }
 
-fn condition(status: &ImageStatus, kind: &str) -> String {
+pub fn condition(status: &ImageStatus, kind: &str) -> String {
     let found = status.conditions.iter().find(|c| c.type_ == kind);
     found.map_or_else(|| "-".to_owned(), |c| format!("{} {}: {}", c.status, c.reason, c.message))
 }
 
 impl Stage {
-    async fn new(name: &str, spec: &Value) -> Self {
+    pub async fn new(name: &str, spec: &Value) -> Self {
         let bed = Bed::shared().await;
         let (shop, registry) = (bed.shop(name, &[]).await, &bed.registries.open);
         Self::on(shop, registry, name, spec).await
     }
 
-    async fn on(shop: Shop, registry: &'static Registry, name: &str, spec: &Value) -> Self {
+    pub async fn on(shop: Shop, registry: &'static Registry, name: &str, spec: &Value) -> Self {
         registry.push(name, "1.2.0").await.unwrap();
         let image = registry.image(name);
         let rules = json!([{"name": "newest", "type": "always", "actions": [{"type": "apply"}]}]);
@@ -72,7 +72,7 @@ impl Stage {
     }
 
     /// An opted-in workload with two Pods that run 1.2.0 without a stamp.
-    async fn workload(&self, kind: &str, name: &str, spec: &Value) {
+    pub async fn workload(&self, kind: &str, name: &str, spec: &Value) {
         let text = format!("{}:1.0.0", self.image);
         let mut object = json!({
             "apiVersion": "apps/v1", "kind": kind, "metadata": {"name": name},
@@ -93,20 +93,20 @@ impl Stage {
         self.runs(name, "1.2.0").await;
     }
 
-    async fn runs(&self, app: &str, tag: &str) {
+    pub async fn runs(&self, app: &str, tag: &str) {
         self.shop.pods_run(app, 2, &format!("{}:{tag}", self.image)).await;
     }
 
-    async fn push(&self, tag: &str) {
+    pub async fn push(&self, tag: &str) {
         self.registry.push(&self.repository, tag).await.unwrap();
         self.shop.sync("img").await;
     }
 
-    async fn is_stamped(&self, kind: &str, name: &str, tag: &str) {
+    pub async fn is_stamped(&self, kind: &str, name: &str, tag: &str) {
         self.is_stamped_for(kind, name, "1.0.0", tag).await;
     }
 
-    async fn is_stamped_for(&self, kind: &str, name: &str, text: &str, tag: &str) {
+    pub async fn is_stamped_for(&self, kind: &str, name: &str, text: &str, tag: &str) {
         let wanted = format!(":{text} {}:{tag}", self.image);
         eventually(DEADLINE, &format!("{kind}/{name} is stamped for {tag}"), async || {
             let stamp = stamp(&get(&self.shop, kind, name).await);
@@ -116,7 +116,7 @@ impl Stage {
     }
 
     /// The broken tag is rejected because of a workload, and all is where it was; said once each.
-    async fn is_rolled_back(&self, kind: &str, name: &str, reason: &str) -> ImageStatus {
+    pub async fn is_rolled_back(&self, kind: &str, name: &str, reason: &str) -> ImageStatus {
         let workload = format!("{kind}/{name}");
         let back = |s: &ImageStatus| s.tag.as_deref() == Some("1.2.0") && s.rollout.is_none() && !s.rejected.is_empty();
         let status = self.shop.status_is("img", "is back at 1.2.0", back).await;
@@ -140,7 +140,7 @@ impl Stage {
         status
     }
 
-    async fn said_once(&self, kind: &str, name: &str) {
+    pub async fn said_once(&self, kind: &str, name: &str) {
         let on_image = self.shop.events("Image", "img").await;
         assert_eq!(count(&on_image, &["TagRejected: ", BROKEN, "action=retry"]), 1, "{on_image:?}");
         assert_eq!(count(&on_image, &["RolledBack: ", "-> 1.2.0"]), 1, "{on_image:?}");
@@ -149,7 +149,7 @@ impl Stage {
     }
 
     /// Further syncs change nothing.
-    async fn stays(&self, kind: &str, name: &str) {
+    pub async fn stays(&self, kind: &str, name: &str) {
         let generation = async || get(&self.shop, kind, name).await["metadata"]["generation"].clone();
         let before = generation().await;
         for _ in 0..3 {
