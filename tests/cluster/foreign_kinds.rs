@@ -25,7 +25,7 @@ const APPLIED: &str = "kimup.cloudavenue.io/applied";
 const POLICY: &str = "kimup.cloudavenue.io/policy";
 
 /// As little of the projects' own CRDs as the scenarios need.
-async fn install(cluster: &Cluster, kind: Kind, template: &Value) {
+pub async fn install(cluster: &Cluster, kind: Kind, template: &Value) {
     let (group, version, plural) = kind.api();
     let open = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
     let spec =
@@ -45,12 +45,12 @@ async fn install(cluster: &Cluster, kind: Kind, template: &Value) {
     cluster.kubectl_ok(&["wait", "--for=condition=Established", &name, "--timeout=60s"]).await.unwrap();
 }
 
-fn api(shop: &Shop, kind: Kind) -> Api<DynamicObject> {
+pub fn api(shop: &Shop, kind: Kind) -> Api<DynamicObject> {
     Api::namespaced_with(shop.client.clone(), &shop.namespace, &kind.resource())
 }
 
 /// Two Pods of one container `app`; `patch` on top. The API server may need a moment to serve a kind that is new.
-async fn create(shop: &Shop, kind: Kind, name: &str, text: &str, patch: &Value) -> DynamicObject {
+pub async fn create(shop: &Shop, kind: Kind, name: &str, text: &str, patch: &Value) -> DynamicObject {
     let mut object = json!({
         "apiVersion": kind.api_version(), "kind": kind.as_str(), "metadata": {"name": name},
         "spec": {"replicas": 2, "selector": {"matchLabels": {"app": name}}, "template": {
@@ -64,12 +64,12 @@ async fn create(shop: &Shop, kind: Kind, name: &str, text: &str, patch: &Value) 
     eventually(DEADLINE, "the kind is served", make).await
 }
 
-async fn merge(shop: &Shop, kind: Kind, name: &str, patch: &Value) {
+pub async fn merge(shop: &Shop, kind: Kind, name: &str, patch: &Value) {
     api(shop, kind).patch(name, &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
 }
 
 /// Waits until a workload is stamped to run this; the workload.
-async fn stamped(shop: &Shop, kind: Kind, name: &str, text: &str, reference: &str) -> DynamicObject {
+pub async fn stamped(shop: &Shop, kind: Kind, name: &str, text: &str, reference: &str) -> DynamicObject {
     let wanted = format!("{text} {reference}");
     eventually(DEADLINE, &format!("{}/{name} of {} is stamped {wanted:?}", kind.as_str(), shop.namespace), async || {
         let object = api(shop, kind).get(name).await.unwrap();
@@ -97,7 +97,7 @@ fn hash_of(template: &Value) -> String {
 
 /// The controller of a Rollout: gives the template's `ReplicaSet` `updated` Pods and another one the rest, waits until
 /// all are available, and says so with this phase.
-async fn argo(shop: &Shop, name: &str, updated: i64, phase: &str) {
+pub async fn argo(shop: &Shop, name: &str, updated: i64, phase: &str) {
     let object = api(shop, Kind::Rollout).get(name).await.unwrap();
     let template = &object.data["spec"]["template"];
     let (hash, total) = (hash_of(template), object.data["spec"]["replicas"].as_i64().unwrap());
@@ -196,7 +196,7 @@ async fn images(shop: &Shop, app: &str) -> Vec<String> {
 }
 
 /// How many workloads run the Image's tag, and of how many, as the status says.
-async fn counts(shop: &Shop, image: &str, workloads: &str) {
+pub async fn counts(shop: &Shop, image: &str, workloads: &str) {
     let what = format!("counts {workloads}");
     shop.status_is(image, &what, |status| status.workloads.as_deref() == Some(workloads)).await;
 }

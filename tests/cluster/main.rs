@@ -23,6 +23,7 @@ mod exactly_once;
 mod examples;
 mod failing;
 mod fights;
+mod foreign_holds;
 mod foreign_kinds;
 mod frozen;
 mod gated_rollouts;
