@@ -84,6 +84,15 @@ fn what_a_pod_would_run() {
         "ghcr.io/org/app:1.2.0",
         "",
     );
+    // Of a workload that is held.
+    let of_web = pod(
+        "name: a, labels: {pod-template-hash: 5d8f}, ownerReferences: [{apiVersion: apps/v1, kind: ReplicaSet, name: \
+         web-5d8f, uid: r, controller: true}]",
+    );
+    let entry = "{workload: Deployment/web, container: app, tag: 1.3.0, left: 1.4.2, since: '', by: Undo, why: ''}";
+    let held = both.replace("result: Success", &format!("result: Success, held: [{entry}]"));
+    check(&of_web, &held, "ghcr.io/org/app:1.3.0", "");
+    check(&pod("name: a"), &held, NEWER, "");
     // As in a cluster, a Namespace must opt in; the list may be a list.
     check(&pod("name: a"), IMAGE, OWN, "Namespace shop is not in ");
     check(&pod("name: a"), &SHOP.replace("'true'", "'false'"), OWN, "");

@@ -7,6 +7,7 @@ pub mod annotations;
 mod applied;
 mod approval;
 mod gates;
+mod held;
 mod image;
 mod order;
 mod schedule;

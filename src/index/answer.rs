@@ -1,9 +1,10 @@
-//! What should this container run? Pure: a snapshot and a Pod in, an answer out, in the order of design section 4.
+//! What should this container run? Pure: a snapshot and a Pod in, an answer out, in the order of design section 4. Before
+//! the settled tag comes the one that a person holds the workload at.
 
 use std::sync::Arc;
 
 use crate::api::annotations::{self, Stamp};
-use crate::api::{Applied, Tagged};
+use crate::api::{Applied, HeldBy, Tagged};
 use crate::policy::Reference;
 
 use super::pod::{Opted, PodView, Policy};
@@ -46,6 +47,8 @@ pub struct Open {
     pub question: Question,
     /// The Image that is asked for; for a container without a known one, the user's Image of its repository.
     entry: Option<Arc<Entry>>,
+    /// The answer if that Image counts and has it on record that the workload is held.
+    held: Option<Box<Answer>>,
     container: String,
     reference: Reference,
 }
@@ -73,6 +76,9 @@ impl Open {
 
     /// The answer, now that sync said that no policy means this container: the user's Image is left.
     pub fn not_covered(&self) -> Answer {
+        if let Some(held) = &self.held {
+            return Answer::clone(held);
+        }
         match &self.entry {
             Some(entry) => match entry.tag() {
                 Some(tag) => newer(entry, &self.container, &self.reference, tag, entry.digest()),
@@ -142,12 +148,16 @@ pub fn answer(known: Option<&Namespace>, pod: &PodView<'_>, container: &str, tex
         Policy::Perhaps => None,
     };
     pod.question(container, text, &reference, wanted).map_or(KEEP, |question| {
-        Answer::Ask(Open { question, entry: users.cloned(), container: container.to_owned(), reference })
+        let held = users.and_then(|entry| held(pod, container, &reference, entry)).map(Box::new);
+        Answer::Ask(Open { question, entry: users.cloned(), held, container: container.to_owned(), reference })
     })
 }
 
 /// The answer for a container of a known Image, but for stamps and records.
 fn covered(pod: &PodView<'_>, container: &str, reference: Reference, entry: &Arc<Entry>) -> Answer {
+    if let Some(held) = held(pod, container, &reference, entry) {
+        return held;
+    }
     match (entry.tag(), entry.gate(), entry.error()) {
         (Some(tag), _, _) => newer(entry, container, &reference, tag, entry.digest()),
         (None, _, Some(error)) => Answer::Refuse { image: entry.name().to_owned(), reason: error.to_owned() },
@@ -162,6 +172,7 @@ fn covered(pod: &PodView<'_>, container: &str, reference: Reference, entry: &Arc
         (None, None, None) => Answer::Ask(Open {
             question: Question { namespace: pod.namespace().to_owned(), image: entry.name().to_owned(), pod: None },
             entry: Some(Arc::clone(entry)),
+            held: None,
             container: container.to_owned(),
             reference,
         }),
@@ -177,7 +188,12 @@ fn stamped(
     entry: Option<&Arc<Entry>>,
 ) -> Answer {
     if stamp.text != text {
-        return KEEP; // a human changed the manifest since: sync decides what that means
+        // A human changed the manifest since: sync decides what that means, unless the annotation `hold` does.
+        let annotated = entry.filter(|entry| {
+            let by = pod.held(entry, container, reference).map(|(_, by)| by);
+            by == Some(HeldBy::Annotation) && !is_answered(pod, container, reference)
+        });
+        return annotated.and_then(|entry| held(pod, container, reference, entry)).unwrap_or(KEEP);
     }
     let Some(target) = same_repository(reference, &stamp.reference) else {
         return Answer::Keep {
@@ -223,6 +239,22 @@ fn recorded(
     let (image, stamp) = found.filter(|(_, stamp)| stamp.text == text)?;
     let target = same_repository(reference, &stamp.reference)?;
     Some(run(container, reference, &target, Some(image), stamp.reference, None))
+}
+
+/// What a held workload's container runs: not the tag that somebody left.
+fn held(pod: &PodView<'_>, container: &str, reference: &Reference, entry: &Entry) -> Option<Answer> {
+    let (tag, _) = pod.held(entry, container, reference)?;
+    let image = Some(entry.name().to_owned());
+    Some(Answer::Run {
+        reference: tag.image(reference),
+        applied: Applied {
+            container: container.to_owned(),
+            from: reference.tag().map(str::to_owned),
+            to: tag.tag,
+            image,
+            rollout: None,
+        },
+    })
 }
 
 fn newer(entry: &Entry, container: &str, reference: &Reference, settled: &str, digest: Option<&str>) -> Answer {

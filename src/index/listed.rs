@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use crate::api::annotations::{MANAGED_BY, Map, POLICY_FROM};
-use crate::api::{Image, ImageSpec, ImageStatus, RevisionRecord, RolloutStatus};
+use crate::api::{Held, Image, ImageSpec, ImageStatus, Rejected, RevisionRecord, RolloutStatus};
 
 /// The Image without what admission has no use for, or what is wrong with it.
 #[derive(Clone, Debug)]
@@ -112,6 +112,9 @@ struct LeanStatus {
     base_tag: Option<String>,
     rollout: Option<RolloutStatus>,
     revisions: Vec<RevisionRecord>,
+    /// One that a newer kimup wrote of another kind says nothing here, and makes nothing unreadable.
+    held: Vec<serde_json::Value>,
+    rejected: Vec<Rejected>,
 }
 
 impl<'de> Deserialize<'de> for LeanMap {
@@ -148,7 +151,26 @@ impl From<LeanStatus> for ImageStatus {
             base_tag: lean.base_tag,
             rollout: lean.rollout,
             revisions: lean.revisions,
+            held: lean.held.into_iter().filter_map(|held| serde_json::from_value::<Held>(held).ok()).collect(),
+            rejected: lean.rejected,
             ..Self::default()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_hold_of_a_kind_that_is_not_known_makes_nothing_unreadable() {
+        let held = |by: &str| json!({"workload": "Deployment/web", "container": "app", "tag": "1.0.0", "by": by});
+        let mut image = serde_json::to_value(crate::index::testing::image(&json!({}))).unwrap();
+        image["status"]["held"] = json!([held("OfANewerVersion"), held("Manifest")]);
+        let listed: Listed = serde_json::from_str(&image.to_string()).unwrap();
+        let read: Vec<String> =
+            listed.into_image().unwrap().status.unwrap().held.iter().map(|held| format!("{:?}", held.by)).collect();
+        assert_eq!(read, ["Manifest"]);
     }
 }

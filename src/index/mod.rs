@@ -4,6 +4,7 @@
 //! no snapshot holds is asked by [`question`].
 
 mod answer;
+mod held;
 mod listed;
 mod pod;
 mod pulse;
@@ -16,6 +17,7 @@ mod trie;
 mod watch;
 
 pub use answer::{Answer, Open, answer};
+pub use held::Holds;
 pub use pod::{Labels, Owner, PodFacts, PodView};
 pub use snapshot::{Entry, Namespace, Seen, Snapshot};
 pub use watch::{Index, Pause, Scope, start};

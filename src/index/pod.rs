@@ -3,11 +3,11 @@
 use std::borrow::Cow;
 use std::sync::{Arc, OnceLock};
 
-use crate::api::Applied;
 use crate::api::annotated::{
     self, Annotated, Containers, Levels, PodHash, Wanted, bare_image_name, image_name, is_beside_policy, owners_of,
 };
 use crate::api::annotations::{AnnotationError, Map, NamespaceSettings};
+use crate::api::{Applied, HeldBy, Tagged};
 use crate::policy::Reference;
 
 use super::question::{Controller, PodQuestion, Question};
@@ -194,6 +194,11 @@ impl<'a> PodView<'a> {
         // somebody took it away, and the Image goes any moment.
         let carried = |entry: &Entry| !entry.for_carriers || self.annotated.is_some();
         found.filter(|entry| entry.repository() == Some(reference.repository().as_str()) && carried(entry))
+    }
+
+    /// Where its workload is held, if the Image has that on record, and what holds it.
+    pub(super) fn held(&self, entry: &Entry, container: &str, reference: &Reference) -> Option<(Tagged, HeldBy)> {
+        entry.held(&self.owners, container, reference.tag())
     }
 
     /// Whether the Pod's own policies are for other containers than this one. An Image that is still there for it is one of

@@ -10,9 +10,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use crate::api::annotations::{
     AnnotationError, MANAGED_BY, MANAGED_BY_KIMUP, Map, NamespaceSettings, POLICY_FROM, POLICY_OF_PODS, Stamp,
 };
-use crate::api::{Image, Order, RevisionRecord};
+use crate::api::{HeldBy, Image, Order, RevisionRecord, Tagged};
 use crate::policy::{self, Repository};
 
+use super::held::Holds;
 use super::listed::Listed;
 use super::specs::Specs;
 use super::trie::{Keyed, Trie};
@@ -108,6 +109,7 @@ pub struct Entry {
     trouble: Option<Box<Trouble>>,
     #[allow(clippy::box_collection)] // most have none, and the map itself is six pointers wide
     records: Option<Box<HashMap<String, Vec<RevisionRecord>>>>,
+    holds: Holds,
 }
 
 /// Name, repository, tag and digest in one piece of memory: an empty one is none.
@@ -181,6 +183,7 @@ impl Entry {
         let annotations = image.metadata.annotations.as_ref();
         let managed = labels.and_then(|l| l.get(MANAGED_BY)).is_some_and(|by| by == MANAGED_BY_KIMUP);
         let order = spec.order.following(&status).of_one_text(managed);
+        let holds = if other { Holds::default() } else { Holds::of(&status) };
         let mut records: HashMap<String, Vec<RevisionRecord>> = HashMap::new();
         for record in status.revisions {
             records.entry(record.uid.clone()).or_default().push(record);
@@ -201,6 +204,7 @@ impl Entry {
             order,
             trouble: trouble.then(|| Box::new(Trouble { gate: spec.gate, error: spec.error })),
             records: Some(records).filter(|records| !records.is_empty()).map(Box::new),
+            holds,
         }
     }
 
@@ -239,6 +243,17 @@ impl Entry {
     pub fn record(&self, uid: &str, hash: &str, container: &str) -> Option<Stamp> {
         let record = self.records.as_ref()?.get(uid)?.iter().find(|r| r.hash == hash)?;
         Stamp::parse(record.containers.get(container)?)
+    }
+
+    /// Where a container of one of these workloads (kind and name) is held whose template carries no stamp that counts,
+    /// and what holds it. `own` is the tag of its text.
+    pub fn held(
+        &self,
+        owners: &[(&'static str, String)],
+        container: &str,
+        own: Option<&str>,
+    ) -> Option<(Tagged, HeldBy)> {
+        self.holds.at(&self.order, owners, container, own)
     }
 
     fn is_owned_by(&self, kind: &str, name: &str) -> bool {

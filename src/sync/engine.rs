@@ -27,7 +27,7 @@ use super::pace::Places;
 use super::queue::Queue;
 use super::source::SourceKey;
 use super::view::View;
-use super::watch;
+use super::watch::{self, Served};
 use super::world::{ImageKey, World};
 
 /// Images at once that use the API server. Those that wait for a registry do not count: the registry client has limits of
@@ -87,6 +87,7 @@ pub struct Sync {
     pending: Mutex<HashMap<WorkloadKey, Instant>>,
     told: Mutex<HashMap<SourceKey, (String, Vec<String>)>>,
     judgements: Mutex<HashMap<WorkloadKey, Judgement>>,
+    served: Mutex<Served>,
 }
 
 /// What the queue holds.
@@ -141,6 +142,7 @@ pub fn start(
         pending: Mutex::default(),
         told: Mutex::default(),
         judgements: Mutex::default(),
+        served: Mutex::default(),
     });
     let (warm_sender, warm) = tokio::sync::watch::channel(false);
     let task = tokio::spawn(run(sync.clone(), warm_sender, shutdown));
@@ -266,6 +268,11 @@ impl Sync {
     /// What became of rollouts that did not end in time.
     pub(super) fn judgements(&self) -> MutexGuard<'_, HashMap<WorkloadKey, Judgement>> {
         self.judgements.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The watches of kinds that other projects bring.
+    pub(super) fn served(&self) -> MutexGuard<'_, Served> {
+        self.served.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn queue_everything(&self) {

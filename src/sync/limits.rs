@@ -55,7 +55,7 @@ impl Sync {
             before.is_some_and(|before| before.to_string() == *stamp)
         });
         // A newer tag follows a rejected one at once.
-        let rests = !repairs && !self.leaves_rejected(workload, &plan);
+        let rests = !repairs && !self.leaves_rejected(workload, &plan.changes);
         if rests && let Some(at) = self.rests(workload, &plan) {
             self.waiting().remove(key);
             self.queue_at(Key::Workload(key.clone()), at);
@@ -90,22 +90,6 @@ impl Sync {
             closed.is_some()
         });
         plan.without(workload, &images)
-    }
-
-    /// Whether a plan takes a rejected tag away from a container.
-    fn leaves_rejected(&self, workload: &Workload, plan: &Plan) -> bool {
-        plan.changes.iter().any(|change| {
-            let images = self.read(&workload.key.namespace, &BTreeSet::from([change.image.clone()]));
-            let Some(image) = images.first() else {
-                return false;
-            };
-            let stamp = workload.stamp(&change.container);
-            let ran = stamp.and_then(|s| Reference::parse(&s.reference).ok().map(|r| Tagged::of(&r)));
-            let left = |tag: &str| {
-                change.from == tag || ran.as_ref().is_some_and(|ran| ran.tag == tag || ran.to_string() == tag)
-            };
-            self.world.rejections(image).iter().any(|rejected| left(&rejected.tag))
-        })
     }
 
     /// When a workload may be stamped, if not now: not while its last rollout is under way, nor too soon after its
@@ -166,7 +150,7 @@ impl Sync {
     }
 
     /// Those of these Images of a namespace that are there and can be read.
-    fn read(&self, namespace: &str, names: &BTreeSet<String>) -> Vec<Arc<Image>> {
+    pub(super) fn read(&self, namespace: &str, names: &BTreeSet<String>) -> Vec<Arc<Image>> {
         let key = |name: &String| ImageKey { namespace: namespace.to_owned(), name: name.clone() };
         let image = |name| match self.world.image(&key(name)) {
             Some(Cached::Read(image)) => Some(image),

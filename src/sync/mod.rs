@@ -39,6 +39,7 @@ mod unmutated;
 mod verify;
 mod view;
 mod watch;
+mod way_back;
 mod workload;
 mod world;
 mod write;

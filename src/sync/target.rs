@@ -54,3 +54,78 @@ pub(super) fn target(image: &Image, workload: &Workload, container: &str, reject
         digest: wanted.digest,
     })
 }
+
+/// The same with the settled tag; none if that is what it is already, was rejected, or is not known.
+pub(super) fn settled(image: &Image, target: &Target) -> Option<Target> {
+    let status = status_of(image);
+    let settled = Tagged::new(status.tag.as_deref()?, status.digest.as_deref());
+    let settled = status::pinned(api::pins_digest(&image.spec), &settled);
+    let same = settled.tag == target.tag && settled.digest == target.digest;
+    (!same && !settled.is_in(&target.rejected)).then(|| Target {
+        settled: true,
+        rollout: rollout::id(image.metadata.uid.as_deref().unwrap_or_default(), &settled.to_string()),
+        tag: settled.tag,
+        digest: settled.digest,
+        ..target.clone()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rollout::plan;
+    use k8s_openapi::api::apps::v1::Deployment;
+    use serde_json::{Value, json};
+
+    /// `web` runs 1.3.0 by a stamp, which was rejected; its Image has settled on 1.2.0.
+    #[track_caller]
+    fn check(in_flight: &str, status: &Value, expected: &str) {
+        let mut object = json!({
+            "apiVersion": "kimup.cloudavenue.io/v1alpha1", "kind": "Image",
+            "metadata": {"name": "img", "namespace": "shop", "uid": "i"},
+            "spec": {"image": "app", "triggers": [{"type": "interval", "value": "5m"}],
+                "rules": [{"name": "minor", "type": "semver-minor", "actions": [{"type": "apply"}]}]},
+            "status": {"tag": "1.2.0", "rollout": {"tag": in_flight, "rule": "minor"}},
+        });
+        json_patch::merge(&mut object["status"], status);
+        let image: Image = serde_json::from_value(object).unwrap();
+        let stamp = "stamp.kimup.cloudavenue.io/app";
+        let fields = json!({"f:spec": {"f:template": {"f:metadata": {"f:annotations": {format!("f:{stamp}"): {}}}}}});
+        let workload: Deployment = serde_json::from_value(json!({
+            "metadata": {"name": "web", "namespace": "shop", "uid": "u", "resourceVersion": "7",
+                "managedFields": [{"manager": rollout::FIELD_MANAGER, "fieldsV1": fields}]},
+            "spec": {"selector": {}, "template": {"metadata": {"annotations": {stamp: "app:1.0.0 app:1.3.0"}},
+                "spec": {"containers": [{"name": "app", "image": "app:1.0.0"}]}}},
+        }))
+        .unwrap();
+        let workload = Workload::from_deployment(&workload).unwrap();
+        let rejected =
+            |tag: &str| Rejected { tag: tag.to_owned(), reason: "it crashes".to_owned(), ..Rejected::default() };
+        let rejections = [Some("1.3.0"), status["bad"].as_str()].into_iter().flatten().map(rejected).collect();
+        let target = target(&image, &workload, "app", rejections).unwrap();
+        let forward = plan(&workload, &[("app".to_owned(), target.clone())].into(), None);
+        assert!(!forward.goes_back() && forward.changes[0].to == in_flight, "{forward:?}");
+        let said = settled(&image, &target).map(|target| {
+            let plan = plan(&workload, &[("app".to_owned(), target.clone())].into(), None);
+            assert!(plan.goes_back());
+            let change = &plan.changes[0];
+            assert_eq!(change.rollout, rollout::back_id(&rollout::id("i", &target.tag), "1.3.0"));
+            format!("{} -> {} {}: {}", change.from, plan.stamps["app"], change.rule, change.back.clone().unwrap())
+        });
+        assert_eq!(said.unwrap_or_default(), expected, "{in_flight} {status}");
+    }
+
+    #[test]
+    fn back_to_the_settled_tag_while_a_newer_one_may_not_go() {
+        check("1.4.0", &json!({}), "1.3.0 -> app:1.0.0 app:1.2.0 rollback: it crashes");
+        check("1.4.0", &json!({"tag": "1.1.0"}), "1.3.0 -> app:1.0.0 app:1.1.0 rollback: it crashes");
+        // It was held there before the rejected tag was tried.
+        let held = json!([{"workload": "Deployment/web", "container": "app", "tag": "1.1.0", "left": "1.2.0",
+            "by": "Undo", "since": "", "why": ""}]);
+        check("1.4.0", &json!({"held": held}), "1.3.0 -> app:1.0.0 app:1.1.0 rollback: it crashes");
+        // Nowhere to go.
+        check("1.4.0", &json!({"tag": null}), "");
+        check("1.4.0", &json!({"tag": "1.4.0"}), "");
+        check("1.4.0", &json!({"bad": "1.2.0"}), "");
+    }
+}

@@ -199,6 +199,13 @@ impl Sync {
             return Progress { excluded: true, ..progress };
         }
         let users = self.world.users_of(image);
+        let is_there = |name: &String| users.iter().any(|user| user.workload.key.to_string() == *name);
+        let held = status.held.iter().map(|hold| &hold.workload);
+        let unknown: Vec<String> = held.filter(|name| !is_there(name)).cloned().collect();
+        progress.unseen = {
+            let served = self.served();
+            unknown.into_iter().filter(|name| !served.tells(&key.namespace, name)).collect()
+        };
         progress.stopped = self.stopped(users.iter().map(|user| &*user.workload));
         let views = self.views();
         for User { workload, .. } in users {

@@ -30,6 +30,8 @@ use super::world::{Cached, ImageKey, Kind};
 
 mod foreign;
 
+pub(super) use foreign::Served;
+
 /// How often a Namespace is read that a Role lets us `get` but not watch.
 const NAMESPACE_POLL: Duration = Duration::from_secs(10);
 

@@ -65,27 +65,39 @@ impl Sync {
             }
         };
         let plan = self.with_repair(&workload, &targets, plan).await;
-        let mut failure = None;
-        if !plan.adopts.is_empty() {
-            failure = self.adopt(&workload, &plan).await;
-        } else if plan.blocked.is_some() {
-            self.queue.add(Key::Workload(key.clone()), Instant::now() + PODS_PAUSE);
-        } else if plan.changes.is_empty() {
-            self.pending().remove(key);
-        } else if plan.goes_back() || self.gathered(&workload, &targets) {
-            if tags(&self.targets(&workload)) == tags(&targets) {
-                failure = self.roll(&workload, &plan).await;
-            } else {
-                // The tag that was waited for has come since this plan was made.
-                self.queue.add_now(Key::Workload(key.clone()));
-            }
-        }
+        let failure = self.act(&workload, &targets, &plan).await;
         if !plan.goes_back() {
             self.watch_rollout(&workload, &targets).await;
             self.unstick(&workload, &targets).await;
         }
         self.note(key, &targets, &plan, failure.as_deref());
         self.finish_resume(&workload, &targets, &plan).await;
+    }
+
+    /// Does what is planned, as far as that may be done now. Returns why it could not be written.
+    async fn act(&self, workload: &Arc<Workload>, targets: &BTreeMap<String, Target>, plan: &Plan) -> Option<String> {
+        let key = &workload.key;
+        if !plan.adopts.is_empty() {
+            return self.adopt(workload, plan).await;
+        }
+        if plan.blocked.is_some() {
+            self.queue.add(Key::Workload(key.clone()), Instant::now() + PODS_PAUSE);
+            return None;
+        }
+        if plan.changes.is_empty() {
+            self.pending().remove(key);
+            return None;
+        }
+        let back = self.way_back(workload, targets, plan).await;
+        if !(plan.goes_back() || back.is_some() || self.gathered(workload, targets)) {
+            return None;
+        }
+        if tags(&self.targets(workload)) != tags(targets) {
+            // The tag that was waited for has come since this plan was made.
+            self.queue.add_now(Key::Workload(key.clone()));
+            return None;
+        }
+        self.roll(workload, plan, back).await
     }
 
     /// Leaves a workload alone that cannot be rolled; says, once, why, if an Image covers it.
@@ -221,16 +233,18 @@ impl Sync {
         all
     }
 
-    /// Stamps a workload, if the limits allow. Returns why it could not be written.
-    async fn roll(&self, workload: &Workload, plan: &Plan) -> Option<String> {
+    /// Stamps a workload, if the limits allow. `back` is what is done if a rejected tag would have to wait for that. Returns
+    /// why it could not be written.
+    async fn roll(&self, workload: &Workload, plan: &Plan, back: Option<Plan>) -> Option<String> {
         let key = &workload.key;
         let rolling = self.rolling.lock().await;
         // Nothing delays a rollback; what else has changed waits its turn.
-        let plan = if plan.goes_back() { &plan.back_only(workload) } else { &self.startable(workload, plan) };
+        let may = if plan.goes_back() { plan.back_only(workload) } else { self.startable(workload, plan) };
+        let stays = |waits: &[Change]| self.leaves_rejected(workload, waits);
+        let plan = &back.filter(|_| stays(&waiting(plan, &may))).unwrap_or(may);
         if plan.changes.is_empty() {
             return None;
         }
-        let plan = &plan;
         self.waiting().remove(key);
         if !self.leadership.is_leader() {
             return None;
@@ -299,7 +313,11 @@ impl Sync {
             let digest = change.digest.as_deref().unwrap_or_default();
             let what = if change.back.is_some() { "rollback" } else { "roll" };
             Audit { image: &name, workload: &key.to_string(), what, from, to, digest, rule, rollout }.log();
-            if let Some(Cached::Read(image)) = self.world.image(&image).filter(|_| self.begins(workload, change)) {
+            let Some(Cached::Read(image)) = self.world.image(&image) else {
+                continue;
+            };
+            self.tell_way_back(workload, change, &image).await;
+            if self.begins(workload, change) {
                 let note = format!("{key}: container {}: {from} -> {to} (rollout {rollout})", change.container);
                 self.events.say(&super::report::reference(&image), Reason::RolloutStarted, &note).await;
             }
@@ -314,6 +332,11 @@ impl Sync {
         let carries = |w: &Arc<Workload>| w.key != workload.key && w.rollout.as_ref() == Some(&change.rollout);
         !others.iter().any(carries)
     }
+}
+
+/// What of a plan may not be done now.
+fn waiting(plan: &Plan, may: &Plan) -> Vec<Change> {
+    plan.changes.iter().filter(|change| !may.changes.contains(change)).cloned().collect()
 }
 
 fn tags(targets: &BTreeMap<String, Target>) -> BTreeMap<String, String> {

@@ -148,6 +148,7 @@ fn passed(answer: reqwest::Response, mut cut: watch::Receiver<bool>) -> Response
 /// A refusal in the API server's own words (`meta/v1` Status).
 fn refused(code: u16) -> Response {
     let reason = match code {
+        404 => "NotFound",
         429 => "TooManyRequests",
         504 => "Timeout",
         _ => "InternalError",

@@ -64,7 +64,7 @@ pub async fn create(shop: &Shop, kind: Kind, name: &str, text: &str, patch: &Val
     eventually(DEADLINE, "the kind is served", make).await
 }
 
-async fn merge(shop: &Shop, kind: Kind, name: &str, patch: &Value) {
+pub async fn merge(shop: &Shop, kind: Kind, name: &str, patch: &Value) {
     api(shop, kind).patch(name, &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
 }
 

@@ -117,17 +117,17 @@ pub async fn said(shop: &Shop, kind: &str, name: &str, words: &[&str]) -> usize 
 }
 
 /// A workload `web` with an Image `img` that ran 1.0.0, 1.1.0 and runs 1.2.0, each but the first by a stamp.
-struct Stage {
-    bed: &'static Bed,
-    shop: Shop,
-    kind: &'static str,
+pub struct Stage {
+    pub bed: &'static Bed,
+    pub shop: Shop,
+    pub kind: &'static str,
     repository: String,
-    image: String,
+    pub image: String,
     manifest: Value,
 }
 
 impl Stage {
-    async fn new(name: &str, kind: &'static str, spec: &Value) -> Self {
+    pub async fn new(name: &str, kind: &'static str, spec: &Value) -> Self {
         let bed = Bed::shared().await;
         bed.registries.open.push(name, "1.0.0").await.unwrap();
         let image = bed.registries.open.image(name);
@@ -145,35 +145,35 @@ impl Stage {
         stage
     }
 
-    async fn push(&self, tag: &str) {
+    pub async fn push(&self, tag: &str) {
         self.bed.registries.open.push(&self.repository, tag).await.unwrap();
         self.shop.sync("img").await;
     }
 
-    async fn rolls_to(&self, tag: &str) {
+    pub async fn rolls_to(&self, tag: &str) {
         self.push(tag).await;
         self.runs(tag).await;
         self.shop.settles("img", tag).await;
     }
 
-    async fn runs(&self, tag: &str) {
+    pub async fn runs(&self, tag: &str) {
         self.shop.pods_run("web", 2, &format!("{}:{tag}", self.image)).await;
     }
 
-    async fn undo(&self, revision: Option<usize>) {
+    pub async fn undo(&self, revision: Option<usize>) {
         let (object, to) = (format!("{}/web", self.kind), format!("--to-revision={}", revision.unwrap_or_default()));
         self.bed.cluster.kubectl_ok(&["-n", &self.shop.namespace, "rollout", "undo", &object, &to]).await.unwrap();
     }
 
-    async fn held(&self, by: HeldBy, tag: &str) -> Held {
+    pub async fn held(&self, by: HeldBy, tag: &str) -> Held {
         is_held(&self.shop, "img", &format!("{}/web", self.kind), by, tag).await
     }
 
-    async fn annotate(&self, annotations: &Value) {
+    pub async fn annotate(&self, annotations: &Value) {
         annotate(&self.shop, self.kind, "web", annotations).await;
     }
 
-    async fn stays(&self, tag: &str) {
+    pub async fn stays(&self, tag: &str) {
         nothing_happens(&self.shop, self.kind, "web", "img").await;
         self.runs(tag).await;
     }

@@ -45,7 +45,7 @@ async fn revisions(shop: &Shop, kind: &str, app: &str) -> usize {
     of_kind(shop, "apps", of).list(&ListParams::default().labels(&format!("app={app}"))).await.unwrap().items.len()
 }
 
-fn count(lines: &[String], wanted: &[&str]) -> usize {
+pub fn count(lines: &[String], wanted: &[&str]) -> usize {
     lines.iter().filter(|line| wanted.iter().all(|part| line.contains(part))).count()
 }
 
@@ -106,7 +106,7 @@ impl Stage {
         self.is_stamped_for(kind, name, "1.0.0", tag).await;
     }
 
-    async fn is_stamped_for(&self, kind: &str, name: &str, text: &str, tag: &str) {
+    pub async fn is_stamped_for(&self, kind: &str, name: &str, text: &str, tag: &str) {
         let wanted = format!(":{text} {}:{tag}", self.image);
         eventually(DEADLINE, &format!("{kind}/{name} is stamped for {tag}"), async || {
             let stamp = stamp(&get(&self.shop, kind, name).await);
@@ -140,7 +140,7 @@ impl Stage {
         status
     }
 
-    async fn said_once(&self, kind: &str, name: &str) {
+    pub async fn said_once(&self, kind: &str, name: &str) {
         let on_image = self.shop.events("Image", "img").await;
         assert_eq!(count(&on_image, &["TagRejected: ", BROKEN, "action=retry"]), 1, "{on_image:?}");
         assert_eq!(count(&on_image, &["RolledBack: ", "-> 1.2.0"]), 1, "{on_image:?}");
@@ -149,7 +149,7 @@ impl Stage {
     }
 
     /// Further syncs change nothing.
-    async fn stays(&self, kind: &str, name: &str) {
+    pub async fn stays(&self, kind: &str, name: &str) {
         let generation = async || get(&self.shop, kind, name).await["metadata"]["generation"].clone();
         let before = generation().await;
         for _ in 0..3 {

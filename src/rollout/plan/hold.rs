@@ -87,6 +87,8 @@ impl Case<'_> {
         Some(match holding.stay.as_ref()? {
             Stay::Fight(manager) => stays_here(HeldBy::Fight, Some(manager.clone())),
             Stay::At(tag) => self.stay_at(tag),
+            // Its text is not what it ran: not known before its Pods are there.
+            Stay::Here(_) if self.has_nothing_to_show() => ContainerPlan::Blocked(Blocked::AwaitsPods),
             Stay::Here(tag) => stays_here(HeldBy::Annotation, Some(tag.clone())),
             Stay::Asks => ContainerPlan::Blocked(Blocked::AwaitsRegistry),
         })
@@ -122,6 +124,10 @@ impl Case<'_> {
     pub(super) fn keep_at(&self, tag: &Tagged, running: &[Tagged], by: HeldBy) -> ContainerPlan {
         let hold = self.hold(tag, by);
         let is_there = |ran: &Tagged| ran.tag == tag.tag && (tag.digest.is_none() || ran.digest == tag.digest);
+        if running.is_empty() && self.is_given(tag) {
+            let none_wanted = self.workload.replicas == 0;
+            return if none_wanted { ContainerPlan::Hold(hold) } else { ContainerPlan::Blocked(Blocked::AwaitsPods) };
+        }
         let unknown = running.is_empty().then(Tagged::default);
         let Some(from) = running.iter().find(|ran| !is_there(ran)).or(unknown.as_ref()) else {
             return ContainerPlan::Hold(hold);
@@ -166,6 +172,13 @@ impl Case<'_> {
         })
     }
 
+    /// Whether nothing tells yet what it runs: its Pods are still to come.
+    fn has_nothing_to_show(&self) -> bool {
+        let known = self.workload.stamp(&self.container.name).is_some() || self.target.holding.in_force().is_some();
+        let none_run = self.facts.is_some_and(|facts| facts.running(&self.container.name).is_empty());
+        !known && none_run && self.workload.replicas > 0
+    }
+
     /// Why it is held at `ran`, if that is on record.
     pub(super) fn on_record(&self, ran: &Tagged) -> Option<HeldBy> {
         let record = self.target.holding.record.as_ref().filter(|record| record.holds())?;
@@ -174,12 +187,20 @@ impl Case<'_> {
         (same && matches!(record.by, HeldBy::Undo | HeldBy::Manifest)).then_some(record.by)
     }
 
-    /// Where a person's rollback that is on record keeps it, unless a newer tag or a newer text has ended that.
+    /// Where a person's rollback that is on record keeps it without a stamp, unless a newer tag or a newer text has ended
+    /// that.
     pub(super) fn held_at(&self) -> Option<(Tagged, HeldBy)> {
-        let record = self.target.holding.record.as_ref().filter(|record| record.holds())?;
-        let tag = Tagged::parse(&record.tag).filter(|_| matches!(record.by, HeldBy::Undo | HeldBy::Manifest))?;
-        let newer_text = self.compare(&self.own().tag, &tag.tag) == Some(Ordering::Greater);
-        (!newer_text && !self.left().is_some_and(|left| self.ends(&left))).then_some((tag, record.by))
+        let record = self.target.holding.record.as_ref()?;
+        let rollback = matches!(record.by, HeldBy::Undo | HeldBy::Manifest);
+        let held = record.runs(&self.target.order, self.reference.tag()).filter(|_| rollback)?;
+        (!self.left().is_some_and(|left| self.ends(&left))).then_some(held)
+    }
+
+    /// Whether admission gives new Pods this tag because that is on record: a template without a stamp needs none then.
+    fn is_given(&self, tag: &Tagged) -> bool {
+        let record = self.target.holding.record.as_ref().filter(|_| !tag.is_in(&self.target.rejected));
+        let given = record.and_then(|record| record.runs(&self.target.order, self.reference.tag()));
+        given.is_some_and(|(given, _)| given == *tag)
     }
 
     /// The tag that a person left.

@@ -6,6 +6,7 @@ use tokio::time::Instant;
 
 use crate::api::annotated::{PodHash, bare_image_name, owners_of};
 use crate::api::{Image, Order};
+use crate::index::Holds;
 use crate::index::question::{Answered, PodQuestion, Question};
 use crate::policy::{Reference, Repository};
 use crate::rollout::PullAccess;
@@ -57,7 +58,7 @@ impl Sync {
             let (key, until) = match &found {
                 Found::NotCovered | Found::Unmade { by: None, .. } => break found,
                 Found::Made(image) => match on_record(image) {
-                    Some(answered) => return Ok(spoken(answered, question, image, &text)),
+                    Some(answered) => return Ok(spoken(answered, question, pod, image, &text)),
                     None => {
                         (Some(Key::Image(key_of(image))), if self.leadership.is_leader() { deadline } else { patience })
                     }
@@ -84,7 +85,7 @@ impl Sync {
             Found::Behind { alone: false } | Found::NotCovered => return Ok(Answered::not_covered()),
         };
         let answered = self.decide_alone(&key_of(&image), &image, access.as_ref(), deadline).await?;
-        Ok(spoken(answered, question, &image, &text))
+        Ok(spoken(answered, question, pod, &image, &text))
     }
 }
 
@@ -190,10 +191,17 @@ fn key_of(image: &Image) -> ImageKey {
     ImageKey { namespace: namespace.unwrap_or_default(), name: name.unwrap_or_default() }
 }
 
-/// The answer as the Pod's container needs it: the newer of its own tag and the Image's.
-fn spoken(answered: Answered, question: &Question, image: &Image, text: &Reference) -> Answered {
-    let order = Order::of(&image.spec).following(&status_of(image)).of_one_text(true);
+/// The answer as the Pod's container needs it: where a person holds its workload, else the newer of its own tag and the
+/// Image's.
+fn spoken(answered: Answered, question: &Question, pod: &PodQuestion, image: &Image, text: &Reference) -> Answered {
+    let status = status_of(image);
+    let order = Order::of(&image.spec).following(&status).of_one_text(true);
     let name = image.metadata.name.clone().filter(|name| *name != question.image);
+    let hash = PodHash { value: &pod.hash, of_rollout: pod.of_rollout };
+    let owners = pod.controller.as_ref().map(|owner| owners_of(&owner.kind, &owner.name, hash)).unwrap_or_default();
+    if let Some((tag, _)) = Holds::of(&status).at(&order, &owners, &pod.container, text.tag()) {
+        return Answered { tag: Some(tag.to_string()), reason: "held".to_owned(), image: name, ..answered };
+    }
     let tag = answered.tag.map(|tag| {
         let bare = tag.split('@').next().unwrap_or_default();
         let newer = order.newer_of(text.tag(), bare);

@@ -40,3 +40,20 @@ fn a_hold_is_kept_until_its_workload_is_decided() {
     check(a, a, &[], &["1.3.0"], "0/2, 1 held", 0);
     check(&[], a, &[], &["1.3.0"], "0/2, 1 held", 1);
 }
+
+#[test]
+fn a_hold_is_kept_while_its_kind_is_not_served() {
+    #[track_caller]
+    fn check(unseen: &[&str], kept: &[&str]) {
+        let subject = super::tests::subject(0, true);
+        let unseen = unseen.iter().map(|&name| name.to_owned()).collect();
+        let progress = Progress { total: 1, unseen, ..Progress::default() };
+        let held = vec![hold("CloneSet/b", "1.3.0"), hold("Rollout/a", "1.3.0")];
+        let mut status = ImageStatus { held, ..ImageStatus::default() };
+        assert_eq!(after_progress(&mut status, &subject, &progress), Holds::default());
+        assert_eq!(status.held.iter().map(|h| h.workload.as_str()).collect::<Vec<_>>(), kept);
+    }
+    check(&["CloneSet/b", "Rollout/a"], &["CloneSet/b", "Rollout/a"]);
+    check(&["Rollout/a"], &["Rollout/a"]);
+    check(&[], &[]);
+}

@@ -32,6 +32,8 @@ pub struct Progress {
     /// Those not planned or not written yet for the tag: what held them is kept, because a plan needs to know what was
     /// left.
     pub undecided: Vec<String>,
+    /// Those with a hold on record of which nobody knows whether they are there: their kind is not served.
+    pub unseen: Vec<String>,
     /// A workload that could not be rolled, and why.
     pub failed: Option<(String, String)>,
     /// A workload whose rollout does not go on, and why: it waits for somebody.
@@ -73,16 +75,28 @@ pub fn release(status: &mut ImageStatus, subject: &Subject<'_>) -> Vec<Held> {
 
 /// Records how far the workloads are. Holds that began or were ended come back, to be said once.
 pub fn after_progress(status: &mut ImageStatus, subject: &Subject<'_>, progress: &Progress) -> Holds {
+    let holds = record_holds(status, subject, progress);
+    let held = status.held.iter().filter(|hold| hold.holds());
+    let held: BTreeSet<&str> = held.map(|hold| hold.workload.as_str()).collect();
+    status.workloads = (progress.total > 0).then(|| match held.len() {
+        0 => format!("{}/{}", progress.done, progress.total),
+        held => format!("{}/{}, {held} held", progress.done, progress.total),
+    });
+    if let Some(rollout) = &mut status.rollout {
+        (rollout.total, rollout.updated) = (progress.total, progress.done);
+    }
+    record_lead(status, progress.lead.as_ref().map(|(lead, _)| lead), subject.now);
+    wait_with_workloads(status, subject, progress);
+    say_whether_it_moves(status, subject, progress);
+    say_whether_it_fails(status, subject, progress);
+    holds
+}
+
+/// Records what keeps another tag. A hold that is on record already keeps its time.
+fn record_holds(status: &mut ImageStatus, subject: &Subject<'_>, progress: &Progress) -> Holds {
     let known = std::mem::take(&mut status.held);
     let mut holds = Holds::default();
-    // What a hold waits for is written nowhere else: it goes only once a plan was made without it.
-    let found = || progress.held.iter().chain(&progress.released);
-    let planned = |hold: &&Held| {
-        // Where the Image does not count for anybody, for a moment perhaps, nothing was decided.
-        let decided = !progress.excluded && !progress.undecided.contains(&hold.workload);
-        decided || found().any(|h| h.workload == hold.workload && h.container == hold.container)
-    };
-    status.held.extend(known.iter().filter(|hold| !planned(hold)).cloned());
+    status.held.extend(known.iter().filter(|hold| !is_decided(progress, hold)).cloned());
     for (hold, released) in progress.held.iter().map(|h| (h, false)).chain(progress.released.iter().map(|h| (h, true)))
     {
         let same = |k: &&Held| (&k.workload, &k.container, &k.tag) == (&hold.workload, &hold.container, &hold.tag);
@@ -103,17 +117,21 @@ pub fn after_progress(status: &mut ImageStatus, subject: &Subject<'_>, progress:
     }
     // One order, whoever was seen first: else the same holds would be written again and again.
     status.held.sort_by(|a, b| (&a.workload, &a.container).cmp(&(&b.workload, &b.container)));
-    let held = status.held.iter().filter(|hold| hold.holds());
-    let held: BTreeSet<&str> = held.map(|hold| hold.workload.as_str()).collect();
-    status.workloads = (progress.total > 0).then(|| match held.len() {
-        0 => format!("{}/{}", progress.done, progress.total),
-        held => format!("{}/{}, {held} held", progress.done, progress.total),
-    });
-    if let Some(rollout) = &mut status.rollout {
-        (rollout.total, rollout.updated) = (progress.total, progress.done);
-    }
-    record_lead(status, progress.lead.as_ref().map(|(lead, _)| lead), subject.now);
-    wait_with_workloads(status, subject, progress);
+    holds
+}
+
+/// Whether it was decided over a hold on record since. What a hold waits for is written nowhere else: it goes only once a
+/// plan was made without it, or its workload is known to be gone.
+fn is_decided(progress: &Progress, hold: &Held) -> bool {
+    let mut found = progress.held.iter().chain(&progress.released);
+    // Where the Image does not count for anybody, for a moment perhaps, nothing was decided.
+    let decided =
+        !progress.excluded && !progress.undecided.contains(&hold.workload) && !progress.unseen.contains(&hold.workload);
+    decided || found.any(|h| h.workload == hold.workload && h.container == hold.container)
+}
+
+/// The condition `Reconciling`.
+fn say_whether_it_moves(status: &mut ImageStatus, subject: &Subject<'_>, progress: &Progress) {
     let moves = subject.closed.is_none() || progress.moving > 0;
     let moves = moves && progress.stopped.is_none();
     let way = |r: &RolloutStatus| if r.back_from.is_some() { "back to" } else { "out" };
@@ -127,6 +145,11 @@ pub fn after_progress(status: &mut ImageStatus, subject: &Subject<'_>, progress:
         Some(message) => conditions.set(condition::RECONCILING, true, "RollingOut", &message),
         None => conditions.clear(condition::RECONCILING),
     }
+}
+
+/// The conditions `Stalled` and `Ready`, and the result, as far as workloads decide them.
+fn say_whether_it_fails(status: &mut ImageStatus, subject: &Subject<'_>, progress: &Progress) {
+    let mut conditions = Conditions { list: &mut status.conditions, subject };
     let failed = progress.failed.as_ref().map(|(workload, why)| format!("{workload} cannot be rolled: {why}"));
     let stopped = progress.stopped.as_ref().map(|(workload, why)| format!("{workload} does not go on: {why}"));
     match &stopped {
@@ -148,7 +171,6 @@ pub fn after_progress(status: &mut ImageStatus, subject: &Subject<'_>, progress:
         }
         None => {}
     }
-    holds
 }
 
 /// Records who goes first and since when that one runs well: a restart goes on from there. If it runs well no longer, the

@@ -32,6 +32,26 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// The kinds that other projects bring.
 const KINDS: [Kind; 2] = [Kind::Rollout, Kind::CloneSet];
 
+/// The watches of these kinds that run, each for all namespaces or for one, and whether it has brought everything once.
+#[derive(Default)]
+pub(in crate::sync) struct Served(HashMap<(Kind, Option<String>), Receiver<bool>>);
+
+impl Served {
+    /// Whether a workload that is not known is not there either. `workload`: kind and name, for example `Rollout/web`. Of
+    /// the kinds of other projects that is known only while they are served and were listed.
+    pub fn tells(&self, namespace: &str, workload: &str) -> bool {
+        let kind = workload.split_once('/').map(|(kind, _)| kind);
+        let Some(kind) = Kind::ALL.into_iter().find(|known| Some(known.as_str()) == kind) else {
+            return false; // of another version of kimup
+        };
+        let listed = |within: Option<&str>| {
+            let watch = self.0.get(&(kind, within.map(str::to_owned)));
+            watch.is_some_and(|listed| *listed.borrow())
+        };
+        !KINDS.contains(&kind) || listed(None) || listed(Some(namespace))
+    }
+}
+
 /// What discovery says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Found {
@@ -138,6 +158,7 @@ impl Followed {
             let gone = move |sync: &Sync, namespace: &str, name: &str| workload_gone(sync, kind, namespace, name);
             let of = world::Kind::Workloads(kind);
             let first = follow(stream, sync.clone(), token.clone(), of, within.clone(), saw, gone);
+            sync.served().0.insert((kind, within.clone()), first.clone());
             self.running.insert(within, (token, first));
         }
         if self.running.len() > began {
@@ -189,6 +210,8 @@ impl Followed {
         if self.running.is_empty() {
             return;
         }
+        // First: that its objects are forgotten says nothing of them.
+        sync.served().0.retain(|(of, _), _| *of != kind);
         for (_, (token, mut watch)) in self.running.drain() {
             token.cancel();
             // Not before it has ended: it may be bringing an object this moment.
@@ -211,4 +234,35 @@ fn saw(sync: &Sync, kind: Kind, object: &DynamicObject) {
     let (namespace, name) = (namespace.as_deref().unwrap_or_default(), name.as_deref().unwrap_or_default());
     tracing::debug!(kind = kind.as_str(), namespace, name, "no Pod template: not followed");
     workload_gone(sync, kind, namespace, name);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_known_may_be_there_while_its_kind_is_not_served() {
+        let watch = |listed: bool| tokio::sync::watch::channel(listed).1;
+        let shop = Some("shop".to_owned());
+        let none = Served::default();
+        let everywhere = Served([((Kind::Rollout, None), watch(true))].into());
+        let shop_alone = Served([((Kind::Rollout, shop.clone()), watch(true))].into());
+        let begins = Served([((Kind::Rollout, None), watch(false))].into());
+        let check = |served: &Served, namespace: &str, workload: &str, expected: bool| {
+            assert_eq!(served.tells(namespace, workload), expected, "{namespace} {workload}");
+        };
+        for served in [&none, &everywhere, &begins] {
+            check(served, "shop", "Deployment/web", true);
+            check(served, "shop", "StatefulSet/web", true);
+            check(served, "shop", "DaemonSet/web", true);
+            check(served, "shop", "CloneSet/web", false);
+            check(served, "shop", "Sandbox/web", false);
+            check(served, "shop", "web", false);
+        }
+        check(&none, "shop", "Rollout/web", false);
+        check(&begins, "shop", "Rollout/web", false);
+        check(&everywhere, "shop", "Rollout/web", true);
+        check(&shop_alone, "shop", "Rollout/web", true);
+        check(&shop_alone, "other", "Rollout/web", false);
+    }
 }

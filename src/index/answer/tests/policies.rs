@@ -226,6 +226,9 @@ fn what_sync_answers_is_run() {
     assert_eq!(words(&asked.answered(&Tagged::new("1.0.3", None), None)), of(&job));
     assert_eq!(words(&asked.answered(&Tagged::new("1.0.3", None), Some("x), rollout y"))), of(&job));
     assert!(words(&asked.not_covered()).starts_with("run ghcr.io/org/app:1.4.2 "));
+    let held = json!([{"workload": "Job/n-1", "container": "app", "tag": "1.2.0", "left": "1.4.2", "by": "Undo"}]);
+    let held = words(&open(&[json!({"status": {"held": held}})]).not_covered());
+    assert!(held.starts_with("run ghcr.io/org/app:1.2.0 "), "{held}");
     assert_eq!(words(&open(&[]).not_covered()), "keep");
     let untagged = words(&open(&[json!({"status": null})]).not_covered());
     assert_eq!(untagged, "keep, container \"app\" keeps its own tag: Image web has no tag yet");

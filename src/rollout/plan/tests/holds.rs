@@ -127,7 +127,15 @@ fn a_stamp_that_was_taken_away_comes_back() {
     let back = "app:1.0.0 app:1.1.0 as hold, Undo at 1.1.0";
     check(held(&["app:1.2.0"]).new_revision(), &format!("1.2.0 -> {back}"));
     check(held(&["app:1.2.0"]).unmarked(), &format!("1.2.0 -> {back}"));
-    check(held(&[]).unmarked(), &format!(" -> {back}"));
+    // Its Pods to come get that at admission; there may be none.
+    check(held(&[]).unmarked(), "AwaitsPods");
+    let mut none = held(&[]).unmarked();
+    none.workload.replicas = 0;
+    check(none, "Undo at 1.1.0");
+    // But no rejected tag.
+    let mut rejected = held(&[]).unmarked();
+    rejected.target.rejected.insert("1.1.0".to_owned());
+    check(rejected, &format!(" -> {back}"));
     check(held(&["app:1.1.0"]).unmarked(), "Undo at 1.1.0");
     check(held(&["app:1.1.0", "app:1.2.0"]).new_revision(), &format!("1.2.0 -> {back}"));
     // Newer than the others, but not than the hold: somebody put it back.
@@ -140,8 +148,12 @@ fn a_stamp_that_was_taken_away_comes_back() {
     // Ended by a newer tag, or by a newer text.
     let newer = lost("1.3.0", &["app:1.2.0"]).record(record(HeldBy::Undo, "1.2.0")).unmarked();
     check(newer, "1.2.0 -> app:1.0.0 app:1.3.0 as minor");
-    let text = case("app:1.1.5", "1.2.0").facts(&["-", LEFT], &["app:1.1.5"]);
-    check(text.record(record(HeldBy::Undo, "1.2.0")).unmarked(), "1.1.5 -> app:1.1.5 app:1.2.0 as minor");
+    let text = |text: &str, running: &str| {
+        case(text, "1.2.0").facts(&["-", LEFT], &[running]).record(record(HeldBy::Undo, "1.2.0")).unmarked()
+    };
+    check(text("app:1.2.0", "app:1.2.0"), "keep");
+    check(text("app:1.1.5", "app:1.1.5"), "Manifest at 1.1.5");
+    check(text("app:1.1.5", "app:1.2.0"), "1.2.0 -> app:1.1.5 app:1.1.5 as hold, Manifest at 1.1.5");
     // The same for an older text: its own tag is what it is held at.
     let text = case("app:1.1.0", "1.2.0").facts(&["-", LEFT], &["app:1.2.0"]);
     check(text.record(record(HeldBy::Manifest, "1.2.0")).unmarked(), {
@@ -185,11 +197,18 @@ fn the_annotation_keeps_it_at_its_tag() {
     check(plain().facts(&["-"], &["app:1.1.0"]), "Annotation at 1.1.0");
     check(plain().facts(&["-"], &["app:1.2.0"]), "1.2.0 -> app:1.0.0 app:1.1.0 as hold, Annotation at 1.1.0");
     check(plain().facts(&["-"], &[]), " -> app:1.0.0 app:1.1.0 as hold, Annotation at 1.1.0");
+    check(plain().facts(&["-"], &[]).record(record(HeldBy::Annotation, "")), "AwaitsPods");
     // It does not name what it would have to run.
     check(ours("1.2.0").stay(Stay::Here("9.9.9".to_owned())), "Annotation at 1.1.0");
     check(case("app:1.0.0", "1.2.0").stay(Stay::Here("9".to_owned())), "NeedsFacts");
     let here = case("app:1.0.0", "1.2.0").stay(Stay::Here("9".to_owned()));
     check(here.facts(&["-"], &["app:1.1.0"]), "Annotation at 1.1.0");
+    let here = || case("app:1.0.0", "1.2.0").stay(Stay::Here("9".to_owned())).facts(&["-"], &[]);
+    check(here(), "AwaitsPods");
+    check(here().record(record(HeldBy::Annotation, "")), "Annotation at 1.1.0");
+    let mut none = here();
+    none.workload.replicas = 0;
+    check(none, "Annotation at 1.0.0");
     check(ours("1.2.0").stay(Stay::Asks), "AwaitsRegistry");
     // Resumed, or taken away.
     let held = || ours("1.2.0").record(record(HeldBy::Annotation, ""));
