@@ -58,13 +58,13 @@ async fn a_hold_goes_only_with_its_workload() {
     says("the kind is not installed any more", 1).await;
     for _ in 0..2 {
         let status = shop.sync("img").await;
-        assert_eq!((&status.held[..], status.workloads), (&[held.clone()][..], None));
+        assert_eq!((&status.held[..], status.workloads), (std::slice::from_ref(&held), None));
     }
     missing.store(false, Ordering::Relaxed);
     says("the kind is installed", 2).await;
     counts(&shop, "img", "0/1, 1 held").await;
     for _ in 0..2 {
-        assert_eq!(shop.sync("img").await.held, [held.clone()]);
+        assert_eq!(shop.sync("img").await.held, std::slice::from_ref(&held));
     }
     let rollout = api(&shop, Kind::Rollout).get("web").await.unwrap();
     assert_eq!(

@@ -20,7 +20,7 @@ pub struct Stage {
     pub shop: Shop,
     registry: &'static Registry,
     repository: String,
-    image: String,
+    pub image: String,
 }
 
 fn of_kind(shop: &Shop, group: &str, kind: &str) -> Api<DynamicObject> {
