@@ -16,7 +16,7 @@ tools: ## build the test cluster's programs (minutes the first time) and print t
 
 # The scenarios wait for the cluster most of the time: more of them at once than there are cores.
 test: tools ## run every test: unit, architecture, and the scenarios on a real cluster
-	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-4} cargo test --workspace $(CARGOFLAGS)
+	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-6} cargo test --workspace $(CARGOFLAGS)
 
 test-restarts: tools ## restart replicas 20 times and rotate the CA 10 times under load, and let the API server hang for minutes (8 minutes)
 	KIMUP_RESTARTS=20 KIMUP_ROTATIONS=10 cargo test --test cluster $(CARGOFLAGS) -- --include-ignored --nocapture zero_loss certificates degraded

@@ -106,11 +106,17 @@ impl<'a> Judge<'a> {
     }
 
     /// Whether the pattern may name suffixed tags only: not if it matches the current tag, and that has no suffix. The
-    /// current tag counts also when it is not listed, so that a partial listing never opens suffixes.
+    /// current tag counts also when it is not listed, so that a partial listing never opens suffixes. Nor if it is a
+    /// prerelease that a range allows: it may have come after a plain one, and must not open variants that did not count
+    /// then.
     pub(super) fn may_name_suffixes(&self) -> bool {
+        let is_plain = |start: &Entry<'_>| match start.version_read() {
+            Some(read) if matches!(self.rule, Rule::Semver(Some(_))) => read.version.has_no_variant(),
+            _ => start.is_plain_version(),
+        };
         self.rule.grammar().is_some()
             && self.filter.pattern().is_some()
-            && !self.start.as_ref().is_some_and(|it| it.is_plain_version() && self.filter.pattern_matches(it.tag))
+            && !self.start.as_ref().is_some_and(|start| is_plain(start) && self.filter.pattern_matches(start.tag))
     }
 
     /// Whether a tag is a candidate, or why it is none.

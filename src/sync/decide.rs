@@ -112,8 +112,8 @@ pub fn decide<T: AsRef<str>>(spec: &CompiledSpec, which: Rules, known: Known<'_>
     if tags.is_empty() {
         return Verdict::Empty;
     }
-    let start = start(spec, &order, current, &known);
     let (names, rules) = which.of(spec);
+    let start = start(spec, &order, &rules, current, &known);
     let offered: Vec<&str> = tags.iter().map(AsRef::as_ref).filter(|tag| !known.is_rejected(tag)).collect();
     let decision = policy::choose(&rules, &spec.filter, start, &offered);
     let why = match rules.is_empty() {
@@ -157,16 +157,31 @@ pub fn refused<T: AsRef<str>>(spec: &CompiledSpec, known: Known<'_>, tags: &[T],
 }
 
 /// The current tag, or the starting tag if there is none or it has been raised above. Where only its digest is followed,
-/// another starting tag than before is a decision.
-fn start<'a>(spec: &'a CompiledSpec, order: &Order, current: Option<&'a str>, known: &Known<'_>) -> Option<&'a str> {
+/// another starting tag than before is a decision. What only a rule calls newer that does not choose (it only tells) is not
+/// raised: from there those that choose might start anew with each answer of theirs.
+fn start<'a>(
+    spec: &'a CompiledSpec,
+    order: &Order,
+    rules: &[&Rule],
+    current: Option<&'a str>,
+    known: &Known<'_>,
+) -> Option<&'a str> {
     if let (Some(before), Some(base)) = (known.followed, spec.tag_to_follow())
         && before != base
     {
         return Some(base);
     }
+    let is_raised = |base: &str, current: &str| {
+        let by_choosing = rules.iter().find_map(|rule| policy::compare(rule, &spec.filter, base, current));
+        let newer = Some(Ordering::Greater);
+        order.compare(base, current) == newer && (rules.is_empty() || by_choosing == newer)
+    };
+    let is_known = |tag: &str| order.compare(tag, tag).is_some();
     match (current, spec.base_tag.as_deref()) {
+        // A current tag like `latest` counts as none.
+        (Some(current), Some(base)) if !is_known(current) && is_known(base) => Some(base),
         // Raised, or, of an Image that was made for it, turned to another variant.
-        (Some(current), Some(base)) if order.compare(base, current) == Some(Ordering::Greater) => Some(base),
+        (Some(current), Some(base)) if is_raised(base, current) => Some(base),
         (Some(current), Some(base))
             if known.of_one_text && !order.keeps_tags() && order.is_another_family(base, current) =>
         {
@@ -193,7 +208,7 @@ pub fn allows<T: AsRef<str>>(
         return Err(format!("it is older than {current}; to go back, reject {current} or undo its rollout"));
     }
     let (names, rules) = Rules::All.of(spec);
-    let start = start(spec, &order, current, &known);
+    let start = start(spec, &order, &rules, current, &known);
     // What stands between is of no account: each rule is asked for this tag alone.
     let alone = policy::choose(&rules, &spec.filter, start, &[tag]).rule.and_then(|rule| names.get(rule).copied());
     let explained = policy::choose(&rules, &spec.filter, start, tags).explain();

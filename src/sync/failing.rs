@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use kube::ResourceExt;
 use tokio::time::Instant;
 
-use crate::api::{Image, ImageStatus, Strategy, Tagged, annotations::Stamp};
+use crate::api::{Image, ImageStatus, RolloutStatus, Strategy, Tagged, annotations::Stamp};
 use crate::policy::Reference;
 use crate::rollout::{
     self, ApplyError, Before, Evidence, FIELD_MANAGER, Kind, Past, Target, Verdict, Workload, WorkloadKey,
@@ -15,6 +15,7 @@ use crate::rollout::{
 
 use super::engine::{Key, Sync};
 use super::view::has_ended;
+use super::way_back::went_back;
 use super::world::{Cached, ImageKey, User, status_of};
 
 /// How soon a rollout that fails is judged again, while its Images have not acted on that.
@@ -60,11 +61,12 @@ pub(super) struct Left {
     pub held: Option<String>,
 }
 
-/// Whether a workload was stamped with a tag after that had settled: it was held then, or opted in later.
+/// Whether a workload was stamped with a tag after that had settled: it was held then, or opted in later. Both times are in
+/// whole seconds: within one of them it may be either, and whoever was well by then has ended its rollout.
 fn began_later(workload: &Workload, status: &ImageStatus, tag: &Tagged) -> bool {
     let finished = status.history.iter().find(|entry| entry.tag == tag.tag).map(|entry| entry.finished.parse());
     let finished: Option<Timestamp> = finished.and_then(Result::ok);
-    finished.zip(workload.stamped_at).is_some_and(|(finished, stamped)| stamped > finished)
+    finished.zip(workload.stamped_at).is_some_and(|(finished, stamped)| stamped >= finished)
 }
 
 /// A container whose rollout is watched.
@@ -155,25 +157,43 @@ impl Sync {
             if settled && !began_later(workload, &status, &tag) {
                 return None; // for everybody
             }
-            let back = status.rollout.as_ref().is_some_and(|r| r.back_from.is_some() && r.tag == tag.tag);
+            let back = status.rollout.as_ref().is_some_and(|r| r.back_from.is_some() && r.tag == tag.tag)
+                || went_back(workload, image.metadata.uid.as_deref().unwrap_or_default(), &tag, &target.rejected);
             let behind = status
                 .tag
                 .as_ref()
                 .is_some_and(|settled| target.order.compare(&tag.tag, settled) == Some(std::cmp::Ordering::Less));
-            Some((container.name.clone(), Tried { target, tag, kept: held || back || behind || settled }))
+            // Others run it well: it need not be the tag.
+            let proven = settled && self.is_proven(&image, &tag, workload);
+            Some((container.name.clone(), Tried { target, tag, kept: held || back || behind || proven }))
         };
         workload.containers.iter().filter_map(of).collect()
     }
 
     /// Whether the workload that an Image rolls first is to run well for a while yet.
     fn soaks(&self, image: &Image, status: &ImageStatus, workload: &str) -> bool {
-        let Some(rollout) = &status.rollout else {
+        let soak = self.soak(image);
+        let Some(rollout) = status.rollout.as_ref().filter(|_| !soak.is_zero()) else {
             return false;
         };
-        let first = rollout.first.as_deref().is_some_and(|first| first.split(", ").any(|name| name == workload));
+        let first: Vec<&str> = rollout.first.iter().flat_map(|first| first.split(", ")).collect();
         let ready_at: Option<Timestamp> = rollout.first_ready_at.as_ref().and_then(|at| at.parse().ok());
-        let until = ready_at.and_then(|at| at.checked_add(self.soak(image)).ok());
-        first && until.is_none_or(|until| until > Timestamp::now())
+        let until = ready_at.and_then(|at| at.checked_add(soak).ok());
+        // The time is taken back when its Pods fail: whether it had passed by then, those who followed tell.
+        let soaks =
+            || until.map_or_else(|| !self.is_followed(image, rollout, &first), |until| until > Timestamp::now());
+        first.contains(&workload) && soaks()
+    }
+
+    /// Whether others than the first ones have begun to roll to the tag of a rollout.
+    fn is_followed(&self, image: &Image, rollout: &RolloutStatus, first: &[&str]) -> bool {
+        let runs = |user: &User| {
+            let stamps = user.containers.iter().filter_map(|container| user.workload.stamp(container));
+            stamps.filter_map(|stamp| Reference::parse(&stamp.reference).ok()).any(|r| r.tag() == Some(&rollout.tag))
+        };
+        let group = self.world.group_of(image);
+        let mut users = group.iter().flat_map(|of| self.world.users_of(of));
+        users.any(|user| !first.contains(&user.workload.key.to_string().as_str()) && runs(&user))
     }
 
     /// Which tags are to be rejected, or why none is.
@@ -224,7 +244,10 @@ impl Sync {
         }
         if left.is_empty() {
             let to: Vec<String> = tried.values().map(|tried| tried.tag.to_string()).collect();
-            return Err(format!("nothing is rejected: {} ran well before, or is where it went back to", to.join(", ")));
+            return Err(format!(
+                "nothing is rejected: {} runs well elsewhere, ran well before, or is where it went back to",
+                to.join(", ")
+            ));
         }
         Ok(left)
     }

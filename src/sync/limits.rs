@@ -30,6 +30,8 @@ pub(super) enum Waits {
 struct Moving {
     namespace: String,
     images: Vec<Arc<Image>>,
+    /// When it counts as in flight no longer.
+    due: Timestamp,
     overdue: bool,
     /// It runs a tag that was rejected.
     rejected: bool,
@@ -62,7 +64,15 @@ impl Sync {
         let images: BTreeSet<String> = plan.changes.iter().map(|change| change.image.clone()).collect();
         self.waiting().insert(key.clone(), Waits::Place(images.clone()));
         let images = self.read(&key.namespace, &images);
-        if has_room(self, &self.moving(Some(key)), &key.namespace, &images) { plan } else { Plan::default() }
+        let moving = self.moving(Some(key));
+        if has_room(self, &moving, &key.namespace, &images) {
+            return plan;
+        }
+        // That the deadline of one has passed nobody else tells.
+        if let Some(at) = moving.iter().filter(|m| !m.overdue).map(|m| m.due).min() {
+            self.queue_at(Key::Workload(key.clone()), at);
+        }
+        Plan::default()
     }
 
     /// The plan without the Images that may start no rollout now: theirs must not hold up the others.
@@ -126,11 +136,13 @@ impl Sync {
                 let all = self.world.rejections(image).into_iter().map(|rejected| rejected.tag).collect();
                 tags.iter().any(|tagged| tagged.is_in(&all))
             };
+            let due = self.due(workload);
             Moving {
                 namespace: workload.key.namespace.clone(),
                 rejected: images.iter().any(rejected),
                 images,
-                overdue: self.due(workload) <= now,
+                due,
+                overdue: due <= now,
                 tags: tags.into_iter().map(|tagged| tagged.tag).collect(),
             }
         });
@@ -177,7 +189,8 @@ impl Sync {
         waiting.sort_by(|a, b| a.0.cmp(&b.0));
         let place = |key: &WorkloadKey, names: &BTreeSet<String>| {
             let images = self.read(&key.namespace, names);
-            Moving { namespace: key.namespace.clone(), images, overdue: false, rejected: false, tags: BTreeSet::new() }
+            let (namespace, tags) = (key.namespace.clone(), BTreeSet::new());
+            Moving { namespace, images, due: Timestamp::MAX, overdue: false, rejected: false, tags }
         };
         for (key, waits) in &waiting {
             if let Waits::Offered(names) = waits {

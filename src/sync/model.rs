@@ -237,7 +237,7 @@ fn event() -> impl Strategy<Value = Event> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2_000))]
+    #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
     /// A held workload never moves but by a newer tag or a person, and nothing goes backwards but where a person sent it,
     /// with kimup starting anew between any two steps: a step remembers nothing.
     #[test]

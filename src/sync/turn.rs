@@ -103,6 +103,16 @@ impl Sync {
         rollout::lead(&members, rollout.first.as_deref())
     }
 
+    /// Whether Pods of another workload of the group run a tag well.
+    pub(super) fn is_proven(&self, image: &Image, tag: &Tagged, but: &Workload) -> bool {
+        self.world.group_of(image).iter().any(|of| {
+            let order = Order::of(&of.spec).following(&status_of(of));
+            let users = self.world.users_of(of).into_iter();
+            let mut others = users.filter(|user| user.workload.key != but.key && user.workload.replicas > 0);
+            others.any(|user| self.stage(&user, of, tag, &order) == Stage::Ready)
+        })
+    }
+
     /// The Images that share a group with these Images of a workload and do not know what these roll out.
     pub(super) fn behind(&self, workload: &WorkloadKey, names: &BTreeSet<String>) -> BTreeSet<String> {
         let mut behind = BTreeSet::new();

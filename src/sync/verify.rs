@@ -83,6 +83,8 @@ impl Chosen {
 enum Fit {
     Yes(String),
     No(String),
+    /// What it is now was rejected: it is not tried again, until it is something else.
+    Rejected(String),
 }
 
 /// What the rules come to, before it is known whether it has to wait.
@@ -160,9 +162,9 @@ async fn pick<M: Manifests>(
         if passed_over.len() >= MAX_PASSED_OVER {
             break given.keep(&passed_over)?;
         }
-        match check(tag, None, checks, manifests).await? {
+        match check(given, tag, None, checks, manifests).await? {
             Fit::Yes(digest) => break Outcome::Tag(Choice { digest: Some(digest), ..choice }),
-            Fit::No(reason) => {
+            Fit::No(reason) | Fit::Rejected(reason) => {
                 tags.to_mut().retain(|other| other != tag);
                 passed_over.push((choice.tag, reason));
             }
@@ -247,7 +249,9 @@ async fn current_digest<M: Manifests>(
         }
         (None, Some(before.to_owned()))
     };
-    match check(tag, now, checks, manifests).await? {
+    match check(given, tag, now, checks, manifests).await? {
+        // Rather one that is gone than one that was rejected.
+        Fit::Rejected(_) => Ok(kept),
         Fit::Yes(now)
             if gone.is_none()
                 && now != before
@@ -288,6 +292,7 @@ async fn first_digest<M: Manifests>(
 /// Whether a tag can be run. What was learned before counts as long as its digest is the same; `now` is the digest, if it
 /// has just been asked for.
 async fn check<M: Manifests>(
+    given: &Given<'_>,
     tag: &str,
     now: Option<String>,
     checks: &mut Checks,
@@ -311,12 +316,16 @@ async fn check<M: Manifests>(
     let Some(manifest) = known else {
         return Ok(Fit::No("the registry lists it but has no manifest of that name".to_owned()));
     };
+    let digest = manifest.digest.to_string();
+    if given.is_rejected(&Tagged::new(tag, Some(&digest))) {
+        return Ok(Fit::Rejected(format!("{digest} was rejected; action=retry clears that")));
+    }
     if let Some(platforms) = &manifest.platforms
         && let Some(lacks) = manifests.needed().await?.lacks(platforms)
     {
         return Ok(Fit::No(lacks));
     }
-    Ok(Fit::Yes(manifest.digest.to_string()))
+    Ok(Fit::Yes(digest))
 }
 
 impl<'a> Given<'a> {

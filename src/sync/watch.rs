@@ -33,7 +33,7 @@ mod foreign;
 pub(super) use foreign::Served;
 
 /// How often a Namespace is read that a Role lets us `get` but not watch.
-const NAMESPACE_POLL: Duration = Duration::from_secs(30);
+const NAMESPACE_POLL: Duration = Duration::from_secs(10);
 
 /// The running watches.
 pub(super) struct Watches {
@@ -182,7 +182,8 @@ impl Each<'_> {
 
 fn watch_namespaces(sync: &Arc<Sync>, shutdown: &CancellationToken, first: &mut Vec<Receiver<bool>>) {
     if let Scope::Namespaces(names) = &sync.options.scope {
-        for name in names {
+        let own = Some(&sync.options.own_namespace).filter(|own| !names.contains(own));
+        for name in names.iter().chain(own) {
             first.push(poll_namespace(sync.clone(), shutdown.clone(), name.clone()));
         }
         return;
@@ -200,9 +201,20 @@ fn poll_namespace(sync: Arc<Sync>, shutdown: CancellationToken, name: String) ->
     let (listed, receiver) = tokio::sync::watch::channel(false);
     let api: Api<Namespace> = Api::all(sync.client.clone());
     tokio::spawn(async move {
-        let mut pause = Pause::default();
+        let (mut pause, mut told) = (Pause::default(), false);
         loop {
             let wait = match tokio::time::timeout(Duration::from_secs(10), api.get_opt(&name)).await {
+                // A brake for the whole cluster is not worth standing still without it.
+                Ok(Err(kube::Error::Api(refused))) if refused.code == 403 && name == sync.options.own_namespace => {
+                    if !std::mem::replace(&mut told, true) {
+                        tracing::warn!(
+                            namespace = name, error = %refused.message,
+                            "the annotation freeze of this Namespace is not seen: give kimup get on it, as the Role in deploy/rbac.yaml does"
+                        );
+                    }
+                    listed.send_replace(true);
+                    NAMESPACE_POLL
+                }
                 Ok(Ok(found)) => {
                     match found {
                         Some(namespace) => sync.saw_namespace(&name, namespace.labels(), namespace.annotations()),

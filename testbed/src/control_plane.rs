@@ -94,6 +94,7 @@ pub(crate) async fn start_etcd(files: &Files) -> Result<(Process, String)> {
 /// How the API server is started on `port`.
 pub(crate) fn apiserver(files: &Files, program: &Path, etcd: &str, port: u16) -> ProcessSpec {
     ProcessSpec::new("kube-apiserver", program.to_owned(), &files.folder)
+        .rarely_collecting()
         .args(["--etcd-servers", etcd, "--secure-port", &port.to_string()])
         .args(["--bind-address", "127.0.0.1", "--advertise-address", "127.0.0.1", "--endpoint-reconciler-type", "none"])
         .args(["--tls-cert-file", &files.path("server.crt"), "--tls-private-key-file", &files.path("server.key")])
@@ -123,7 +124,9 @@ pub(crate) fn start_controllers(files: &Files, address: &str) -> Result<Vec<Proc
         let name = user.trim_start_matches("system:");
         Ok(files.write_kubeconfig(name, address, &token(user))?.display().to_string())
     };
-    let spec = |name: &str| -> Result<ProcessSpec> { Ok(ProcessSpec::new(name, tool(name)?, &files.folder)) };
+    let spec = |name: &str| -> Result<ProcessSpec> {
+        Ok(ProcessSpec::new(name, tool(name)?, &files.folder).rarely_collecting())
+    };
     let manager = spec("kube-controller-manager")?
         .args(["--kubeconfig", &kubeconfig("system:kube-controller-manager")?, "--leader-elect=false"])
         .args(["--use-service-account-credentials", "--secure-port=0", "--profiling=false"])

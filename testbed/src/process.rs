@@ -60,6 +60,13 @@ impl ProcessSpec {
         self.args.extend(args.into_iter().map(Into::into));
         self
     }
+
+    /// A Go program that collects its garbage a quarter as often: tests have more memory than processor time.
+    #[must_use]
+    pub fn rarely_collecting(mut self) -> Self {
+        self.env.push(("GOGC".to_owned(), "400".to_owned()));
+        self
+    }
 }
 
 /// A running program. Dropping it kills it; so does the end of this process: a return from `main`, a panic, a signal,

@@ -6,8 +6,10 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use tokio::time::{Instant, sleep, timeout};
 
-/// Pause between two attempts: short against what is waited for, long against the cost of one request.
+/// Pause between the first two attempts. Each further one is a quarter longer, up to [`LONGEST`]: what comes soon is seen
+/// soon, and what takes long costs few requests.
 const INTERVAL: Duration = Duration::from_millis(50);
+const LONGEST: Duration = Duration::from_millis(250);
 
 /// What one look at the world gives: the value that was waited for, or what is there instead.
 pub trait Attempt {
@@ -49,6 +51,7 @@ pub async fn try_eventually<A: Attempt>(
 ) -> Result<A::Value> {
     let deadline = Instant::now() + within;
     let mut seen = "nothing: the first look did not end".to_owned();
+    let mut pause = INTERVAL;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         match timeout(left, attempt()).await.map(Attempt::outcome) {
@@ -56,10 +59,11 @@ pub async fn try_eventually<A: Attempt>(
             Ok(Err(state)) => seen = state,
             Err(_) => bail!("{what}: not within {within:?}; last seen: {seen}"),
         }
-        if Instant::now() + INTERVAL >= deadline {
+        if Instant::now() + pause >= deadline {
             bail!("{what}: not within {within:?}; last seen: {seen}");
         }
-        sleep(INTERVAL).await;
+        sleep(pause).await;
+        pause = (pause * 5 / 4).min(LONGEST);
     }
 }
 

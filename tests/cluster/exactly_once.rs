@@ -4,7 +4,7 @@
 //! wave of trouble. `KIMUP_CHAOS_RUNS=200` has more of them, `KIMUP_SEED` repeats the choices (not their timing).
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -25,11 +25,15 @@ use crate::support::{DEADLINE, ENABLED, Shop, deployment, image_of};
 
 /// Runs that share a wave of trouble.
 const AT_ONCE: u64 = 10;
-/// How long tags are pushed in a wave.
-const PUSHING: Duration = Duration::from_secs(10);
+/// How long tags are pushed in a wave, at least and, where the machine is so slow that some trouble has not come by then,
+/// at most.
+const PUSHING: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(60));
 /// After the last trouble: a Lease runs out, controllers pause after denials, workloads go one after the other.
 const CONVERGES_WITHIN: Duration = Duration::from_secs(120);
 const STAMP: &str = "stamp.kimup.cloudavenue.io/app";
+
+/// Kinds of trouble, besides calls that fail all the time.
+const KINDS: u8 = 6;
 
 /// What happened, for the report of a test that may have had too little trouble to mean anything.
 #[derive(Default)]
@@ -130,32 +134,45 @@ impl Trouble {
         self.aim();
     }
 
-    /// Something happens every second or so until `end`.
-    async fn rage(&mut self, rng: &mut Rng, end: Instant) {
-        while Instant::now() < end {
-            self.rate.store(rng.u32(50..250), Ordering::Relaxed);
-            let victim = rng.usize(..self.replicas.len());
-            let pause = Duration::from_millis(rng.u64(200..1500));
-            match rng.u8(..6) {
-                0 | 1 => self.kill(rng).await,
-                2 => {
-                    self.replicas[victim].proxy.cut_off(true);
-                    Count::add(&self.count.cuts, 1);
-                    // Longer than a Lease now and then: the other one leads meanwhile.
-                    let long = Duration::from_secs(if rng.u8(..8) == 0 { 20 } else { 2 });
-                    tokio::time::sleep(long).await;
-                    self.replicas[victim].proxy.cut_off(false);
-                }
-                3 => {
-                    self.replicas[victim].kimup.freeze().unwrap();
-                    tokio::time::sleep(pause).await;
-                    self.replicas[victim].kimup.thaw().unwrap();
-                }
-                _ => {}
+    /// Something happens every second or so: each kind of trouble once, then any.
+    async fn rage(&mut self, rng: &mut Rng, over: &AtomicBool) {
+        let (began, failed) = (Instant::now(), Count::of(&self.count.faults));
+        let mut first: Vec<u8> = (0..KINDS).collect();
+        rng.shuffle(&mut first);
+        loop {
+            let enough = first.is_empty() && Count::of(&self.count.faults) > failed && began.elapsed() > PUSHING.0;
+            if enough || began.elapsed() > PUSHING.1 {
+                break;
             }
+            self.rate.store(rng.u32(50..250), Ordering::Relaxed);
+            let pause = Duration::from_millis(rng.u64(200..1500));
+            let kind = first.pop().unwrap_or_else(|| rng.u8(..KINDS));
+            self.happens(kind, rng, pause).await;
             tokio::time::sleep(pause).await;
         }
         self.rate.store(0, Ordering::Relaxed);
+        over.store(true, Ordering::Relaxed);
+    }
+
+    async fn happens(&mut self, kind: u8, rng: &mut Rng, pause: Duration) {
+        let victim = rng.usize(..self.replicas.len());
+        match kind {
+            0 | 1 => self.kill(rng).await,
+            2 => {
+                self.replicas[victim].proxy.cut_off(true);
+                Count::add(&self.count.cuts, 1);
+                // Longer than a Lease now and then: the other one leads meanwhile.
+                let long = Duration::from_secs(if rng.u8(..8) == 0 { 20 } else { 2 });
+                tokio::time::sleep(long).await;
+                self.replicas[victim].proxy.cut_off(false);
+            }
+            3 => {
+                self.replicas[victim].kimup.freeze().unwrap();
+                tokio::time::sleep(pause).await;
+                self.replicas[victim].kimup.thaw().unwrap();
+            }
+            _ => {} // only calls fail
+        }
     }
 }
 
@@ -193,8 +210,8 @@ impl Run {
         registry.set_tags(&self.path, &tags.iter().map(String::as_str).collect::<Vec<_>>());
     }
 
-    async fn push(&mut self, registry: &ScriptedRegistry, end: Instant) {
-        while Instant::now() < end {
+    async fn push(&mut self, registry: &ScriptedRegistry, over: &AtomicBool) {
+        while !over.load(Ordering::Relaxed) {
             tokio::time::sleep(Duration::from_millis(self.rng.u64(..5000))).await;
             self.newest += self.rng.u64(1..3);
             self.list(registry);
@@ -336,8 +353,8 @@ async fn each_rollout_happens_exactly_once() {
     for first in (0..runs).step_by(usize::try_from(AT_ONCE).unwrap()) {
         let numbers = first..runs.min(first + AT_ONCE);
         let mut wave = join_all(numbers.map(|number| Run::new(&trouble, &registry, number, seed))).await;
-        let end = Instant::now() + PUSHING;
-        tokio::join!(trouble.rage(&mut rng, end), join_all(wave.iter_mut().map(|run| run.push(&registry, end))));
+        let over = AtomicBool::new(false);
+        tokio::join!(trouble.rage(&mut rng, &over), join_all(wave.iter_mut().map(|run| run.push(&registry, &over))));
         join_all(wave.iter_mut().map(Run::refresh)).await;
         let healed = Instant::now();
         for run in &wave {
@@ -358,7 +375,9 @@ async fn each_rollout_happens_exactly_once() {
         assert!(faults.is_empty(), "{faults:#?}");
         join_all(wave.iter().map(|run| empty(&client, &run.shop.namespace))).await;
     }
-    assert!(Count::of(&trouble.count.faults) > 0 && Count::of(&trouble.count.rollouts) > runs);
+    let Count { rollouts, faults, kills, cuts } = &*trouble.count;
+    let enough = [faults, kills, cuts].iter().all(|count| Count::of(count) > 0) && Count::of(rollouts) > runs;
+    assert!(enough, "too little trouble to mean anything");
 }
 
 /// What was checked makes room: the control plane and kimup are those of a small machine.

@@ -79,11 +79,11 @@ pub async fn stamped(shop: &Shop, kind: Kind, name: &str, text: &str, reference:
     .await
 }
 
-fn stamp_of(object: &DynamicObject) -> String {
+pub fn stamp_of(object: &DynamicObject) -> String {
     object.data["spec"]["template"]["metadata"]["annotations"][STAMP].as_str().unwrap_or_default().to_owned()
 }
 
-fn owner(object: &DynamicObject) -> Value {
+pub fn owner(object: &DynamicObject) -> Value {
     let types = object.types.as_ref().unwrap();
     json!([{"apiVersion": types.api_version, "kind": types.kind, "name": object.name_any(), "uid": object.uid(),
         "controller": true, "blockOwnerDeletion": true}])
@@ -145,7 +145,7 @@ pub async fn argo(shop: &Shop, name: &str, updated: i64, phase: &str) {
 }
 
 /// The controller of a CloneSet: records the template's revision, replaces `updated` Pods by some of it, and says so.
-async fn kruise(shop: &Shop, name: &str, updated: usize) {
+pub async fn kruise(shop: &Shop, name: &str, updated: usize) {
     let object = api(shop, Kind::CloneSet).get(name).await.unwrap();
     let template = &object.data["spec"]["template"];
     let hash = hash_of(template);

@@ -192,6 +192,8 @@ fn patterns_that_name_suffixed_tags() {
         # An explicit range still decides about prereleases.
         semver=>=1 ; -rc\.\d+$ ; - ; 1.1.0-rc.2 ; -
         semver=>=1-0 ; -rc\.\d+$ ; - ; 1.1.0-rc.2 ; 1.1.0-rc.2
+        # Nor does a prerelease that a range took after a plain one open variants.
+        semver=>=1-0 ; .* ; 1.0.0 ; 1.1.0-rc.1 1.1.0-alpine ; 1.1.0-rc.1
         semver=>=1 ; -alpine$ ; - ; 1.1.0-alpine ; 1.1.0-alpine
         ",
     );

@@ -104,6 +104,11 @@ fn the_base_tag_is_where_it_starts() {
     check(&base("2.3.0"), settled("1.0.0"), tags, "2.3.0 kept");
     check(&base("1.0.0"), settled("2.0.0"), tags, "2.3.0 semver-minor");
     check(&base("main"), settled("1.0.0"), tags, "1.4.0 semver-minor");
+    check(&base("2.0.0"), settled("latest"), tags, "2.3.0 semver-minor");
+    check(&base("2.3.0"), settled("latest"), tags, "2.3.0 kept");
+    // A rule that only tells raises nothing.
+    let told = spec(&["semver-minor", "always!"], &json!({"baseTag": "main"}));
+    check(&told, settled("0.1.0"), "0.1.0 1.0.0", "0.1.0 kept");
     check(
         &base("2.0.0"),
         Known { settled: Some("1.0.0"), in_flight: Some("1.4.0"), ..none() },

@@ -167,9 +167,9 @@ async fn fits<M: Manifests>(
             Err(why) => return Ok(Err(why)),
         },
     };
-    Ok(match check(tag, None, checks, manifests).await? {
+    Ok(match check(given, tag, None, checks, manifests).await? {
         Fit::Yes(now) if digest.as_ref().is_some_and(|digest| *digest != now) => Err(format!("{tag} is {now} by now")),
         Fit::Yes(now) => Ok(Some((rule, now))),
-        Fit::No(reason) => Err(reason),
+        Fit::No(reason) | Fit::Rejected(reason) => Err(reason),
     })
 }

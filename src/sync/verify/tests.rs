@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 
 use super::*;
@@ -74,6 +74,7 @@ pub(super) struct Stage {
     stamped: Option<Tagged>,
     gate: Gate,
     checks: Checks,
+    rejected: BTreeSet<String>,
 }
 
 pub(super) fn stage(rule: &str, patch: &Value, settled: Option<&'static str>, digest_letter: Option<&str>) -> Stage {
@@ -82,7 +83,8 @@ pub(super) fn stage(rule: &str, patch: &Value, settled: Option<&'static str>, di
     json_patch::merge(&mut spec, patch);
     let spec = api::compile(&serde_json::from_value(spec).unwrap(), jiff::Timestamp::UNIX_EPOCH).unwrap();
     let digest = digest_letter.map(digest);
-    Stage { spec, settled, followed: None, digest, stamped: None, gate: Gate::default(), checks: Checks::default() }
+    let (gate, checks, rejected) = (Gate::default(), Checks::default(), BTreeSet::new());
+    Stage { spec, settled, followed: None, digest, stamped: None, gate, checks, rejected }
 }
 
 impl Stage {
@@ -94,6 +96,7 @@ impl Stage {
             settled: self.settled,
             stamped: self.stamped.as_ref(),
             followed: self.followed,
+            rejected: Some(&self.rejected),
             ..Known::default()
         };
         let given = Given {
@@ -165,6 +168,21 @@ async fn a_newer_tag_is_looked_at_once() {
             "",
         )
         .await;
+}
+
+#[tokio::test]
+async fn a_rejected_digest_is_not_tried_again() {
+    let pinned = |settled, letter| Stage {
+        rejected: BTreeSet::from([format!("1.1.0@{}", digest("b"))]),
+        ..stage("semver", &json!({"pinDigest": true}), Some(settled), Some(letter))
+    };
+    let said = format!("1.0.0@a; 1.1.0 passed over: {} was rejected; action=retry clears that", digest("b"));
+    let mut web = pinned("1.0.0", "a");
+    web.check("1.0.0 1.1.0", &fake("1.0.0=a 1.1.0=b"), &said, "GET 1.1.0, HEAD a").await;
+    web.check("1.0.0 1.1.0", &fake("1.0.0=a 1.1.0=b"), &said, "HEAD 1.1.0, HEAD a").await;
+    web.check("1.0.0 1.1.0", &fake("1.0.0=a 1.1.0=c"), "1.1.0@c by r", "HEAD 1.1.0, GET 1.1.0").await;
+    // Not in place of one that is gone either.
+    pinned("1.1.0", "a").check("1.1.0", &fake("1.1.0=b"), "1.1.0@a", "HEAD a, GET 1.1.0").await;
 }
 
 #[tokio::test]

@@ -27,6 +27,7 @@ async fn a_newer_tag_rolls(bed: &Bed, kind: &str) {
     let image = registry.image(&repository);
     let shop = bed.shop(&repository, &[]).await;
     shop.create_image("img", &json!({"spec": {"image": image}})).await;
+    shop.settles("img", "1.1.0").await;
     let text = format!("{image}:1.0.0");
     create(&shop, kind, "web", &json!([{"name": "app", "image": text}])).await;
     let first = shop.pods_run("web", 2, &format!("{image}:1.1.0")).await;

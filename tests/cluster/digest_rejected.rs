@@ -1,0 +1,148 @@
+//! A bad image under the same tag: its digest alone is rejected.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+
+use k8s_openapi::api::core::v1::Pod;
+use kimup::api::ImageStatus;
+use kimup_testbed::eventually;
+use kube::ResourceExt;
+use kube::api::{Api, ListParams, Patch, PatchParams};
+use serde_json::{Value, json};
+
+use crate::own::READY_AFTER;
+use crate::support::{Bed, DEADLINE, ENABLED, Shop, image_of, is_ready};
+
+/// Plays the kubelet: Pods run, unless their digest is one of the bad ones.
+#[derive(Clone, Default)]
+struct Kubelet {
+    bad: Arc<Mutex<BTreeSet<String>>>,
+}
+
+impl Kubelet {
+    async fn runs(self, pods: Api<Pod>) {
+        loop {
+            for pod in pods.list(&ListParams::default()).await.unwrap() {
+                let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+                let image = image_of(&pod, "app");
+                if phase != Some("Pending") || pod.spec.as_ref().is_none_or(|spec| spec.node_name.is_none()) {
+                    continue;
+                }
+                let bad = self.bad.lock().unwrap().iter().any(|digest| image.ends_with(digest));
+                let ready = if bad { "False" } else { "True" };
+                let conditions: Vec<Value> =
+                    ["Ready", "ContainersReady"].iter().map(|kind| json!({"type": kind, "status": ready})).collect();
+                let waiting = json!({"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s"}});
+                let state = if bad { waiting } else { json!({"running": {}}) };
+                let container = json!({"name": "app", "image": image, "imageID": "", "ready": !bad, "restartCount": 0, "state": state});
+                let patch =
+                    json!({"status": {"phase": "Running", "conditions": conditions, "containerStatuses": [container]}});
+                // It may be gone by now.
+                let _ = pods.patch_status(&pod.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+    }
+}
+
+struct Stage {
+    bed: &'static Bed,
+    shop: Shop,
+    repository: String,
+    image: String,
+    kubelet: Kubelet,
+}
+
+impl Stage {
+    /// An Image `img` and a Deployment `web` that run the digest of this tag.
+    async fn new(repository: &str, spec: &Value, tag: &str) -> (Self, String) {
+        let bed = Bed::shared().await;
+        let first = bed.registries.open.push(repository, tag).await.unwrap();
+        let (image, shop) = (bed.registries.open.image(repository), bed.shop(repository, &[]).await);
+        let kubelet = Kubelet::default();
+        tokio::spawn(kubelet.clone().runs(shop.api()));
+        let mut patch = json!({"spec": {"image": image, "rollout": {"deadline": "4s"}}});
+        json_patch::merge(&mut patch["spec"], spec);
+        shop.create_image("img", &patch).await;
+        let annotations = json!({ENABLED: "true", READY_AFTER: "1h"});
+        let one = json!({"spec": {"replicas": 1, "template": {"metadata": {"annotations": annotations}}}});
+        shop.create_deployment("web", &format!("{image}:{tag}"), &one).await;
+        let stage = Self { bed, shop, repository: repository.to_owned(), image, kubelet };
+        stage.runs(tag, &first).await;
+        (stage, first)
+    }
+
+    /// Moves a tag to another digest; `bad`: one that does not run.
+    async fn push(&self, tag: &str, bad: bool) -> String {
+        let digest = self.bed.registries.open.push(&self.repository, tag).await.unwrap();
+        if bad {
+            self.kubelet.bad.lock().unwrap().insert(digest.clone());
+        }
+        self.shop.sync("img").await;
+        digest
+    }
+
+    async fn runs(&self, tag: &str, digest: &str) -> ImageStatus {
+        let wanted = format!("{}:{tag}@{digest}", self.image);
+        eventually(DEADLINE, &format!("web runs {wanted}"), async || {
+            let pods = self.shop.pods().await;
+            let images: Vec<String> = pods.iter().map(|pod| image_of(pod, "app")).collect();
+            if images == [wanted.as_str()] && pods.iter().all(is_ready) { Ok(()) } else { Err(format!("{images:?}")) }
+        })
+        .await;
+        let settled = |s: &ImageStatus| s.tag.as_deref() == Some(tag) && s.digest.as_deref() == Some(digest);
+        self.shop.status_is("img", &format!("is at {digest}"), |s| settled(s) && s.rollout.is_none()).await
+    }
+
+    /// The digest under a tag goes bad: back to the one before, and there it stays until the next.
+    async fn goes_back(&self, tag: &str, first: &str) {
+        let bad = self.push(tag, true).await;
+        let of_digest = |s: &ImageStatus| s.rejected.iter().any(|r| r.tag == format!("{tag}@{bad}"));
+        self.shop.status_is("img", "rejects the digest", of_digest).await;
+        let status = self.runs(tag, first).await;
+        let [rejected] = &status.rejected[..] else { panic!("one: {:?}", status.rejected) };
+        assert_eq!(rejected.workload, "Deployment/web");
+        assert!(rejected.reason.contains("CrashLoopBackOff"), "{}", rejected.reason);
+        let entry = &status.history[0];
+        let told = (entry.tag.as_str(), entry.digest.as_deref(), entry.outcome.as_str());
+        assert_eq!(told, (tag, Some(first), "RolledBack"));
+        let revisions = self.shop.revisions("web").await;
+        for _ in 0..3 {
+            let status = self.shop.sync("img").await;
+            assert_eq!((status.digest.as_deref(), &status.rollout), (Some(first), &None));
+        }
+        self.runs(tag, first).await;
+        assert_eq!(self.shop.revisions("web").await, revisions, "it is not tried again");
+    }
+}
+
+#[tokio::test]
+async fn a_bad_digest_is_rejected_and_not_its_tag() {
+    let follows =
+        json!({"baseTag": "latest", "rules": [{"name": "f", "type": "digest", "actions": [{"type": "apply"}]}]});
+    let (stage, first) = Stage::new("dig-follow", &follows, "latest").await;
+    stage.goes_back("latest", &first).await;
+    let third = stage.push("latest", false).await;
+    let status = stage.runs("latest", &third).await;
+    assert_eq!(status.rejected.len(), 1, "{:?}", status.rejected);
+}
+
+/// The pinned digest is gone from the registry, and what stands there now is bad: there is the tag before it.
+#[tokio::test]
+async fn a_bad_digest_of_a_pinned_tag_is_rejected_and_not_the_tag() {
+    let (stage, first) = Stage::new("dig-pin", &json!({"pinDigest": true}), "1.0.0").await;
+    let second = stage.push("1.1.0", false).await;
+    stage.runs("1.1.0", &second).await;
+    let bad = stage.push("1.1.0", true).await;
+    stage.bed.registries.open.delete_tag(&stage.repository, &second).await.unwrap();
+    stage.shop.sync("img").await;
+    let of_digest = |s: &ImageStatus| s.rejected.iter().any(|r| r.tag == format!("1.1.0@{bad}"));
+    stage.shop.status_is("img", "rejects the digest", of_digest).await;
+    stage.runs("1.0.0", &first).await;
+    for _ in 0..3 {
+        let status = stage.shop.sync("img").await;
+        assert_eq!((status.digest.as_deref(), status.rollout), (Some(&*first), None));
+    }
+    let third = stage.push("1.1.0", false).await;
+    stage.runs("1.1.0", &third).await;
+}
