@@ -11,7 +11,7 @@ use crate::api::annotations::{
     AnnotationError, MANAGED_BY, MANAGED_BY_KIMUP, Map, NamespaceSettings, POLICY_FROM, POLICY_OF_PODS, Stamp,
 };
 use crate::api::{HeldBy, Image, Order, RevisionRecord, Tagged};
-use crate::policy::{self, Repository};
+use crate::policy::{self, Reference, Repository};
 
 use super::held::Holds;
 use super::listed::Listed;
@@ -185,7 +185,9 @@ impl Entry {
         let order = spec.order.following(&status).of_one_text(managed);
         let holds = if other { Holds::default() } else { Holds::of(&status) };
         let mut records: HashMap<String, Vec<RevisionRecord>> = HashMap::new();
+        let rejected: BTreeSet<String> = status.rejected.into_iter().map(|rejected| rejected.tag).collect();
         for record in status.revisions {
+            let record = without_rejected(record, &rejected);
             records.entry(record.uid.clone()).or_default().push(record);
         }
         let digest = status.digest.filter(|digest| spec.pins && !other && policy::Digest::parse(digest).is_ok());
@@ -263,6 +265,19 @@ impl Entry {
     fn age(&self) -> (i64, &str) {
         (self.created, self.name())
     }
+}
+
+/// A record without what was rejected since: no Pod is given that, but where its own text names it.
+fn without_rejected(mut record: RevisionRecord, rejected: &BTreeSet<String>) -> RevisionRecord {
+    let tagged = |text: &str| Reference::parse(text).map(|reference| Tagged::of(&reference)).unwrap_or_default();
+    let may_run = |stamp: Stamp| {
+        let run = tagged(&stamp.reference);
+        !run.is_in(rejected) || run == tagged(&stamp.text)
+    };
+    if !rejected.is_empty() {
+        record.containers.retain(|_, stamp| Stamp::parse(stamp).is_none_or(may_run));
+    }
+    record
 }
 
 impl Namespace {

@@ -185,7 +185,8 @@ pub struct Audit<'a> {
     pub image: &'a str,
     /// `Deployment/web`; empty for a decision that concerns all workloads of the Image.
     pub workload: &'a str,
-    /// What was done: `select`, `roll`, `settle`, `hold`, `resume`, `reject`, `rollback` or `retry`.
+    /// What was done: `select`, `wait`, `ask`, `lapse`, `approve`, `roll`, `settle`, `hold`, `resume`, `reject`, `rollback` or
+    /// `retry`.
     pub what: &'static str,
     /// The tag before.
     pub from: &'a str,
@@ -197,6 +198,18 @@ pub struct Audit<'a> {
     pub rule: &'a str,
     /// The rollout ID.
     pub rollout: &'a str,
+    /// Who decided: a person's name or, where that is not known, the field manager that wrote it; [`KIMUP`] where its rules
+    /// did.
+    pub by: &'a str,
+}
+
+/// Who decides what no person does.
+pub const KIMUP: &str = "kimup";
+
+/// Who decided, of what a status says of that: the name in `approved by alice`, else kimup.
+pub fn decided_by(said: Option<&str>) -> &str {
+    let name = |said| ["approved by ", "rejected by "].into_iter().find_map(|word| str::strip_prefix(said, word));
+    said.and_then(name).unwrap_or(KIMUP)
 }
 
 impl Audit<'_> {
@@ -211,6 +224,7 @@ impl Audit<'_> {
             digest = self.digest,
             rule = self.rule,
             rollout = self.rollout,
+            by = self.by,
             "{}",
             self.what
         );
@@ -235,5 +249,17 @@ mod tests {
         check("abc", 2, "ab");
         check("aé", 2, "a");
         check("", 0, "");
+    }
+
+    #[test]
+    fn who_decided() {
+        fn check(said: Option<&str>, expected: &str) {
+            assert_eq!(decided_by(said), expected, "{said:?}");
+        }
+        check(None, KIMUP);
+        check(Some("approved by alice"), "alice");
+        check(Some("rejected by field manager kubectl-annotate"), "field manager kubectl-annotate");
+        check(Some("rejected: Deployment/web: it crashes"), KIMUP);
+        check(Some("Deployment/web: it crashes"), KIMUP);
     }
 }

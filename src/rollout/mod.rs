@@ -24,5 +24,5 @@ pub use nudge::{OwnerKind, PodOwner, nudge, pod_owners};
 pub use order::{Lead, Member, Stage, Turn, lead, rested, soaked};
 pub use placement::Placement;
 pub use plan::{Blocked, Change, ContainerPlan, Hold, Holding, Plan, ROLLBACK, Stay, Target, back_id, id, plan};
-pub use repair::{Repair, repair};
+pub use repair::{REPAIRED, Repair, repair};
 pub use workload::{Container, Denied, Kind, PullAccess, Workload, WorkloadKey};

@@ -13,7 +13,7 @@ use super::workload::Workload;
 
 /// How the ID of such a rollout ends. One that ends like that is not repaired again: whatever sets the image back would
 /// do so for ever.
-const REPAIRED: &str = "-r";
+pub const REPAIRED: &str = "-r";
 
 /// What becomes of them.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -15,6 +15,7 @@ use crate::rollout::{
 
 use super::engine::{Key, Sync};
 use super::view::has_ended;
+use super::way_back::went_back;
 use super::world::{Cached, ImageKey, User, status_of};
 
 /// How soon a rollout that fails is judged again, while its Images have not acted on that.
@@ -156,7 +157,8 @@ impl Sync {
             if settled && !began_later(workload, &status, &tag) {
                 return None; // for everybody
             }
-            let back = status.rollout.as_ref().is_some_and(|r| r.back_from.is_some() && r.tag == tag.tag);
+            let back = status.rollout.as_ref().is_some_and(|r| r.back_from.is_some() && r.tag == tag.tag)
+                || went_back(workload, image.metadata.uid.as_deref().unwrap_or_default(), &tag, &target.rejected);
             let behind = status
                 .tag
                 .as_ref()

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use kube::ResourceExt;
 use tokio::time::Instant;
 
 use crate::api::annotations::{ACTION, HOLD, RESUME};
@@ -12,11 +13,14 @@ use crate::api::{self, AfterRollback, Held, HeldBy, Image, ImageStatus, Tagged};
 use crate::notify::{Audit, Reason};
 use crate::policy::Reference;
 use crate::registry::{ManifestRequest, RegistryError};
-use crate::rollout::{self, ApplyError, FactsError, Hold, Plan, Stay, TIMES, Target, WITHIN, Workload, WorkloadKey};
+use crate::rollout::{
+    self, ApplyError, FIELD_MANAGER, FactsError, Hold, Plan, Stay, TIMES, Target, WITHIN, Workload, WorkloadKey,
+};
 
 use super::engine::{Key, Sync};
 use super::observe;
 use super::report;
+use super::request;
 use super::status::{Failure, Holds};
 use super::workload::reference;
 use super::world::{Cached, ImageKey, User, status_of};
@@ -281,7 +285,8 @@ impl Sync {
         self.events.say(&report::reference(image), reason, &format!("{} {note}", hold.workload)).await;
         let name = format!("Image {key}");
         let workloads = self.world.workloads(Some(&key.namespace));
-        if let Some(workload) = workloads.iter().find(|w| w.key.to_string() == hold.workload) {
+        let workload = workloads.iter().find(|w| w.key.to_string() == hold.workload);
+        if let Some(workload) = workload {
             let note = format!("container {} {note} ({name})", hold.container);
             self.events.say(&reference(workload), reason, &note).await;
             self.queue.add_now(Key::Workload(workload.key.clone()));
@@ -289,8 +294,25 @@ impl Sync {
         let resumed = reason == Reason::Resumed;
         let what = if resumed { "resume" } else { "hold" };
         let (from, to) = if resumed { (&hold.tag, &hold.left) } else { (&hold.left, &hold.tag) };
-        Audit { image: &name, workload: &hold.workload, what, from, to, digest: "", rule: "", rollout: "" }.log();
+        let of_image = resumed && image.annotations().get(ACTION).is_some_and(|action| action == RESUME);
+        let manager = || workload.and_then(|workload| manager(workload, hold, resumed));
+        let by = if of_image { Some(request::who(image, ACTION)) } else { manager() };
+        let by = by.unwrap_or_else(|| "unknown".to_owned());
+        let (workload, by) = (&hold.workload, by.as_str());
+        Audit { image: &name, workload, what, from, to, digest: "", rule: "", rollout: "", by }.log();
     }
+}
+
+/// The field manager that made a hold or ended it, as far as the workload tells. An undo that takes a stamp away leaves no
+/// trace.
+fn manager(workload: &Workload, hold: &Held, resumed: bool) -> Option<String> {
+    let manager = if hold.by == HeldBy::Undo && !resumed {
+        let owners = workload.stamp_owners.get(&hold.container)?;
+        owners.iter().find(|owner| *owner != FIELD_MANAGER)
+    } else {
+        workload.changed_by.as_ref()
+    };
+    manager.map(|manager| format!("field manager {manager}"))
 }
 
 /// What the annotation `hold` says that cannot be done.

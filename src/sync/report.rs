@@ -5,7 +5,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 
 use crate::api::{self, CompiledSpec, Image, ImageStatus, SyncResult, Tagged};
-use crate::notify::{Audit, Reason};
+use crate::notify::{Audit, KIMUP, Reason, decided_by};
 use crate::policy::{Reference, Repository};
 use crate::telemetry::RolloutOutcome;
 
@@ -37,8 +37,9 @@ impl Sync {
                 .await;
             let rollout = new.rollout.as_ref().map(|r| r.id.as_str()).unwrap_or_default();
             let digest = digest.as_deref().unwrap_or_default();
-            Audit { image: &name, workload: "", what: "select", from: &from, to: &to, digest, rule: &rule, rollout }
-                .log();
+            let by = decided_by(new.rollout.as_ref().and_then(|rollout| rollout.by.as_deref()));
+            let (from, to, rule) = (&from, &to, &rule);
+            Audit { image: &name, workload: "", what: "select", from, to, digest, rule, rollout, by }.log();
             self.queue_users(key, image);
         }
         if let Some(rollout) = settled {
@@ -57,8 +58,8 @@ impl Sync {
             self.settled_on_workloads(key, image, &rollout).await;
             self.metrics.rollout(if back { RolloutOutcome::RolledBack } else { RolloutOutcome::Settled });
             let (from, to, digest) = (&from, &to, rollout.digest.as_deref().unwrap_or_default());
-            let (rule, rollout) = (&rollout.rule, &rollout.id);
-            Audit { image: &name, workload: "", what: "settle", from, to, digest, rule, rollout }.log();
+            let (rule, rollout, by) = (&rollout.rule, &rollout.id, decided_by(rollout.by.as_deref()));
+            Audit { image: &name, workload: "", what: "settle", from, to, digest, rule, rollout, by }.log();
             self.queue_users(key, image);
         }
         self.report_failure(key, &on, old, new).await;
@@ -123,8 +124,8 @@ impl Sync {
         let note = format!("{}: {} waits: {}{until}", image.spec.image, pending.tag, pending.reason);
         self.events.say(&reference(image), Reason::TagPending, &note).await;
         let (image, from) = (format!("Image {key}"), new.tag.clone().unwrap_or_default());
-        let to = &pending.tag;
-        Audit { image: &image, workload: "", what: "wait", from: &from, to, digest: "", rule: "", rollout: "" }.log();
+        let (from, to, by) = (&from, &pending.tag, KIMUP);
+        Audit { image: &image, workload: "", what: "wait", from, to, digest: "", rule: "", rollout: "", by }.log();
     }
 
     /// Says, once, that people are asked to approve a tag, and that they are not asked any more.
@@ -141,7 +142,8 @@ impl Sync {
         self.events.say(&reference(image), Reason::TagPending, &note).await;
         let (image, from) = (format!("Image {key}"), new.tag.clone().unwrap_or_default());
         let (to, what) = (&asked.tag, if asked.lapsed { "lapse" } else { "ask" });
-        Audit { image: &image, workload: "", what, from: &from, to, digest: "", rule: "", rollout: "" }.log();
+        let (from, by) = (&from, KIMUP);
+        Audit { image: &image, workload: "", what, from, to, digest: "", rule: "", rollout: "", by }.log();
     }
 
     async fn report_failure(&self, key: &ImageKey, on: &ObjectReference, old: &ImageStatus, new: &ImageStatus) {

@@ -8,7 +8,7 @@ use kube::ResourceExt;
 
 use crate::api::annotations::{ACTION, APPROVE, APPROVED_BY, REJECT, REQUESTED_AT, RESUME};
 use crate::api::{self, Image, ImageStatus, Tagged};
-use crate::notify::{Audit, Reason};
+use crate::notify::{Audit, Reason, decided_by};
 
 use super::approval::{Answer, Approved};
 use super::engine::Sync;
@@ -53,7 +53,7 @@ impl Request {
 }
 
 /// Who wrote an annotation: the name that stands beside it, else what the API server knows, the field manager.
-fn who(image: &Image, key: &str) -> String {
+pub(super) fn who(image: &Image, key: &str) -> String {
     if let Some(name) = image.annotations().get(APPROVED_BY).map(|name| name.trim()).filter(|name| !name.is_empty()) {
         return name.to_owned();
     }
@@ -145,7 +145,8 @@ impl Sync {
             let note = format!("{}: {tag} was {by}; it is not chosen any more", image.spec.image);
             self.events.say(&reference(image), Reason::TagRejected, &note).await;
             let (name, from) = (format!("Image {key}"), tag.as_str());
-            Audit { image: &name, workload: "", what: "reject", from, to: "", digest: "", rule: by, rollout: "" }.log();
+            let (rule, by) = (by, decided_by(Some(by)));
+            Audit { image: &name, workload: "", what: "reject", from, to: "", digest: "", rule, rollout: "", by }.log();
             self.queue_users(key, &written);
         }
         write::remove_annotations(self, key, &written, done).await?;
@@ -169,7 +170,8 @@ impl Sync {
         let rollout = new.rollout.as_ref();
         let (rule, id) = rollout.map(|r| (r.rule.as_str(), r.id.as_str())).unwrap_or_default();
         let (image, digest) = (format!("Image {key}"), rollout.and_then(|r| r.digest.as_deref()).unwrap_or_default());
-        Audit { image: &image, workload: "", what: "approve", from: &from, to: tag, digest, rule, rollout: id }.log();
+        let (from, by) = (&from, decided_by(Some(by)));
+        Audit { image: &image, workload: "", what: "approve", from, to: tag, digest, rule, rollout: id, by }.log();
     }
 }
 

@@ -8,8 +8,9 @@ use jiff::Timestamp;
 use kube::ResourceExt;
 use tokio::time::Instant;
 
+use crate::api::annotations::ACTION;
 use crate::api::{self, Held, Image, ImageStatus, Rejected, Tagged};
-use crate::notify::{Audit, Reason};
+use crate::notify::{Audit, Reason, decided_by};
 use crate::policy::Reference;
 use crate::registry::{ManifestRequest, RegistryError};
 use crate::rollout::WorkloadKey;
@@ -17,6 +18,7 @@ use crate::rollout::WorkloadKey;
 use super::engine::{Key, Sync};
 use super::failing::Left;
 use super::observe;
+use super::request;
 use super::status::{self, Subject};
 use super::world::{ImageKey, status_of};
 use super::write::{self, WriteError};
@@ -114,13 +116,14 @@ impl Sync {
                 image.spec.image,
                 status::rejected_in_words(&rejected),
                 key.name,
-                api::annotations::ACTION
+                ACTION
             );
             self.events.say(&super::report::reference(image), Reason::TagRejected, &note).await;
             let to = to.map(ToString::to_string).unwrap_or_default();
             let (name, workload) = (format!("Image {key}"), &rejected.workload);
             let (from, rule) = (&rejected.tag, &rejected.reason);
-            Audit { image: &name, workload, what: "reject", from, to: &to, digest: "", rule, rollout: "" }.log();
+            let (to, by) = (&to, decided_by(Some(rule).filter(|_| workload.is_empty()).map(String::as_str)));
+            Audit { image: &name, workload, what: "reject", from, to, digest: "", rule, rollout: "", by }.log();
         }
         for other in self.world.group_of(image) {
             let name = other.name_any();
@@ -219,8 +222,8 @@ impl Sync {
         let written = write::status(self, key, image, &ImageStatus { rejected: Vec::new(), ..old.clone() }).await?;
         let note = format!("{}: rejected tags may be tried again: {tags}", image.spec.image);
         self.events.say(&super::report::reference(&written), Reason::Retried, &note).await;
-        Audit { image: &name, workload: "", what: "retry", from: &tags, to: "", digest: "", rule: "", rollout: "" }
-            .log();
+        let (from, by) = (&tags, &request::who(image, ACTION));
+        Audit { image: &name, workload: "", what: "retry", from, to: "", digest: "", rule: "", rollout: "", by }.log();
         self.queue_users(key, &written);
         Ok(written)
     }

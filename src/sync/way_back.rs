@@ -73,6 +73,14 @@ impl Sync {
     }
 }
 
+/// Whether a workload carries the rollout back from one of these tags to `tag`, of the Image with this UID: whatever
+/// becomes of it, that tag ran well before.
+pub(super) fn went_back(workload: &Workload, uid: &str, tag: &Tagged, rejected: &BTreeSet<String>) -> bool {
+    let forward = rollout::id(uid, &tag.to_string());
+    let carried = workload.rollout.as_deref().map(|id| id.trim_end_matches(rollout::REPAIRED));
+    rejected.iter().any(|rejected| carried == Some(&rollout::back_id(&forward, rejected)))
+}
+
 /// Whether a change takes one of these tags away: by what it says, or by the stamp that stands there.
 fn leaves(workload: &Workload, change: &Change, rejections: &[Rejected]) -> bool {
     let stamp = workload.stamp(&change.container);
@@ -87,6 +95,30 @@ mod tests {
     use super::*;
     use k8s_openapi::api::apps::v1::Deployment;
     use serde_json::json;
+
+    #[test]
+    fn who_went_back() {
+        #[track_caller]
+        fn check(carried: Option<&str>, tag: &str, expected: bool) {
+            let template = json!({"metadata": {"labels": {"kimup.cloudavenue.io/rollout": carried.unwrap_or_default()}},
+                "spec": {"containers": [{"name": "app", "image": "app:1.0.0"}]}});
+            let object = json!({"metadata": {"name": "web", "namespace": "shop", "uid": "u", "resourceVersion": "7"},
+                "spec": {"selector": {}, "template": template}});
+            let workload = serde_json::from_value::<Deployment>(object).unwrap();
+            let workload = Workload::from_deployment(&workload).unwrap();
+            let rejected = ["1.3.0", "1.5.0"].map(str::to_owned).into();
+            assert_eq!(went_back(&workload, "i", &Tagged::new(tag, None), &rejected), expected, "{carried:?} {tag}");
+        }
+        let forward = rollout::id("i", "1.2.0");
+        let back = rollout::back_id(&forward, "1.3.0");
+        check(Some(&back), "1.2.0", true);
+        check(Some(&format!("{back}-r")), "1.2.0", true);
+        check(Some(&back), "1.1.0", false);
+        check(Some(&forward), "1.2.0", false);
+        check(Some(&rollout::back_id(&forward, "1.4.0")), "1.2.0", false);
+        check(Some(&rollout::back_id(&rollout::id("other", "1.2.0"), "1.3.0")), "1.2.0", false);
+        check(None, "1.2.0", false);
+    }
 
     #[test]
     fn what_leaves_a_rejected_tag() {

@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use tokio::time::Instant;
 
 use crate::api::{Image, Tagged, annotations};
-use crate::notify::{Audit, Reason};
+use crate::notify::{Audit, Reason, decided_by};
 use crate::rollout::{self, ApplyError, Blocked, Change, Plan, Target, Workload, WorkloadKey};
 use crate::telemetry::RolloutOutcome;
 
@@ -17,7 +17,7 @@ use super::engine::{Key, Sync};
 use super::hold;
 use super::target::target;
 use super::view::State;
-use super::world::{Cached, ImageKey, User};
+use super::world::{Cached, ImageKey, User, status_of};
 
 /// After one Image of a workload chose a tag, how long tags of its other Images may still arrive to share the rollout.
 const GATHER: Duration = Duration::from_secs(1);
@@ -312,8 +312,14 @@ impl Sync {
             let (from, to, rule, rollout) = (&change.from, &change.to, &change.rule, &change.rollout);
             let digest = change.digest.as_deref().unwrap_or_default();
             let what = if change.back.is_some() { "rollback" } else { "roll" };
-            Audit { image: &name, workload: &key.to_string(), what, from, to, digest, rule, rollout }.log();
-            let Some(Cached::Read(image)) = self.world.image(&image) else {
+            let image = match self.world.image(&image) {
+                Some(Cached::Read(image)) => Some(image),
+                _ => None,
+            };
+            let asked = image.as_ref().and_then(|image| status_of(image).rollout?.by);
+            let by = decided_by(change.back.as_deref().or(asked.as_deref()));
+            Audit { image: &name, workload: &key.to_string(), what, from, to, digest, rule, rollout, by }.log();
+            let Some(image) = image else {
                 continue;
             };
             self.tell_way_back(workload, change, &image).await;

@@ -224,6 +224,11 @@ async fn what_is_rejected_is_not_asked_for_and_is_gone_back_from() {
     answered(&shop).await;
     next_job_runs(&shop, "after", &format!("{image}:1.0.0")).await;
     assert_eq!(said(&shop, "TagRejected").await.len(), 2, "each once");
+    let bob = || vec!["bob".to_owned()];
+    assert_eq!(shop.audited("web", "approve").await, ["bob"]);
+    assert_eq!(shop.audited("web", "reject").await, ["bob", "bob"]);
+    assert_eq!(shop.audited("web", "select").await, ["kimup", "bob"]);
+    assert_eq!((shop.audited("web", "roll").await, shop.audited("web", "rollback").await), (bob(), bob()));
     // Approved by mistake.
     bob_approves(&shop, "1.2.0").await;
     answered(&shop).await;

@@ -58,7 +58,7 @@ async fn a_hold_goes_only_with_its_workload() {
     says("the kind is not installed any more", 1).await;
     for _ in 0..2 {
         let status = shop.sync("img").await;
-        assert_eq!((&status.held[..], status.workloads), (&[held.clone()][..], None));
+        assert_eq!((&status.held[..], status.workloads), (std::slice::from_ref(&held), None));
     }
     missing.store(false, Ordering::Relaxed);
     says("the kind is installed", 2).await;

@@ -90,6 +90,9 @@ async fn starts_where_it_is_held(kind: &'static str) {
     stage.stays("1.0.5").await;
     seen.only(&format!("{image}:1.0.5")).await;
 
+    let by = shop.audited("img", "hold").await;
+    assert_eq!(by[..2], ["unknown", "field manager kubectl-set"]);
+
     // The annotation says where it stays, whatever the text becomes.
     stage.annotate(&json!({HOLD: "1.1.0"})).await;
     stage.held(HeldBy::Annotation, "1.1.0").await;

@@ -222,6 +222,9 @@ async fn survives_a_take_over(kind: &'static str) {
     let held = stage.held(HeldBy::Undo, "1.1.0").await;
     assert_eq!(held.left, "1.2.0");
     stage.runs("1.1.0").await;
+    said(&stage.shop, kind, "web", &["Held: "]).await;
+    let by = stage.shop.audited("img", "hold").await;
+    assert!(by.len() == 1 && by[0].starts_with("field manager kubectl"), "{by:?}");
     let before = eventually(DEADLINE, "the stamp is kimup's too", async || {
         let object = object(&stage.shop, kind, "web").await;
         let owned = owns_stamp(&object, "kimup-rollout") && owns_stamp(&object, "kubectl");

@@ -14,6 +14,7 @@ mod chaos;
 mod client_ca;
 mod configuration;
 mod containers;
+mod crash_loops;
 mod crd;
 mod degraded;
 mod degraded_stub;

@@ -221,6 +221,15 @@ impl Shop {
         events.into_iter().map(say).collect()
     }
 
+    /// Who decided, by the audit lines of the shared kimup for an Image, oldest first.
+    pub async fn audited(&self, image: &str, what: &str) -> Vec<String> {
+        let log = Bed::shared().await.kimup.log_text();
+        let begins = format!("kimup::audit: {what} image=\"Image {}/{image}\"", self.namespace);
+        let lines = log.lines().filter(|line| line.contains(&begins));
+        let by = |line: &str| line.rsplit_once("by=").map(|(_, by)| by.trim().trim_matches('"').to_owned());
+        lines.filter_map(by).collect()
+    }
+
     /// Creates a Pod; the error is what a user of kubectl reads.
     pub async fn create_pod(&self, pod: &Pod) -> Result<Pod, String> {
         match self.api::<Pod>().create(&PostParams::default(), pod).await {

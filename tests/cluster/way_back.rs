@@ -1,16 +1,55 @@
 //! A workload on a rejected tag goes back at once, although a newer tag is on its way to it: that one may have to wait.
 
+use k8s_openapi::api::apps::v1::ReplicaSet;
+use k8s_openapi::api::core::v1::Pod;
 use kimup::api::ImageStatus;
-use kube::api::{Api, Patch, PatchParams};
+use kimup_testbed::eventually;
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 
 use crate::rollback::{BROKEN, OURS, Stage, count, get};
-use crate::support::Shop;
+use crate::support::{DEADLINE, ENABLED, Shop, image_of};
 
 async fn freeze(shop: &Shop, value: Value) {
     let namespaces: Api<k8s_openapi::api::core::v1::Namespace> = Api::all(shop.client.clone());
     let patch = json!({"metadata": {"annotations": {"kimup.cloudavenue.io/freeze": value}}});
     namespaces.patch(&shop.namespace, &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
+}
+
+/// Nobody rolls a ReplicaSet that somebody made: what it ran is on record, and later Pods would run the same.
+#[tokio::test]
+async fn no_new_pod_runs_what_was_rejected_since() {
+    let stage = Stage::new("wb-record", &json!({})).await;
+    let shop = &stage.shop;
+    shop.settles("img", "1.2.0").await;
+    stage.push("1.3.0").await;
+    shop.settles("img", "1.3.0").await;
+    let labels = json!({"app": "web"});
+    let pod = json!({"metadata": {"labels": labels, "annotations": {ENABLED: "true"}}, "spec": {
+        "containers": [{"name": "app", "image": format!("{}:1.0.0", stage.image)}], "terminationGracePeriodSeconds": 0}});
+    let set = json!({"metadata": {"name": "web"}, "spec": {"replicas": 1, "selector": {"matchLabels": labels}, "template": pod}});
+    let sets = shop.api::<ReplicaSet>();
+    sets.create(&PostParams::default(), &serde_json::from_value(set).unwrap()).await.unwrap();
+    shop.pods_run("web", 1, &format!("{}:1.3.0", stage.image)).await;
+    let recorded = |s: &ImageStatus| s.revisions.iter().any(|r| r.owner == "ReplicaSet/web");
+    shop.sync("img").await;
+    shop.status_is("img", "has it on record", recorded).await;
+    shop.annotate_image("img", "kimup.cloudavenue.io/reject", Some("1.3.0")).await;
+    assert!(recorded(&shop.settles("img", "1.2.0").await));
+    let pods = shop.api::<Pod>();
+    pods.delete_collection(&DeleteParams::default(), &ListParams::default()).await.unwrap();
+    let replaced = async || {
+        let images: Vec<String> = shop.pods().await.iter().map(|pod| image_of(pod, "app")).collect();
+        if images == [format!("{}:1.2.0", stage.image)] {
+            return Ok(());
+        }
+        if !images.is_empty() {
+            // The webhook may hear of it a moment later.
+            pods.delete_collection(&DeleteParams::default(), &ListParams::default()).await.unwrap();
+        }
+        Err(format!("{images:?}"))
+    };
+    eventually(DEADLINE, "its next Pod runs 1.2.0", replaced).await;
 }
 
 #[tokio::test]

@@ -273,6 +273,29 @@ fn a_revision_keeps_what_its_first_pods_got() {
 }
 
 #[test]
+fn what_was_rejected_since_is_no_record() {
+    #[track_caller]
+    fn check(rejected: &str, text: &str, gave: &str, expected: &str) {
+        let digest = format!("sha256:{}", "a".repeat(64));
+        let stamp = format!("ghcr.io/org/app:{text} ghcr.io/org/app:{gave}").replace('A', &digest);
+        let record = json!({"owner": "ReplicaSet/x", "uid": "rs", "hash": "h", "containers": {"app": stamp}});
+        let rejected = json!({"tag": rejected.replace('A', &digest), "reason": "", "workload": "", "time": ""});
+        let known = snapshot(&[json!({"status": {"rejected": [rejected], "revisions": [record]}})]);
+        let found = ask(&known, (&[], &[("pod-template-hash", "h")], "rs"), &format!("ghcr.io/org/app:{text}"));
+        let found = found.replace(&digest, "A").replace("ghcr.io/org/app:", "");
+        assert!(found.starts_with(&format!("run {expected} ")), "{rejected} {text} {gave}: {found}");
+    }
+    check("1.5.0", "1.0.0", "1.5.0", "1.4.2");
+    check("1.5.0", "1.0.0", "1.5.0@A", "1.4.2");
+    check("1.5.0@A", "1.0.0", "1.5.0@A", "1.4.2");
+    check("1.5.0@A", "1.0.0", "1.5.0", "1.5.0");
+    check("1.5.1", "1.0.0", "1.5.0", "1.5.0");
+    // What somebody wrote into the manifest is left alone.
+    check("1.5.0", "1.5.0", "1.5.0", "1.5.0");
+    check("1.3.0", "1.3.0", "1.3.0", "1.3.0");
+}
+
+#[test]
 fn a_stamp_beats_a_record_and_a_record_beats_the_settled_tag() {
     let record =
         json!({"owner": "X/x", "uid": "rs", "hash": "h", "containers": {"app": "ghcr.io/org/app:1 ghcr.io/org/app:2"}});
