@@ -108,66 +108,76 @@ pub fn after_sync(status: &mut ImageStatus, subject: &Subject<'_>, outcome: &Out
     } else {
         conditions.set(condition::UNSUPPORTED, true, "NotImplemented", &unsupported);
     }
-    let stuck = conditions.is(condition::STALLED, ROLLOUT_FAILED);
     match outcome {
-        Outcome::Failed(failure) => {
-            let kept = status.tag.as_ref().map(|tag| format!("; {tag} is kept")).unwrap_or_default();
-            conditions.set(condition::READY, false, failure.reason, &format!("{}{kept}", failure.message));
-            if failure.stalled {
-                conditions.set(condition::STALLED, true, failure.reason, &failure.message);
-                // Nothing goes by itself any more: what waits is found anew once somebody has changed something.
-                conditions.clear(condition::PENDING);
-                status.pending = None;
-            } else {
-                conditions.clear(condition::STALLED);
-            }
-            status.result = Some(failure.result);
-            None
-        }
-        Outcome::Waiting(waits) => {
-            conditions.set(condition::READY, true, "Waiting", &waits.for_the_first());
-            conditions.clear(condition::STALLED);
-            conditions.clear(condition::STALE);
-            status.result = Some(SyncResult::Success);
-            wait(status, subject, Some(waits));
-            None
-        }
-        Outcome::Tag(choice) => {
-            let Choice { tag, rule, why, missing, adopted, digest, .. } = choice;
-            let reason = if *missing { "TagMissing" } else { "Synced" };
-            conditions.set(condition::READY, true, reason, &in_words(choice));
-            if !stuck {
-                conditions.clear(condition::STALLED); // else it is the workloads that tell
-            }
-            conditions.clear(condition::STALE);
-            status.result = Some(SyncResult::Success);
-            // One that the registry does not list yet is still to come.
-            if subject.follows.as_ref() == Some(tag) || subject.follows.is_none() || status.base_tag.is_none() {
-                status.base_tag.clone_from(&subject.follows);
-            }
-            // The workloads run it already: the newer tag is rolled out from there like any other.
-            let other_digest = |adopted: &Tagged| subject.pin && adopted.digest.is_some() && adopted.digest != *digest;
-            let other = |adopted: &&Tagged| adopted.tag != *tag || other_digest(adopted);
-            if let Some(adopted) = adopted.as_ref().filter(|_| status.tag.is_none()).filter(other) {
-                status.tag = Some(adopted.tag.clone());
-                status.digest.clone_from(&adopted.digest);
-            }
-            wait(status, subject, choice.waits.as_deref());
-            // Going back ends first, if it does; then a newer tag is taken at once.
-            let waits = |r: &RolloutStatus| {
-                let until = r.started_at.parse::<Timestamp>().ok().and_then(|at| at.checked_add(WAY_BACK).ok());
-                r.back_from.is_some() && r.tag != *tag && until.is_none_or(|until| until > subject.now)
-            };
-            if status.rollout.as_ref().is_some_and(waits) && !stuck {
-                return None;
-            }
-            let selected = select(status, subject, &Tagged { tag: tag.clone(), digest: digest.clone() }, rule, why);
-            if choice.approved && selected.is_some() {
-                rollout::approved(status, why);
-            }
-            selected
-        }
+        Outcome::Failed(failure) => after_failure(status, subject, failure),
+        Outcome::Waiting(waits) => before_the_first(status, subject, waits),
+        Outcome::Tag(choice) => return after_choice(status, subject, choice),
     }
+    None
+}
+
+/// The tag stays as it is.
+fn after_failure(status: &mut ImageStatus, subject: &Subject<'_>, failure: &Failure) {
+    let mut conditions = Conditions { list: &mut status.conditions, subject };
+    let kept = status.tag.as_ref().map(|tag| format!("; {tag} is kept")).unwrap_or_default();
+    conditions.set(condition::READY, false, failure.reason, &format!("{}{kept}", failure.message));
+    if failure.stalled {
+        conditions.set(condition::STALLED, true, failure.reason, &failure.message);
+        // Nothing goes by itself any more: what waits is found anew once somebody has changed something.
+        conditions.clear(condition::PENDING);
+        status.pending = None;
+    } else {
+        conditions.clear(condition::STALLED);
+    }
+    status.result = Some(failure.result);
+}
+
+/// There is no tag yet, and the one that would be chosen waits.
+fn before_the_first(status: &mut ImageStatus, subject: &Subject<'_>, waits: &Waits) {
+    let mut conditions = Conditions { list: &mut status.conditions, subject };
+    conditions.set(condition::READY, true, "Waiting", &waits.for_the_first());
+    conditions.clear(condition::STALLED);
+    conditions.clear(condition::STALE);
+    status.result = Some(SyncResult::Success);
+    wait(status, subject, Some(waits));
+}
+
+fn after_choice(status: &mut ImageStatus, subject: &Subject<'_>, choice: &Choice) -> Option<Selected> {
+    let Choice { tag, rule, why, missing, adopted, digest, .. } = choice;
+    let mut conditions = Conditions { list: &mut status.conditions, subject };
+    let stuck = conditions.is(condition::STALLED, ROLLOUT_FAILED);
+    let reason = if *missing { "TagMissing" } else { "Synced" };
+    conditions.set(condition::READY, true, reason, &in_words(choice));
+    if !stuck {
+        conditions.clear(condition::STALLED); // else it is the workloads that tell
+    }
+    conditions.clear(condition::STALE);
+    status.result = Some(SyncResult::Success);
+    // One that the registry does not list yet is still to come.
+    if subject.follows.as_ref() == Some(tag) || subject.follows.is_none() || status.base_tag.is_none() {
+        status.base_tag.clone_from(&subject.follows);
+    }
+    // The workloads run it already: the newer tag is rolled out from there like any other.
+    let other_digest = |adopted: &Tagged| subject.pin && adopted.digest.is_some() && adopted.digest != *digest;
+    let other = |adopted: &&Tagged| adopted.tag != *tag || other_digest(adopted);
+    if let Some(adopted) = adopted.as_ref().filter(|_| status.tag.is_none()).filter(other) {
+        status.tag = Some(adopted.tag.clone());
+        status.digest.clone_from(&adopted.digest);
+    }
+    wait(status, subject, choice.waits.as_deref());
+    // Going back ends first, if it does; then a newer tag is taken at once.
+    let waits = |r: &RolloutStatus| {
+        let until = r.started_at.parse::<Timestamp>().ok().and_then(|at| at.checked_add(WAY_BACK).ok());
+        r.back_from.is_some() && r.tag != *tag && until.is_none_or(|until| until > subject.now)
+    };
+    if status.rollout.as_ref().is_some_and(waits) && !stuck {
+        return None;
+    }
+    let selected = select(status, subject, &Tagged { tag: tag.clone(), digest: digest.clone() }, rule, why);
+    if choice.approved && selected.is_some() {
+        rollout::approved(status, why);
+    }
+    selected
 }
 
 /// The message of `Ready`.
