@@ -162,11 +162,15 @@ impl Case<'_> {
     /// What it runs now, as far as that can be told; none if facts are missing.
     fn runs(&self) -> Option<Tagged> {
         let stamp = self.workload.stamp(&self.container.name);
-        let follows = |stamp: &Stamp| stamp.text == self.container.text;
-        let stamped =
-            stamp.and_then(|stamp| if follows(&stamp) { self.here(&stamp.reference) } else { Some(self.own()) });
-        let record = self.target.holding.in_force().and_then(|record| Tagged::parse(&record.tag));
-        stamped.or(record).or_else(|| {
+        let record = self.target.holding.in_force();
+        // As admission has it: where the stamp is for another text, of what is on record only the annotation counts.
+        let other_text = stamp.as_ref().is_some_and(|stamp| stamp.text != self.container.text);
+        let record = record.filter(|record| !other_text || record.by == HeldBy::Annotation);
+        let record = record.and_then(|record| Tagged::parse(&record.tag));
+        if other_text {
+            return Some(record.unwrap_or_else(|| self.own()));
+        }
+        stamp.and_then(|stamp| self.here(&stamp.reference)).or(record).or_else(|| {
             let running = self.facts?.running(&self.container.name).into_iter().map(tagged);
             Some(running.min_by(|a, b| self.order(a, b)).unwrap_or_else(|| self.own()))
         })

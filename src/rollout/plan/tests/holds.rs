@@ -206,6 +206,11 @@ fn the_annotation_keeps_it_at_its_tag() {
     let here = || case("app:1.0.0", "1.2.0").stay(Stay::Here("9".to_owned())).facts(&["-"], &[]);
     check(here(), "AwaitsPods");
     check(here().record(record(HeldBy::Annotation, "")), "Annotation at 1.1.0");
+    // A stamp for another text says as little as none; what a rollback held is not asked for then.
+    let text = || case("app:1.0.5", "1.2.0").stamp(OLD, &[OURS]).stay(Stay::Here("9".to_owned()));
+    check(text(), "Annotation at 1.0.5");
+    check(text().record(Held { tag: "1.2.0".to_owned(), ..record(HeldBy::Annotation, "") }), "Annotation at 1.2.0");
+    check(text().record(record(HeldBy::Undo, "1.2.0")), "Annotation at 1.0.5");
     let mut none = here();
     none.workload.replicas = 0;
     check(none, "Annotation at 1.0.0");
