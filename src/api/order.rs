@@ -90,7 +90,7 @@ impl Order {
                     || policy::compare(&Rule::Semver(None), &Filter::default(), own, tag) == Some(Ordering::Less);
                 if chosen_for && behind() { tag } else { own }
             }
-            Some(own) if self.of_one_text && self.is_another_family(own, tag) => own,
+            Some(own) if self.stays_alone(own, tag) => own,
             Some(own) if self.compare(own, tag) == Some(Ordering::Greater) => own,
             _ => tag,
         }
@@ -99,6 +99,11 @@ impl Order {
     /// Whether the rules can read `own`, but not compare it with `tag`: another variant.
     pub fn is_another_family(&self, own: &str, tag: &str) -> bool {
         self.compare(own, tag).is_none() && self.compare(own, own).is_some()
+    }
+
+    /// Whether the one text that an Image was made for has turned to another variant than `tag`.
+    pub fn stays_alone(&self, own: &str, tag: &str) -> bool {
+        self.of_one_text && self.is_another_family(own, tag)
     }
 
     /// Whether every rule follows a digest, so that no tag is replaced by another.

@@ -9,7 +9,7 @@ use crate::api::{Held, HeldBy, ImageStatus, Order, Tagged};
 pub struct Holds(#[allow(clippy::box_collection)] Option<Box<Vec<Held>>>); // a pointer less than a Vec
 
 impl Holds {
-    /// Those of a status. One at a rejected tag is left out: admission gives none of these.
+    /// Those of a status. What a rollback holds at a rejected tag is left out.
     pub fn of(status: &ImageStatus) -> Self {
         if status.held.is_empty() {
             return Self::default();
@@ -17,7 +17,7 @@ impl Holds {
         let rejected: BTreeSet<String> = status.rejected.iter().map(|rejected| rejected.tag.clone()).collect();
         let counts = |held: &&Held| {
             let gives = matches!(held.by, HeldBy::Undo | HeldBy::Manifest | HeldBy::Annotation);
-            gives && held.holds() && Tagged::parse(&held.tag).is_some_and(|tag| !tag.is_in(&rejected))
+            gives && held.holds() && !held.is_rejected(&rejected)
         };
         // Without what is for people.
         let lean = |held: &Held| Held { since: String::new(), why: String::new(), ..held.clone() };

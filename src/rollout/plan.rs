@@ -255,7 +255,7 @@ fn plan_container(workload: &Workload, container: &Container, target: &Target, f
     let case = Case { workload, container, target, reference: &reference, facts };
     let decision = case.stays().unwrap_or_else(|| match workload.stamp(&container.name) {
         Some(stamp) if stamp.text == container.text => case.stamped(&stamp),
-        Some(stamp) => case.text_changed(&stamp),
+        Some(stamp) => case.unless_given(case.text_changed(&stamp)),
         None => case.unstamped(),
     });
     case.while_paused(case.unless_released(decision))
@@ -316,7 +316,9 @@ impl Case<'_> {
             (Err(blocked), _) => return ContainerPlan::Blocked(blocked),
             (_, None) => return ContainerPlan::Blocked(Blocked::NeedsFacts),
         };
-        if let Some((tag, by)) = self.held_at().filter(|_| self.lost_its_stamp(facts)) {
+        // Without Pods nothing tells that another revision was put back: what is on record stays.
+        let stays = running.is_empty() || self.lost_its_stamp(facts);
+        if let Some((tag, by)) = self.held_at().filter(|_| stays) {
             return self.keep_at(&tag, &running, by);
         }
         let Some(oldest) = running.iter().min_by(|a, b| self.order(a, b)).cloned() else {
@@ -331,7 +333,7 @@ impl Case<'_> {
         let recorded = self.target.left.is_some() && facts.revisions.len() > 1;
         let went_back = recorded || self.newer_stamps(facts, &oldest).next().is_some();
         if went_back && !self.lost_its_stamp(facts) {
-            return self.put_back(&oldest, None, HeldBy::Undo);
+            return self.put_back(&oldest, None, self.on_record(&oldest).unwrap_or(HeldBy::Undo));
         }
         self.roll(&oldest)
     }
@@ -350,8 +352,8 @@ impl Case<'_> {
 
     fn roll(&self, ran: &Tagged) -> ContainerPlan {
         // Where it was held before a rejected tag was tried, it is held again.
-        let held =
-            self.target.held.as_deref().and_then(Tagged::parse).filter(|_| self.is_rejected(ran) && self.is_held());
+        let held = self.target.held.as_deref().and_then(Tagged::parse);
+        let held = held.filter(|held| !held.is_in(&self.target.rejected) && self.is_rejected(ran) && self.is_held());
         let want = held.unwrap_or_else(|| self.want());
         if want.is_in(&self.target.rejected) && want != self.own() {
             return ContainerPlan::Blocked(Blocked::AwaitsPods); // its Image is about to go back from that

@@ -32,6 +32,8 @@ pub(super) fn target(image: &Image, workload: &Workload, container: &str, reject
     let why = rejections.iter().find(of_it).or(rejections.last()).map(status::because);
     let name = workload.key.to_string();
     let held = status.held.iter().find(|h| h.workload == name && h.container == container);
+    // What its own Image rejected, as admission has it.
+    let own_rejected = status.rejected.iter().map(|rejected| rejected.tag.clone()).collect();
     let left = held.filter(|h| h.holds() && matches!(h.by, HeldBy::Undo | HeldBy::Manifest)).map(|h| h.left.clone());
     Some(Target {
         image: image.name_any(),
@@ -46,6 +48,7 @@ pub(super) fn target(image: &Image, workload: &Workload, container: &str, reject
         left: left.filter(|left| !left.is_empty()),
         holding: Holding {
             record: held.cloned(),
+            rejected: held.is_some_and(|held| held.is_rejected(&own_rejected)),
             after: AfterRollback::of(&image.spec),
             stay: None, // known to those who ask the registry
             resume: workload.annotations.get(ACTION).is_some_and(|action| action == RESUME),

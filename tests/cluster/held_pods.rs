@@ -11,7 +11,7 @@ use kube::runtime::{WatchStreamExt, watcher};
 use serde_json::json;
 use tokio::task::JoinHandle;
 
-use crate::holds::{HOLD, Stage, object, revisions};
+use crate::holds::{HOLD, Stage, object, revisions, said};
 use crate::support::{DEADLINE, Shop, image_of};
 
 /// Every image that a Pod of `web` was created with from now on.
@@ -88,6 +88,7 @@ async fn starts_where_it_is_held(kind: &'static str) {
     let held = stage.held(HeldBy::Manifest, "1.0.5").await;
     assert_eq!(held.left, "1.2.0");
     stage.stays("1.0.5").await;
+    assert_eq!(stage.held(HeldBy::Manifest, "1.0.5").await.since, held.since);
     seen.only(&format!("{image}:1.0.5")).await;
 
     let by = shop.audited("img", "hold").await;
@@ -107,7 +108,17 @@ async fn starts_where_it_is_held(kind: &'static str) {
     stage.stays("1.1.0").await;
     seen.only(&format!("{image}:1.1.0")).await;
 
+    // So it does while it is misspelled, and the text becomes yet another.
+    stage.annotate(&json!({HOLD: "9.9.9"})).await;
+    said(shop, kind, "web", &["PolicyInvalid: ", "9.9.9", "stays where it is"]).await;
+    let before = revisions(shop, kind, "web").await;
+    kubectl("image", &format!("app={image}:3.0.1")).await;
+    eventually(DEADLINE, "there is another revision", async || revisions(shop, kind, "web").await != before).await;
+    stage.stays("1.1.0").await;
+    seen.only(&format!("{image}:1.1.0")).await;
+    stage.held(HeldBy::Annotation, "1.1.0").await;
+
     // A newer tag than the one that was left ends what a rollback holds; here nothing is left of that.
     stage.annotate(&json!({HOLD: null})).await;
-    stage.runs("3.0.0").await;
+    stage.runs("3.0.1").await;
 }

@@ -364,6 +364,9 @@ fn a_held_workload_starts_where_it_is_held() {
     let rejected = |tag: &str| json!({"rejected": [{"tag": tag, "reason": "", "workload": "", "time": ""}]});
     web_runs(rejected("1.3.0"), "1.0.0", settled);
     web_runs(rejected("1.3.1"), "1.0.0", "run 1.3.0 | app: 1.0.0 -> 1.3.0");
+    let mut named = rejected("1.3.0");
+    (named["by"], named["left"]) = (json!("Annotation"), json!(null));
+    web_runs(named, "1.0.0", "run 1.3.0 | app: 1.0.0 -> 1.3.0");
     // Whose Pod it is.
     let of = |workload: &str, pod: Of, expected: &str| {
         check(&json!({"workload": workload}), pod, &[], "1.0.0", expected);

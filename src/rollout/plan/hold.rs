@@ -15,6 +15,8 @@ use crate::rollout::facts::Facts;
 pub struct Holding {
     /// What is on record, released or not.
     pub record: Option<Held>,
+    /// Its Image has rejected the tag of the record: no Pod is given that without a stamp.
+    pub rejected: bool,
     /// What ends a hold that a person's rollback made.
     pub after: AfterRollback,
     /// Where it must stay, whatever it runs.
@@ -124,15 +126,24 @@ impl Case<'_> {
     pub(super) fn keep_at(&self, tag: &Tagged, running: &[Tagged], by: HeldBy) -> ContainerPlan {
         let hold = self.hold(tag, by);
         let is_there = |ran: &Tagged| ran.tag == tag.tag && (tag.digest.is_none() || ran.digest == tag.digest);
+        // Pods may never come (`OnDelete`, a partition, a quota). If they come with another tag, that is seen then.
         if running.is_empty() && self.is_given(tag) {
-            let none_wanted = self.workload.replicas == 0;
-            return if none_wanted { ContainerPlan::Hold(hold) } else { ContainerPlan::Blocked(Blocked::AwaitsPods) };
+            return ContainerPlan::Hold(hold);
         }
         let unknown = running.is_empty().then(Tagged::default);
         let Some(from) = running.iter().find(|ran| !is_there(ran)).or(unknown.as_ref()) else {
             return ContainerPlan::Hold(hold);
         };
+        self.send(hold, from, tag)
+    }
+
+    fn send(&self, hold: Hold, from: &Tagged, tag: &Tagged) -> ContainerPlan {
         let (from, to) = from.difference(tag);
+        let why = match hold.by {
+            HeldBy::Annotation => "annotation",
+            _ if self.workload.stamp(&self.container.name).is_some() => "its text names an older tag",
+            _ => "its stamp was lost",
+        };
         let change = Change {
             container: self.container.name.clone(),
             from,
@@ -141,10 +152,22 @@ impl Case<'_> {
             image: self.target.image.clone(),
             rule: HOLD.to_owned(),
             rollout: id(&self.target.rollout, &format!("{HOLD} {tag}")),
-            back: Some(if by == HeldBy::Annotation { "annotation" } else { "its stamp was lost" }.to_owned()),
+            back: Some(why.to_owned()),
         };
         let stamp = Stamp { text: self.container.text.clone(), reference: tag.image(self.reference) };
         ContainerPlan::Send(hold, change, stamp)
+    }
+
+    /// Where the stamp is for another text, the Pods run the text: but for what the annotation `hold` gave them until now.
+    pub(super) fn unless_given(&self, decision: ContainerPlan) -> ContainerPlan {
+        let own = self.own();
+        let record = self.target.holding.record.as_ref().filter(|record| record.by == HeldBy::Annotation);
+        let given = record.and_then(|record| Tagged::parse(&record.tag)).filter(|given| *given != own);
+        match (decision, given) {
+            (ContainerPlan::Keep, Some(given)) => self.roll(&given),
+            (ContainerPlan::Hold(hold), Some(given)) => self.send(hold, &given, &own),
+            (decision, _) => decision,
+        }
     }
 
     fn hold(&self, tag: &Tagged, by: HeldBy) -> Hold {
@@ -196,13 +219,14 @@ impl Case<'_> {
     pub(super) fn held_at(&self) -> Option<(Tagged, HeldBy)> {
         let record = self.target.holding.record.as_ref()?;
         let rollback = matches!(record.by, HeldBy::Undo | HeldBy::Manifest);
-        let held = record.runs(&self.target.order, self.reference.tag()).filter(|_| rollback)?;
+        let counts = rollback && !self.target.holding.rejected;
+        let held = record.runs(&self.target.order, self.reference.tag()).filter(|_| counts)?;
         (!self.left().is_some_and(|left| self.ends(&left))).then_some(held)
     }
 
     /// Whether admission gives new Pods this tag because that is on record: a template without a stamp needs none then.
     fn is_given(&self, tag: &Tagged) -> bool {
-        let record = self.target.holding.record.as_ref().filter(|_| !tag.is_in(&self.target.rejected));
+        let record = self.target.holding.record.as_ref().filter(|_| !self.target.holding.rejected);
         let given = record.and_then(|record| record.runs(&self.target.order, self.reference.tag()));
         given.is_some_and(|(given, _)| given == *tag)
     }

@@ -127,15 +127,30 @@ fn a_stamp_that_was_taken_away_comes_back() {
     let back = "app:1.0.0 app:1.1.0 as hold, Undo at 1.1.0";
     check(held(&["app:1.2.0"]).new_revision(), &format!("1.2.0 -> {back}"));
     check(held(&["app:1.2.0"]).unmarked(), &format!("1.2.0 -> {back}"));
-    // Its Pods to come get that at admission; there may be none.
-    check(held(&[]).unmarked(), "AwaitsPods");
+    // Its Pods to come get that at admission; there may be none for ever.
+    check(held(&[]).unmarked(), "Undo at 1.1.0");
+    check(held(&[]), "Undo at 1.1.0");
+    check(held(&[]).unmarked().resume(), "1.1.0 -> app:1.0.0 app:1.2.0 as minor, Undo at 1.1.0 released");
     let mut none = held(&[]).unmarked();
     none.workload.replicas = 0;
     check(none, "Undo at 1.1.0");
-    // But no rejected tag.
-    let mut rejected = held(&[]).unmarked();
-    rejected.target.rejected.insert("1.1.0".to_owned());
-    check(rejected, &format!(" -> {back}"));
+    // But no rejected tag: nobody sends a workload there either. Another Image's word is not admission's.
+    let rejected = |running: &[&str], own: bool| {
+        let mut case = held(running).unmarked();
+        case.target.rejected.insert("1.1.0".to_owned());
+        case.target.holding.rejected = own;
+        case
+    };
+    check(rejected(&[], true), "AwaitsPods");
+    check(rejected(&["app:1.2.0"], true), "keep");
+    check(rejected(&["app:1.1.0"], true), "1.1.0 -> app:1.0.0 app:1.2.0 as minor");
+    check(rejected(&["app:1.0.0"], true), "1.0.0 -> app:1.0.0 app:1.2.0 as minor");
+    check(rejected(&[], false), "Undo at 1.1.0");
+    check(rejected(&["app:1.1.0"], false), "Undo at 1.1.0");
+    // An older revision whose Pods have it: they leave it like all others.
+    let mut put_back = rejected(&["app:1.1.0"], true);
+    put_back.workload.marked = true;
+    check(put_back, "1.1.0 -> app:1.0.0 app:1.2.0 as minor");
     check(held(&["app:1.1.0"]).unmarked(), "Undo at 1.1.0");
     check(held(&["app:1.1.0", "app:1.2.0"]).new_revision(), &format!("1.2.0 -> {back}"));
     // Newer than the others, but not than the hold: somebody put it back.
@@ -154,6 +169,22 @@ fn a_stamp_that_was_taken_away_comes_back() {
     check(text("app:1.2.0", "app:1.2.0"), "keep");
     check(text("app:1.1.5", "app:1.1.5"), "Manifest at 1.1.5");
     check(text("app:1.1.5", "app:1.2.0"), "1.2.0 -> app:1.1.5 app:1.1.5 as hold, Manifest at 1.1.5");
+    // One of another variant, where that text alone is followed: nobody else says what it runs.
+    let variant = |alone: bool| {
+        let at = Held { tag: "1.1.0-bookworm".to_owned(), ..record(HeldBy::Undo, "1.2.0-bookworm") };
+        let mut case = case("app:1.2.0-alpine", "1.2.0-bookworm").facts(&["-"], &["app:1.2.0-alpine"]).record(at);
+        case.target.order = order("semver-minor", None).of_one_text(alone);
+        case.target.rejected.insert("1.0.0".to_owned()); // so that its Pods are looked at
+        case.unmarked()
+    };
+    check(variant(true), "keep");
+    let sent = "app:1.2.0-alpine app:1.1.0-bookworm as hold, Undo at 1.1.0-bookworm";
+    check(variant(false), &format!("1.2.0-alpine -> {sent}"));
+    // On record since after its revision was made.
+    let since = Held { since: "1970-01-01T00:00:02Z".to_owned(), ..record(HeldBy::Manifest, "1.2.0") };
+    let text = |running: &[&str]| case("app:1.1.0", "1.2.0").facts(&["-", LEFT], running).record(since.clone());
+    check(text(&["app:1.1.0"]).new_revision(), "Manifest at 1.1.0");
+    check(text(&[]).new_revision(), "Manifest at 1.1.0");
     // The same for an older text: its own tag is what it is held at.
     let text = case("app:1.1.0", "1.2.0").facts(&["-", LEFT], &["app:1.2.0"]);
     check(text.record(record(HeldBy::Manifest, "1.2.0")).unmarked(), {
@@ -197,7 +228,10 @@ fn the_annotation_keeps_it_at_its_tag() {
     check(plain().facts(&["-"], &["app:1.1.0"]), "Annotation at 1.1.0");
     check(plain().facts(&["-"], &["app:1.2.0"]), "1.2.0 -> app:1.0.0 app:1.1.0 as hold, Annotation at 1.1.0");
     check(plain().facts(&["-"], &[]), " -> app:1.0.0 app:1.1.0 as hold, Annotation at 1.1.0");
-    check(plain().facts(&["-"], &[]).record(record(HeldBy::Annotation, "")), "AwaitsPods");
+    check(plain().facts(&["-"], &[]).record(record(HeldBy::Annotation, "")), "Annotation at 1.1.0");
+    let mut rejected = plain().facts(&["-"], &[]).record(record(HeldBy::Annotation, ""));
+    rejected.target.rejected.insert("1.1.0".to_owned());
+    check(rejected, "Annotation at 1.1.0");
     // It does not name what it would have to run.
     check(ours("1.2.0").stay(Stay::Here("9.9.9".to_owned())), "Annotation at 1.1.0");
     check(case("app:1.0.0", "1.2.0").stay(Stay::Here("9".to_owned())), "NeedsFacts");
@@ -211,6 +245,14 @@ fn the_annotation_keeps_it_at_its_tag() {
     check(text(), "Annotation at 1.0.5");
     check(text().record(Held { tag: "1.2.0".to_owned(), ..record(HeldBy::Annotation, "") }), "Annotation at 1.2.0");
     check(text().record(record(HeldBy::Undo, "1.2.0")), "Annotation at 1.0.5");
+    // Taken away: its Pods run what they were given, not that text.
+    let ended = |text: &str| case(text, "1.2.0").stamp(OLD, &[OURS]).record(record(HeldBy::Annotation, ""));
+    check(ended("app:3.0.0"), "1.1.0 -> app:3.0.0 app:3.0.0 as minor, Annotation at 1.1.0 released");
+    check(ended("app:1.1.5"), "1.1.5 -> app:1.1.5 app:1.2.0 as minor, Annotation at 1.1.0 released");
+    check(ended("app:1.0.5").facts(&[OLD], &[]), "1.0.5 -> app:1.0.5 app:1.2.0 as minor, Annotation at 1.1.0 released");
+    let older = ended("app:1.0.5").facts(&[OLD, LEFT], &[]);
+    check(older, "1.1.0 -> app:1.0.5 app:1.0.5 as hold, Manifest at 1.0.5");
+    check(ended("app:1.1.0").order("digest", None), "Annotation at 1.1.0 released");
     let mut none = here();
     none.workload.replicas = 0;
     check(none, "Annotation at 1.0.0");
