@@ -82,15 +82,15 @@ impl Names {
 
 /// Refuses to run with a URL beside a kimup in the cluster, unless told to.
 pub async fn refuse_second(client: &kube::Client, endpoint: &EndpointArgs) -> anyhow::Result<()> {
-    if endpoint.webhook_url.is_none() {
+    if endpoint.webhook_url.is_none() || endpoint.takeover {
         return Ok(());
     }
     let api: Api<MutatingWebhookConfiguration> = Api::all(client.clone());
     let found = tokio::time::timeout(TIMEOUT, api.get_opt("kimup"))
         .await
         .context("no answer from the API server")?
-        .context("cannot tell whether a kimup runs in the cluster")?;
-    if found.is_some() && !endpoint.takeover {
+        .context("cannot tell whether a kimup runs in the cluster; allow get of mutatingwebhookconfigurations, or if none runs there say --takeover")?;
+    if found.is_some() {
         anyhow::bail!(
             "a kimup runs in this cluster already (MutatingWebhookConfiguration kimup); stop it, or run beside it with --takeover"
         );

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use crate::api::annotations::APPROVE;
 use crate::api::{self, Closed, CompiledSpec, Image, ImageStatus, Rejected, RolloutStatus, SyncResult, Tagged};
 use crate::policy::Repository;
-use crate::registry::Asker;
+use crate::registry::{Asker, Listing};
 use crate::rollout::PullAccess;
 
 use super::approval::{Answer, Approved};
@@ -327,6 +327,27 @@ impl Sync {
         counts.filter(|other| other.uid() != image.uid())
     }
 
+    /// What the registry lists, and how it was asked.
+    async fn listed(
+        &self,
+        key: &ImageKey,
+        image: &Image,
+        spec: &CompiledSpec,
+        access: Option<&PullAccess>,
+        wanted: Wanted,
+    ) -> Result<(observe::Asked, Arc<Listing>), Failure> {
+        // Secrets come from the API server; without any there is nothing to wait for.
+        let asks = !image.spec.image_pull_secrets.is_empty() || access.is_some();
+        let place = if asks { self.places.take().await } else { None };
+        let asked = observe::request(&self.client, image, spec, access).await?;
+        drop(place);
+        let wanted = Wanted { asker: wanted.asker.max(self.asker(key)), ..wanted };
+        let listing = self.places.outside(observe::list_tags(&self.registry, &asked, wanted)).await;
+        let listing = listing.ok_or_else(stopping)??;
+        self.host_answers(spec.repository.host());
+        Ok((asked, listing))
+    }
+
     /// Asks the registry and decides; also answers the webhook's question, so it writes nothing.
     pub(super) async fn choose(
         &self,
@@ -337,21 +358,7 @@ impl Sync {
         access: Option<&PullAccess>,
         wanted: Wanted,
     ) -> Result<Chosen, Failure> {
-        let stopping = || Failure {
-            result: SyncResult::Error,
-            reason: "Stopping",
-            message: "kimup is stopping".to_owned(),
-            stalled: false,
-        };
-        // Secrets come from the API server; without any there is nothing to wait for.
-        let asks = !image.spec.image_pull_secrets.is_empty() || access.is_some();
-        let place = if asks { self.places.take().await } else { None };
-        let asked = observe::request(&self.client, image, spec, access).await?;
-        drop(place);
-        let wanted = Wanted { asker: wanted.asker.max(self.asker(key)), ..wanted };
-        let listing = self.places.outside(observe::list_tags(&self.registry, &asked, wanted)).await;
-        let listing = listing.ok_or_else(stopping)??;
-        self.host_answers(spec.repository.host());
+        let (asked, listing) = self.listed(key, image, spec, access, wanted).await?;
         let tags: Vec<&str> = listing.tags().collect();
         let rejections = self.world.rejections(image);
         let rejected = rejections.iter().map(|r| r.tag.clone()).collect();
@@ -468,4 +475,10 @@ impl Sync {
         let fails = self.memos().get(key).is_some_and(|memo| memo.failures > 0);
         (!fails).then(|| Wanted::shared_list(Asker::Schedule, spec, now))
     }
+}
+
+/// What everybody hears whom kimup's end interrupts.
+fn stopping() -> Failure {
+    let message = "kimup is stopping".to_owned();
+    Failure { result: SyncResult::Error, reason: "Stopping", message, stalled: false }
 }
