@@ -375,6 +375,7 @@ impl Process {
         let options = ServerOptions {
             shutdown_delay: if in_cluster { UNREADY_DELAY } else { Duration::ZERO },
             drain: Duration::from_secs(15),
+            counts: self.metrics.server(),
             ..ServerOptions::default()
         };
         tracing::info!(address = %at, "the webhook listens");
