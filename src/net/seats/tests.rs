@@ -184,7 +184,9 @@ async fn those_told_to_leave_are_counted_once() {
         }
     };
     let mut held: Vec<_> = (0..8).map(|_| seats.take(address(1)).unwrap()).collect();
-    held.iter().for_each(|seated| seated.seat.enter(Phase::Head));
+    for seated in &held {
+        seated.seat.enter(Phase::Head);
+    }
     held[0].seat.enter(Phase::Body);
     tokio::time::advance(Duration::from_secs(1)).await;
     check(0, 0);
