@@ -16,7 +16,7 @@ use http::{HeaderValue, Method, Request, Response, StatusCode};
 use crate::index::question::{Answered, Ask, Deduplicated, Question};
 use crate::index::{Index, Snapshot};
 use crate::net::server::Handler;
-use crate::telemetry::{AdmissionOutcome, Metrics};
+use crate::telemetry::{AdmissionOutcome, Metrics, Refused, Seldom};
 
 use super::review::{Review, ReviewError, Step};
 use super::verdict::Verdict;
@@ -32,6 +32,7 @@ struct Parts {
     index: Arc<Index>,
     ask: Deduplicated<dyn Ask>,
     metrics: Metrics,
+    unreadable: Seldom,
 }
 
 impl Handler for Webhook {
@@ -94,7 +95,7 @@ impl Webhook {
     /// `timeoutSeconds`.
     pub fn new(index: Arc<Index>, ask: Arc<dyn Ask>, deadline: Duration, metrics: Metrics) -> Self {
         let ask = Deduplicated::new(ask, deadline, metrics.clone());
-        Self(Arc::new(Parts { index, ask, metrics }))
+        Self(Arc::new(Parts { index, ask, metrics, unreadable: Seldom::default() }))
     }
 
     async fn mutate(&self, body: &[u8]) -> Response<Body> {
@@ -112,6 +113,7 @@ impl Webhook {
 impl Parts {
     async fn answer(&self, body: &[u8]) -> Result<Verdict, Failure> {
         if !self.index.is_ready() {
+            self.metrics.server().refused(Refused::NotReady);
             return Err(Failure::NotReady);
         }
         let snapshot = self.index.snapshot();
@@ -124,7 +126,9 @@ impl Parts {
                 Ok(verdict)
             }
             Ok(Err(error)) => {
-                tracing::warn!(%error, "cannot read a review");
+                if let Some(left_out) = self.unreadable.pass(Instant::now()) {
+                    tracing::warn!(%error, left_out, "cannot read a review; at most one of these lines a minute");
+                }
                 Err(Failure::Unreadable(error))
             }
             Err(panic) => {

@@ -14,8 +14,10 @@ use super::status::ImageStatus;
 pub struct Order {
     /// Shared: compiled patterns are large, and many Images have the same.
     rules: Arc<Rules>,
-    /// The starting tag: a container with this own tag is one that the Image's tag was chosen for.
-    base: Option<Box<str>>,
+    /// The starting tag: a container with this own tag is one that the Image's tag was chosen for. Only where no tag is
+    /// replaced by another ([`Self::keeps_tags`]) does it decide anything: else it is not kept.
+    #[allow(clippy::box_collection)] // few have one, and an order is a part of each Image in memory
+    base: Option<Box<String>>,
     /// Whether the Image was made for the text of one container.
     of_one_text: bool,
 }
@@ -38,7 +40,16 @@ impl Order {
             rules.extend(Rule::parse("semver", None));
         }
         let rules = Rules { list: rules, filter: compile_filter(spec).unwrap_or_default(), follows_digest: None };
-        Self { rules: Arc::new(rules), base: Some(spec.base_tag.as_str().into()), of_one_text: false }
+        Self::new(Arc::new(rules), Some(&spec.base_tag))
+    }
+
+    fn new(rules: Arc<Rules>, base: Option<&str>) -> Self {
+        Self { rules, base: None, of_one_text: false }.with_base(base)
+    }
+
+    fn with_base(mut self, base: Option<&str>) -> Self {
+        self.base = base.filter(|_| self.keeps_tags()).map(|base| Box::new(base.to_owned()));
+        self
     }
 
     /// The same rules, with the starting tag of a spec that has them.
@@ -48,7 +59,7 @@ impl Order {
             Some(follows) => starting_tag(spec, follows),
             None => Some(spec.base_tag.as_str()),
         };
-        Self { rules: Arc::clone(&self.rules), base: base.map(Into::into), of_one_text: false }
+        Self::new(Arc::clone(&self.rules), base)
     }
 
     /// Whether another order shares its rules.
@@ -67,9 +78,11 @@ impl Order {
     /// The same order, where the status tells which starting tag its tag comes from: the spec may name another since.
     #[must_use]
     pub fn following(mut self, status: &ImageStatus) -> Self {
-        self.base = status.base_tag.as_deref().map(Into::into).or(self.base);
+        if let Some(followed) = &status.base_tag {
+            self = self.with_base(Some(followed));
+        }
         // On its way to the starting tag the settled one is what is left.
-        self.base = self.base.filter(|base| status.rollout.as_ref().is_none_or(|rollout| *rollout.tag != **base));
+        self.base = self.base.filter(|base| status.rollout.as_ref().is_none_or(|rollout| rollout.tag != **base));
         self
     }
 
@@ -85,7 +98,7 @@ impl Order {
     pub fn newer_of<'a>(&self, own: Option<&'a str>, tag: &'a str) -> &'a str {
         match own {
             Some(own) if self.keeps_tags() => {
-                let chosen_for = self.base.as_deref() == Some(own);
+                let chosen_for = self.base.as_ref().is_some_and(|base| **base == own);
                 let behind =
                     || policy::compare(&Rule::Semver(None), &Filter::default(), own, tag) == Some(Ordering::Less);
                 if chosen_for && behind() { tag } else { own }
@@ -120,7 +133,7 @@ impl From<&CompiledSpec> for Order {
             filter: spec.filter.clone(),
             follows_digest: Some(spec.follows_digest.is_some()),
         };
-        Self { rules: Arc::new(rules), base: spec.base_tag.as_deref().map(Into::into), of_one_text: false }
+        Self::new(Arc::new(rules), spec.base_tag.as_deref())
     }
 }
 

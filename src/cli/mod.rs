@@ -98,14 +98,17 @@ fn serve(common: &args::Common, roles: anyhow::Result<serve::Roles>) -> Result<(
     let roles = roles.map_err(Failure::Usage)?;
     start_telemetry(common.log_format, &common.log_level)?;
     install_tls_provider();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().worker_threads(workers()).build()?;
+    let threads = workers(roles.compute());
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().worker_threads(threads).build()?;
     let done = runtime.block_on(serve::run(common.clone(), roles));
     // What still blocks (a DNS look-up, say) must not hold up the end.
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     Ok(done?)
 }
 
-/// Threads: what the process may use, but no more than four. The work is waiting, not computing.
-fn workers() -> usize {
-    std::thread::available_parallelism().map_or(2, |cores| cores.get().clamp(2, 4))
+/// Threads: one for each processor that the process may use, but no more than four: the work is mostly waiting. Where some of
+/// it computes for long, two at least, so that the rest goes on; else two on one processor would only wake one another.
+fn workers(compute: bool) -> usize {
+    let least = if compute { 2 } else { 1 };
+    std::thread::available_parallelism().map_or(2, |processors| processors.get().clamp(least, 4))
 }

@@ -73,6 +73,11 @@ impl Roles {
         Self { endpoint: args.endpoint, server: None, sync: Some(args.sync), socket }.checked()
     }
 
+    /// Whether there is work that keeps a thread for milliseconds: sync chooses among many tags.
+    pub fn compute(&self) -> bool {
+        self.sync.is_some()
+    }
+
     fn checked(self) -> anyhow::Result<Self> {
         let files = self.endpoint.tls_cert_file.is_some();
         anyhow::ensure!(
@@ -370,6 +375,7 @@ impl Process {
         let options = ServerOptions {
             shutdown_delay: if in_cluster { UNREADY_DELAY } else { Duration::ZERO },
             drain: Duration::from_secs(15),
+            counts: self.metrics.server(),
             ..ServerOptions::default()
         };
         tracing::info!(address = %at, "the webhook listens");

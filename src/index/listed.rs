@@ -30,9 +30,9 @@ impl Listed {
 }
 
 impl<'de> Deserialize<'de> for Listed {
-    /// From JSON text alone: the text is read a second time for the metadata when the object cannot be read.
+    /// From JSON text that is there as a whole: it is read a second time for the metadata when the object cannot be read.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let raw = Box::<RawValue>::deserialize(deserializer)?;
+        let raw = <&RawValue>::deserialize(deserializer)?;
         match serde_json::from_str::<Lean>(raw.get()) {
             Ok(lean) => {
                 let read = Ok(Box::new((lean.spec, lean.status.map(Into::into))));

@@ -117,7 +117,7 @@ pub struct Entry {
 struct Texts {
     all: Box<str>,
     /// Where the first three end.
-    ends: [u32; 3],
+    ends: [u16; 3],
 }
 
 impl Texts {
@@ -125,14 +125,14 @@ impl Texts {
         let mut end = 0;
         let ends = [texts[0], texts[1], texts[2]].map(|text| {
             end += text.len();
-            u32::try_from(end).unwrap_or(u32::MAX) // they are far shorter
+            u16::try_from(end).unwrap_or(u16::MAX) // some 640 at most: a name has 253, a repository 255, a tag 128
         });
         Self { all: texts.concat().into(), ends }
     }
 
     /// One of the four.
     fn get(&self, nth: usize) -> Option<&str> {
-        let end = |nth: usize| self.ends.get(nth).map_or(self.all.len(), |end| *end as usize);
+        let end = |nth: usize| self.ends.get(nth).map_or(self.all.len(), |end| usize::from(*end));
         let start = if nth == 0 { 0 } else { end(nth - 1) };
         self.all.get(start..end(nth)).filter(|text| !text.is_empty())
     }

@@ -7,7 +7,7 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -31,16 +31,16 @@ impl<S> GuardIo<S> {
 
 impl<S: AsyncRead + Unpin> AsyncRead for GuardIo<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        // The next head is read only when the whole answer is written.
-        if self.seat.phase() == Phase::Answered {
-            self.seat.enter(Phase::Idle);
-        }
         let before = buf.filled().len();
-        ready!(Pin::new(&mut self.inner).poll_read(cx, buf))?;
-        if buf.filled().len() > before && matches!(self.seat.phase(), Phase::Fresh | Phase::Idle) {
-            self.seat.enter(Phase::Head);
+        let read = Pin::new(&mut self.inner).poll_read(cx, buf);
+        let is_more = buf.filled().len() > before;
+        // The next head is read only when the whole answer is written.
+        match self.seat.phase() {
+            Phase::Fresh | Phase::Idle | Phase::Answered if is_more => self.seat.enter(Phase::Head),
+            Phase::Answered => self.seat.enter(Phase::Idle),
+            _ => {}
         }
-        Poll::Ready(Ok(()))
+        read
     }
 }
 

@@ -14,6 +14,8 @@ use futures::task::AtomicWaker;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use crate::telemetry::{ConnectionEnd, ServerCounts};
+
 /// What a connection is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
@@ -27,7 +29,7 @@ pub(super) enum Phase {
     Fresh,
     /// A request head has begun.
     Head,
-    /// A request body is being read.
+    /// The rest of a request body is being waited for.
     Body,
     /// A request is being handled.
     Busy,
@@ -167,7 +169,8 @@ impl Seat {
         self.state.store(self.now() * SCALE + phase as u64, Ordering::Relaxed);
     }
 
-    /// Changes the phase, and not since when: the time of both counts together.
+    /// Changes the phase, and not since when, which costs nothing: the time of both counts together, or that of the new one
+    /// does not count at all.
     pub fn go_on_with(&self, phase: Phase) {
         let since = self.state.load(Ordering::Relaxed) / SCALE;
         self.state.store(since * SCALE + phase as u64, Ordering::Relaxed);
@@ -233,6 +236,7 @@ pub(super) struct Seats {
     epoch: Instant,
     table: Mutex<Table>,
     freed: Notify,
+    counts: ServerCounts,
 }
 
 #[derive(Default)]
@@ -268,7 +272,13 @@ impl Table {
 
 impl Seats {
     pub fn new(max: usize) -> Self {
-        Self { max, epoch: Instant::now(), table: Mutex::default(), freed: Notify::new() }
+        let (epoch, counts) = (Instant::now(), ServerCounts::default());
+        Self { max, epoch, table: Mutex::default(), freed: Notify::new(), counts }
+    }
+
+    /// The same, where those whom it tells to leave are counted.
+    pub fn counting(self, counts: ServerCounts) -> Self {
+        Self { counts, ..self }
     }
 
     /// A seat for a new connection: a free one, or that of the connection that can best be spared. `None`: there is
@@ -284,6 +294,7 @@ impl Seats {
             }
             let best = self.find(&table, |glance| glance.spare(self.max))?;
             woken = table.expel(&best);
+            self.counts.closed(ConnectionEnd::PushedOut, 1);
         }
         let (id, seat) = table.seat(peer, self.epoch);
         drop(table);
@@ -301,6 +312,7 @@ impl Seats {
         let mut table = self.lock();
         let slow = |glance: Glance| glance.phase == Phase::Body && glance.age >= LONG_GRACE;
         let found = self.find(&table, |glance| slow(glance).then_some(glance.age));
+        self.counts.closed(ConnectionEnd::PushedOut, usize::from(found.is_some()));
         let woken = found.and_then(|seat| table.expel(&seat));
         drop(table);
         woken.into_iter().for_each(Waker::wake);
@@ -308,7 +320,8 @@ impl Seats {
 
     /// Closes what has taken longer than it may.
     pub fn sweep(&self, patience: &Patience) {
-        self.expel_all(|glance| glance.is_overdue(patience));
+        let fresh = self.expel_all(|glance| glance.is_overdue(patience));
+        self.counts.closed(ConnectionEnd::Overdue, fresh);
     }
 
     /// Closes what has not got as far as a whole request head.
@@ -331,13 +344,17 @@ impl Seats {
         }
     }
 
-    fn expel_all(&self, which: impl Fn(Glance) -> bool) {
+    /// How many of them had not been told before.
+    fn expel_all(&self, which: impl Fn(Glance) -> bool) -> usize {
         let now = self.now();
         let mut table = self.lock();
+        let before = table.leaving;
         let found: Vec<_> = table.seats.values().filter(|seat| which(seat.glance(now))).cloned().collect();
         let woken: Vec<_> = found.iter().filter_map(|seat| table.expel(seat)).collect();
+        let fresh = table.leaving - before;
         drop(table);
         woken.into_iter().for_each(Waker::wake);
+        fresh
     }
 
     /// The one with the greatest `key` of those that are not leaving yet.

@@ -14,6 +14,7 @@ use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use super::seats::{Patience, Seated, Seats};
 use super::tls::SharedTls;
+use crate::telemetry::{ConnectionEnd, ServerCounts};
 
 mod connection;
 mod request;
@@ -32,8 +33,8 @@ const ACCEPTS: usize = 8;
 /// How long a drain waits for the first request of a connection that was just made.
 const FIRST_REQUEST: Duration = Duration::from_secs(1);
 
-/// The limits of a server. Times are upper bounds; the defaults suit a webhook.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// The limits of a server, and what it counts. Times are upper bounds; the defaults suit a webhook.
+#[derive(Debug, Clone)]
 pub struct ServerOptions {
     /// Connections at once, handshakes included. A further one takes the place of one that waits for its client: first
     /// of an address that holds more than half of all, then of those without a whole request, then of idle ones. None
@@ -67,6 +68,8 @@ pub struct ServerOptions {
     pub shutdown_delay: Duration,
     /// How long requests in flight may take after that; then their connections are cut. Default 25 s.
     pub drain: Duration,
+    /// Counts what is refused and closed. Default: nobody's.
+    pub counts: ServerCounts,
 }
 
 impl Default for ServerOptions {
@@ -83,6 +86,7 @@ impl Default for ServerOptions {
             bodies_in_memory: 12 << 20,
             shutdown_delay: Duration::ZERO,
             drain: Duration::from_secs(25),
+            counts: ServerCounts::default(),
         }
     }
 }
@@ -159,7 +163,7 @@ async fn serve<H: Handler>(
     options: ServerOptions,
     shutdown: CancellationToken,
 ) -> Drained {
-    let seats = Arc::new(Seats::new(options.max_connections));
+    let seats = Arc::new(Seats::new(options.max_connections).counting(options.counts.clone()));
     let sweeper = AbortOnDropHandle::new(tokio::spawn(sweep(Arc::clone(&seats), options.patience())));
     let bodies = Bodies::new(options.body_limit, options.bodies_in_memory);
     // Half of the processors: the other half is for requests.
@@ -221,8 +225,9 @@ async fn accept_all<H: Handler>(
     let mut full_since = None;
     for nth in 1_usize.. {
         let (stream, peer) = accept(listener, &mut pause).await;
-        if let Some(seated) = seat(&shared.seats, peer.ip(), &mut full_since).await {
-            connections.spawn(connection::run(stream, seated, Arc::clone(shared)));
+        match seat(&shared.seats, peer.ip(), &mut full_since).await {
+            Some(seated) => drop(connections.spawn(connection::run(stream, seated, Arc::clone(shared)))),
+            None => shared.options.counts.closed(ConnectionEnd::Full, 1),
         }
         if nth.is_multiple_of(ACCEPTS) {
             yield_now().await;

@@ -7,13 +7,14 @@ use jiff::Timestamp;
 use kube::ResourceExt;
 use tokio::time::Instant;
 
-use crate::api::{Image, ImageStatus, RolloutStatus, Strategy, Tagged, annotations::Stamp};
+use crate::api::{Image, ImageStatus, Strategy, Tagged, annotations::Stamp};
 use crate::policy::Reference;
 use crate::rollout::{
     self, ApplyError, Before, Evidence, FIELD_MANAGER, Kind, Past, Target, Verdict, Workload, WorkloadKey,
 };
 
 use super::engine::{Key, Sync};
+use super::target::wanted;
 use super::view::has_ended;
 use super::way_back::went_back;
 use super::world::{Cached, ImageKey, User, status_of};
@@ -23,7 +24,7 @@ const PAUSE: Duration = Duration::from_secs(5);
 /// How soon one is judged again that nothing is done about.
 const STOPPED_PAUSE: Duration = Duration::from_secs(30);
 /// Pause after its Pods could not be read.
-const FAILURE_PAUSE: Duration = Duration::from_secs(10);
+pub(super) const FAILURE_PAUSE: Duration = Duration::from_secs(10);
 
 /// What the last judgement of a workload's rollout came to. Losing it costs another one.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -67,6 +68,12 @@ fn began_later(workload: &Workload, status: &ImageStatus, tag: &Tagged) -> bool 
     let finished = status.history.iter().find(|entry| entry.tag == tag.tag).map(|entry| entry.finished.parse());
     let finished: Option<Timestamp> = finished.and_then(Result::ok);
     finished.zip(workload.stamped_at).is_some_and(|(finished, stamped)| stamped >= finished)
+}
+
+/// Whether a reference names what an Image wants: the digest counts where one is wanted.
+fn names(reference: &Reference, wanted: &Tagged) -> bool {
+    let tagged = Tagged::of(reference);
+    tagged.tag == wanted.tag && (wanted.digest.is_none() || tagged.digest == wanted.digest)
 }
 
 /// A container whose rollout is watched.
@@ -180,20 +187,30 @@ impl Sync {
         let ready_at: Option<Timestamp> = rollout.first_ready_at.as_ref().and_then(|at| at.parse().ok());
         let until = ready_at.and_then(|at| at.checked_add(soak).ok());
         // The time is taken back when its Pods fail: whether it had passed by then, those who followed tell.
-        let soaks =
-            || until.map_or_else(|| !self.is_followed(image, rollout, &first), |until| until > Timestamp::now());
+        let soaks = || until.map_or_else(|| !self.is_followed(image, status, &first), |until| until > Timestamp::now());
         first.contains(&workload) && soaks()
     }
 
-    /// Whether others than the first ones have begun to roll to the tag of a rollout.
-    fn is_followed(&self, image: &Image, rollout: &RolloutStatus, first: &[&str]) -> bool {
-        let runs = |user: &User| {
-            let stamps = user.containers.iter().filter_map(|container| user.workload.stamp(container));
-            stamps.filter_map(|stamp| Reference::parse(&stamp.reference).ok()).any(|r| r.tag() == Some(&rollout.tag))
+    /// Whether others than the first ones have begun to roll to what an Image rolls out. One that is held there has not
+    /// followed.
+    fn is_followed(&self, image: &Image, status: &ImageStatus, first: &[&str]) -> bool {
+        let Some(wanted) = wanted(image, status) else {
+            return false;
+        };
+        let runs = |user: &User, of: &ImageStatus| {
+            let name = user.workload.key.to_string();
+            let free = |container: &&String| {
+                !of.held.iter().any(|held| held.holds() && held.workload == name && held.container == **container)
+            };
+            let stamps = user.containers.iter().filter(free).filter_map(|container| user.workload.stamp(container));
+            let mut references = stamps.filter_map(|stamp| Reference::parse(&stamp.reference).ok());
+            !first.contains(&name.as_str()) && references.any(|reference| names(&reference, &wanted))
         };
         let group = self.world.group_of(image);
-        let mut users = group.iter().flat_map(|of| self.world.users_of(of));
-        users.any(|user| !first.contains(&user.workload.key.to_string().as_str()) && runs(&user))
+        group.iter().any(|of| {
+            let theirs = status_of(of);
+            self.world.users_of(of).iter().any(|user| runs(user, &theirs))
+        })
     }
 
     /// Which tags are to be rejected, or why none is.

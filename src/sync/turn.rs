@@ -14,7 +14,7 @@ use crate::rollout::{self, Lead, Member, Plan, Stage, Turn, Workload, WorkloadKe
 
 use super::engine::{Key, Sync};
 use super::target::wanted;
-use super::view::{State, View};
+use super::view::{State, View, has_ended};
 use super::world::{Cached, ImageKey, User, status_of};
 
 impl Sync {
@@ -103,14 +103,22 @@ impl Sync {
         rollout::lead(&members, rollout.first.as_deref())
     }
 
-    /// Whether Pods of another workload of the group run a tag well.
+    /// Whether Pods of another workload of the group run a tag well, or did when its rollout ended: that they all fail now
+    /// may be an outage.
     pub(super) fn is_proven(&self, image: &Image, tag: &Tagged, but: &Workload) -> bool {
         self.world.group_of(image).iter().any(|of| {
             let order = Order::of(&of.spec).following(&status_of(of));
             let users = self.world.users_of(of).into_iter();
             let mut others = users.filter(|user| user.workload.key != but.key && user.workload.replicas > 0);
-            others.any(|user| self.stage(&user, of, tag, &order) == Stage::Ready)
+            others.any(|user| self.stage(&user, of, tag, &order) == Stage::Ready || self.ran_well(&user, tag))
         })
+    }
+
+    /// Whether a workload that was stamped with a tag has ended its rollout.
+    fn ran_well(&self, user: &User, tag: &Tagged) -> bool {
+        let stamps = user.containers.iter().filter_map(|container| user.workload.stamp(container));
+        let mut references = stamps.filter_map(|stamp| Reference::parse(&stamp.reference).ok());
+        references.any(|reference| Tagged::of(&reference) == *tag) && has_ended(&self.views(), &user.workload)
     }
 
     /// The Images that share a group with these Images of a workload and do not know what these roll out.

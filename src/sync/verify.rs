@@ -266,7 +266,8 @@ async fn current_digest<M: Manifests>(
     }
 }
 
-/// The digest of a tag that is run already and whose digest is not known: not worth a failure, unless it is pinned.
+/// The digest of a tag that is run already and whose digest is not known: not worth a failure, unless it is pinned. None if
+/// that digest was rejected: there is none to go back to, so the tag is run as it is.
 async fn first_digest<M: Manifests>(
     given: &Given<'_>,
     tag: &str,
@@ -274,8 +275,9 @@ async fn first_digest<M: Manifests>(
     checks: &mut Checks,
     manifests: &M,
 ) -> Result<Present, Failure> {
+    let allowed = |digest: &String| !given.is_rejected(&Tagged::new(tag, Some(digest)));
     if given.spec.pin {
-        let digest = manifests.digest(tag).await?;
+        let digest = manifests.digest(tag).await?.filter(allowed);
         return Ok(Present { moved: digest.is_some(), digest, ..Present::default() });
     }
     if missing || checks.contains_key(tag) {
@@ -286,7 +288,7 @@ async fn first_digest<M: Manifests>(
         tracing::debug!(tag, cause = failure.message, "the digest of the current tag stays unknown");
         None
     });
-    Ok(Present { digest, ..Present::default() })
+    Ok(Present { digest: digest.filter(allowed), ..Present::default() })
 }
 
 /// Whether a tag can be run. What was learned before counts as long as its digest is the same; `now` is the digest, if it

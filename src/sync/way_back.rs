@@ -4,13 +4,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use tokio::time::Instant;
+
 use crate::api::{Image, Rejected, Tagged};
 use crate::notify::Reason;
 use crate::policy::Reference;
 use crate::rollout::{self, Change, Plan, Target, Workload};
 use crate::telemetry::RolloutOutcome;
 
-use super::engine::Sync;
+use super::engine::{Key, Sync};
+use super::failing::FAILURE_PAUSE;
 use super::report;
 use super::target;
 use super::workload::reference;
@@ -40,6 +43,7 @@ impl Sync {
             Ok(back) => Some(back.back_only(workload)).filter(|back| !back.changes.is_empty()),
             Err(error) => {
                 tracing::warn!(workload = %workload.key, namespace = workload.key.namespace, %error, "cannot plan the way back; trying again");
+                self.queue.add(Key::Workload(workload.key.clone()), Instant::now() + FAILURE_PAUSE);
                 None
             }
         }

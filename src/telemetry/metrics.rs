@@ -24,6 +24,14 @@ pub const METRICS: &[(&str, &str)] = &[
     (ADMISSION_REQUESTS, "Pods answered by the webhook, by outcome: mutated, unchanged, denied or error"),
     (ADMISSION_DURATION, "Time from the request head to the answer of the webhook"),
     (ADMISSION_PANICS, "Panics while a Pod was answered by the webhook, each a bug of kimup"),
+    (
+        REQUESTS_REFUSED,
+        "Requests that got no answer to their review, by reason: not-ready and overload (503), too-large (413), too-slow (408), broken (400), timeout (504)",
+    ),
+    (
+        CONNECTIONS_CLOSED,
+        "Connections that the webhook's server closed by itself, by reason: pushed-out by a new one, overdue, or full when it found no place",
+    ),
     (QUESTIONS, "Questions of the webhook to sync, by outcome: answered, failed or timeout"),
     (SYNCS, "Syncs of an Image, by the result in its status"),
     (REGISTRY_REQUESTS, "Requests sent to registries and their token services, by registry host"),
@@ -50,6 +58,8 @@ pub const METRICS: &[(&str, &str)] = &[
 const ADMISSION_REQUESTS: &str = "kimup_admission_requests_total";
 const ADMISSION_DURATION: &str = "kimup_admission_duration_seconds";
 const ADMISSION_PANICS: &str = "kimup_admission_panics_total";
+const REQUESTS_REFUSED: &str = "kimup_requests_refused_total";
+const CONNECTIONS_CLOSED: &str = "kimup_connections_closed_total";
 const QUESTIONS: &str = "kimup_questions_total";
 const SYNCS: &str = "kimup_syncs_total";
 const REGISTRY_REQUESTS: &str = "kimup_registry_requests_total";
@@ -99,6 +109,36 @@ label_value! {
 }
 
 label_value! {
+    /// Why a request got no answer to its review.
+    Refused {
+        /// Namespaces and Images are not listed yet.
+        NotReady = "not-ready",
+        /// Too many bytes of bodies are held at once.
+        Overload = "overload",
+        /// The body is larger than any review.
+        TooLarge = "too-large",
+        /// The body did not arrive in time.
+        TooSlow = "too-slow",
+        /// The body ended early.
+        Broken = "broken",
+        /// The answer took too long.
+        Timeout = "timeout",
+    }
+}
+
+label_value! {
+    /// Why a server closed a connection by itself.
+    ConnectionEnd {
+        /// For another one, while its client owed something.
+        PushedOut = "pushed-out",
+        /// Its client took longer than it may.
+        Overdue = "overdue",
+        /// It was new, and every other one was being answered.
+        Full = "full",
+    }
+}
+
+label_value! {
     /// How a question of the webhook to sync ended.
     QuestionOutcome {
         /// With a tag or a definite "none".
@@ -142,6 +182,11 @@ struct OutcomeLabel {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabel {
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct PartLabel {
     part: &'static str,
 }
@@ -178,6 +223,30 @@ impl LastSeen {
     }
 }
 
+/// What a server counts: `kimup_requests_refused_total` and `kimup_connections_closed_total`. Those by default are nobody's.
+#[derive(Clone, Debug, Default)]
+pub struct ServerCounts {
+    refused: Family<ReasonLabel, Counter>,
+    closed: Family<ReasonLabel, Counter>,
+}
+
+impl ServerCounts {
+    fn new() -> Self {
+        let refused = reasons(Refused::ALL.iter().map(|reason| reason.as_str()));
+        Self { refused, closed: reasons(ConnectionEnd::ALL.iter().map(|reason| reason.as_str())) }
+    }
+
+    /// One more request.
+    pub fn refused(&self, why: Refused) {
+        self.refused.get_or_create(&ReasonLabel { reason: why.as_str() }).inc();
+    }
+
+    /// So many more connections.
+    pub fn closed(&self, why: ConnectionEnd, count: usize) {
+        self.closed.get_or_create(&ReasonLabel { reason: why.as_str() }).inc_by(count as u64);
+    }
+}
+
 /// All metrics of the process. Cheap to clone; clones count together. Recording never fails and never waits for I/O.
 #[derive(Clone, Debug)]
 pub struct Metrics {
@@ -193,6 +262,7 @@ struct Inner {
     admission_outcomes: Vec<Counter>,
     admission_panics: Counter,
     admission_duration: Histogram,
+    server: ServerCounts,
     questions: Family<OutcomeLabel, Counter>,
     syncs: Family<ResultLabel, Counter>,
     registry_requests: Family<HostLabel, Counter>,
@@ -229,6 +299,7 @@ impl Metrics {
             admission_requests,
             admission_panics: Counter::default(),
             admission_duration: Histogram::new(buckets),
+            server: ServerCounts::new(),
             questions: outcomes(QuestionOutcome::ALL.iter().map(|o| o.as_str())),
             syncs: Family::default(),
             registry_requests: Family::default(),
@@ -260,6 +331,11 @@ impl Metrics {
     /// `kimup_admission_panics_total`: answering a Pod panicked; it was answered by the failure policy.
     pub fn admission_panic(&self) {
         self.inner.admission_panics.inc();
+    }
+
+    /// `kimup_requests_refused_total{reason}` and `kimup_connections_closed_total{reason}`, for the webhook's server.
+    pub fn server(&self) -> ServerCounts {
+        self.inner.server.clone()
     }
 
     /// `kimup_questions_total{outcome}`: one question of the webhook to sync.
@@ -357,6 +433,8 @@ impl Inner {
         add(registry, ADMISSION_REQUESTS, self.admission_requests.clone());
         add(registry, ADMISSION_DURATION, self.admission_duration.clone());
         add(registry, ADMISSION_PANICS, self.admission_panics.clone());
+        add(registry, REQUESTS_REFUSED, self.server.refused.clone());
+        add(registry, CONNECTIONS_CLOSED, self.server.closed.clone());
         add(registry, QUESTIONS, self.questions.clone());
         add(registry, SYNCS, self.syncs.clone());
         add(registry, REGISTRY_REQUESTS, self.registry_requests.clone());
@@ -379,6 +457,14 @@ fn outcomes(all: impl Iterator<Item = &'static str>) -> Family<OutcomeLabel, Cou
     let family = Family::<OutcomeLabel, Counter>::default();
     for outcome in all {
         drop(family.get_or_create(&OutcomeLabel { outcome }));
+    }
+    family
+}
+
+fn reasons(all: impl Iterator<Item = &'static str>) -> Family<ReasonLabel, Counter> {
+    let family = Family::<ReasonLabel, Counter>::default();
+    for reason in all {
+        drop(family.get_or_create(&ReasonLabel { reason }));
     }
     family
 }
@@ -436,109 +522,4 @@ fn cpu_seconds(stat: &str) -> Option<f64> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_recorded_is_exposed() {
-        let metrics = Metrics::new();
-        metrics.admission(AdmissionOutcome::Mutated, Duration::from_millis(3));
-        metrics.admission(AdmissionOutcome::Error, Duration::from_millis(3));
-        metrics.admission_panic();
-        metrics.question(QuestionOutcome::Timeout);
-        metrics.sync("Success");
-        metrics.clone().sync("Success");
-        metrics.registry_request("ghcr.io");
-        metrics.registry_error("registry:5000");
-        metrics.rollout(RolloutOutcome::Started);
-        metrics.kubernetes_write("Deployment");
-        metrics.set_leader(true);
-        metrics.set_images(7);
-        metrics.last_seen("images", "shop").set(1_800_000_000);
-        metrics.set_certificate_expiry(1_900_000_000);
-        metrics.set_ca_expiry(1_900_000_001);
-        metrics.set_certificate_failing(CertificatePart::Ca, true);
-        let text = metrics.encode();
-        let check = |line: &str| assert!(text.lines().any(|l| l == line), "no `{line}` in\n{text}");
-        check("kimup_admission_requests_total{outcome=\"mutated\"} 1");
-        check("kimup_admission_requests_total{outcome=\"denied\"} 0");
-        check("kimup_admission_requests_total{outcome=\"error\"} 1");
-        check("kimup_admission_panics_total 1");
-        check("kimup_admission_duration_seconds_bucket{le=\"0.0025\"} 0");
-        check("kimup_admission_duration_seconds_bucket{le=\"0.005\"} 2");
-        check("kimup_questions_total{outcome=\"timeout\"} 1");
-        check("kimup_questions_total{outcome=\"failed\"} 0");
-        check("kimup_syncs_total{result=\"Success\"} 2");
-        check("kimup_registry_requests_total{host=\"ghcr.io\"} 1");
-        check("kimup_registry_errors_total{host=\"registry:5000\"} 1");
-        check("kimup_rollouts_total{outcome=\"started\"} 1");
-        check("kimup_rollouts_total{outcome=\"settled\"} 0");
-        check("kimup_kubernetes_writes_total{kind=\"Deployment\"} 1");
-        check("kimup_leader 1");
-        check("kimup_images 7");
-        check("kimup_watch_last_seen_timestamp_seconds{resource=\"images\",namespace=\"shop\"} 1800000000");
-        check("kimup_certificate_expiry_timestamp_seconds 1900000000");
-        check("kimup_ca_expiry_timestamp_seconds 1900000001");
-        check("kimup_certificate_renewal_failing{part=\"ca\"} 1");
-        check("kimup_certificate_renewal_failing{part=\"serving\"} 0");
-        check(&format!("kimup_build_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION")));
-        assert!(text.ends_with("# EOF\n"));
-    }
-
-    #[test]
-    fn the_list_is_what_is_exposed() {
-        let metrics = Metrics::new();
-        metrics.sync("Success");
-        metrics.registry_request("ghcr.io");
-        metrics.registry_error("ghcr.io");
-        metrics.kubernetes_write("Deployment");
-        let _ = metrics.last_seen("images", "");
-        let text = metrics.encode();
-        let mut exposed: Vec<(&str, &str)> = text
-            .lines()
-            .filter_map(|line| line.strip_prefix("# HELP "))
-            .filter_map(|line| line.split_once(' '))
-            .map(|(name, help)| (name, help.trim_end_matches('.')))
-            .collect();
-        let mut listed: Vec<(&str, &str)> = METRICS.iter().map(|(name, help)| (stem(name), *help)).collect();
-        exposed.sort_unstable();
-        listed.sort_unstable();
-        assert_eq!(exposed, listed);
-    }
-
-    #[test]
-    fn hosts_are_bounded() {
-        let metrics = Metrics::new();
-        for host in 0..MAX_HOSTS + 50 {
-            metrics.registry_request(&format!("host-{host}"));
-        }
-        metrics.registry_request("host-0");
-        let text = metrics.encode();
-        let series = text.lines().filter(|l| l.starts_with("kimup_registry_requests_total{"));
-        assert_eq!(series.count(), MAX_HOSTS + 1);
-        assert!(text.contains("kimup_registry_requests_total{host=\"other\"} 50\n"), "{text}");
-        assert!(text.contains("kimup_registry_requests_total{host=\"host-0\"} 2\n"), "{text}");
-    }
-
-    #[test]
-    fn resident_memory_of_proc_status() {
-        fn check(status: &str, bytes: Option<i64>) {
-            assert_eq!(resident_bytes(status), bytes, "{status}");
-        }
-        check("Name:\tkimup\nVmRSS:\t   2048 kB\nThreads:\t3\n", Some(2_097_152));
-        check("VmRSS: 9223372036854775807 kB", None);
-        check("VmRSS: 2048", None);
-        check("Name: kimup", None);
-    }
-
-    #[test]
-    fn processor_time_of_proc_stat() {
-        fn check(stat: &str, seconds: Option<f64>) {
-            assert_eq!(cpu_seconds(stat), seconds, "{stat}");
-        }
-        check("1 (kimup) S 1 2 3 4 5 6 7 8 9 10 150 50 0 0", Some(2.0));
-        check("1 (a) b) c) S 1 2 3 4 5 6 7 8 9 10 1 1 0 0", Some(0.02));
-        check("1 (kimup) S 1 2", None);
-        check("", None);
-    }
-}
+mod tests;

@@ -5,9 +5,11 @@
 
 mod logging;
 mod metrics;
+mod seldom;
 
 pub use logging::{AUDIT_TARGET, LogFormat, TelemetryError, init};
 pub use metrics::{
-    AdmissionOutcome, CertificatePart, LastSeen, METRICS, METRICS_CONTENT_TYPE, Metrics, QuestionOutcome,
-    RolloutOutcome,
+    AdmissionOutcome, CertificatePart, ConnectionEnd, LastSeen, METRICS, METRICS_CONTENT_TYPE, Metrics,
+    QuestionOutcome, Refused, RolloutOutcome, ServerCounts,
 };
+pub use seldom::Seldom;

@@ -102,8 +102,10 @@ async fn what_cannot_be_answered_is_a_plain_error() {
 async fn nothing_is_answered_before_the_caches_are_filled() {
     let index = Index::unfilled();
     let webhook = Webhook::new(index, Arc::new(Sync), DEADLINE, Metrics::new());
+    let metrics = webhook.0.metrics.clone();
     let (status, text) = post_to(webhook, "/mutate", review(&json!({}), &["good:1"])).await;
     assert_eq!(status, 503);
+    assert!(metrics.encode().contains("kimup_requests_refused_total{reason=\"not-ready\"} 1"));
     assert!(text.contains("not listed yet"), "{text}");
 }
 

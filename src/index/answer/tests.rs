@@ -309,39 +309,43 @@ fn a_stamp_beats_a_record_and_a_record_beats_the_settled_tag() {
     assert!(by_stamp.starts_with("run ghcr.io/org/app:3 "), "{by_stamp}");
 }
 
-/// The settled tag of the Image is 1.4.2.
+/// Kind, name and labels of who made a Pod.
+type Of<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)]);
+
+/// What a Pod runs whose workload is held at 1.3.0 and left 1.4.2, which is settled; `hold` is merged into that.
+#[track_caller]
+fn check_held(hold: &Value, (kind, name, labels): Of, annotations: &[(&str, &str)], text: &str, expected: &str) {
+    let digest = format!("sha256:{}", "a".repeat(64));
+    let base = json!({"workload": "Deployment/web", "container": "app", "tag": "1.3.0", "left": "1.4.2",
+        "by": "Undo", "since": "2026-11-21T10:00:00Z", "why": "it was put back"});
+    let patched = |patch: &Value| {
+        let mut patched = base.clone();
+        json_patch::merge(&mut patched, patch);
+        patched
+    };
+    let mut status = json!({"held": [patched(&json!({"container": "other", "tag": "9.9.9"})), patched(hold)]});
+    status["rejected"] = hold["rejected"].clone();
+    let status = status.to_string().replace("DIGEST", &digest);
+    let record = json!({"owner": "ReplicaSet/x", "uid": "rs", "hash": "old",
+        "containers": {"app": "ghcr.io/org/app:1.0.0 ghcr.io/org/app:1.2.0"}});
+    let mut patch = json!({"status": serde_json::from_str::<Value>(&status).unwrap()});
+    patch["status"]["revisions"] = json!([record]);
+    let pod = PodView::new(PodFacts {
+        controller: controller(kind, name, "rs"),
+        annotations: Cow::Owned(map(annotations)),
+        labels: labels_of(labels),
+        ..facts()
+    });
+    let found = words(&answer(&snapshot(&[patch]), &pod, "app", &format!("ghcr.io/org/app:{text}")));
+    let found = found.replace(&digest, "DIGEST").replace("ghcr.io/org/app:", "").replace(" (Image web)", "");
+    assert_eq!(found, expected, "{hold} {kind}/{name} {annotations:?} {text}");
+}
+
+const WEB: Of = ("ReplicaSet", "web-5d8f", &[("pod-template-hash", "5d8f")]);
+
 #[test]
 fn a_held_workload_starts_where_it_is_held() {
-    type Of<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)]);
-    #[track_caller]
-    fn check(hold: &Value, (kind, name, labels): Of, annotations: &[(&str, &str)], text: &str, expected: &str) {
-        let digest = format!("sha256:{}", "a".repeat(64));
-        let base = json!({"workload": "Deployment/web", "container": "app", "tag": "1.3.0", "left": "1.4.2",
-            "by": "Undo", "since": "2026-11-21T10:00:00Z", "why": "it was put back"});
-        let patched = |patch: &Value| {
-            let mut patched = base.clone();
-            json_patch::merge(&mut patched, patch);
-            patched
-        };
-        let mut status = json!({"held": [patched(&json!({"container": "other", "tag": "9.9.9"})), patched(hold)]});
-        status["rejected"] = hold["rejected"].clone();
-        let status = status.to_string().replace("DIGEST", &digest);
-        let record = json!({"owner": "ReplicaSet/x", "uid": "rs", "hash": "old",
-            "containers": {"app": "ghcr.io/org/app:1.0.0 ghcr.io/org/app:1.2.0"}});
-        let mut patch = json!({"status": serde_json::from_str::<Value>(&status).unwrap()});
-        patch["status"]["revisions"] = json!([record]);
-        let pod = PodView::new(PodFacts {
-            controller: controller(kind, name, "rs"),
-            annotations: Cow::Owned(map(annotations)),
-            labels: labels_of(labels),
-            ..facts()
-        });
-        let found = words(&answer(&snapshot(&[patch]), &pod, "app", &format!("ghcr.io/org/app:{text}")));
-        let found = found.replace(&digest, "DIGEST").replace("ghcr.io/org/app:", "").replace(" (Image web)", "");
-        assert_eq!(found, expected, "{hold} {kind}/{name} {annotations:?} {text}");
-    }
-    let web: Of = ("ReplicaSet", "web-5d8f", &[("pod-template-hash", "5d8f")]);
-    let web_runs = |hold: Value, text: &str, expected: &str| check(&hold, web, &[], text, expected);
+    let web_runs = |hold: Value, text: &str, expected: &str| check_held(&hold, WEB, &[], text, expected);
     web_runs(json!({}), "1.0.0", "run 1.3.0 | app: 1.0.0 -> 1.3.0");
     web_runs(json!({}), "1.3.0", "run 1.3.0 | app: 1.3.0");
     web_runs(json!({}), "latest", "run 1.3.0 | app: latest -> 1.3.0");
@@ -367,9 +371,14 @@ fn a_held_workload_starts_where_it_is_held() {
     let mut named = rejected("1.3.0");
     (named["by"], named["left"]) = (json!("Annotation"), json!(null));
     web_runs(named, "1.0.0", "run 1.3.0 | app: 1.0.0 -> 1.3.0");
+}
+
+#[test]
+fn what_is_nearer_to_a_pod_than_a_hold() {
+    let settled = "run 1.4.2 | app: 1.0.0 -> 1.4.2";
     // Whose Pod it is.
     let of = |workload: &str, pod: Of, expected: &str| {
-        check(&json!({"workload": workload}), pod, &[], "1.0.0", expected);
+        check_held(&json!({"workload": workload}), pod, &[], "1.0.0", expected);
     };
     let at = "run 1.3.0 | app: 1.0.0 -> 1.3.0";
     of("StatefulSet/db", ("StatefulSet", "db", &[("controller-revision-hash", "db-1")]), at);
@@ -377,21 +386,21 @@ fn a_held_workload_starts_where_it_is_held() {
     of("CloneSet/db", ("CloneSet", "db", &[]), at);
     of("StatefulSet/db", ("DaemonSet", "db", &[]), settled);
     of("Rollout/web", ("ReplicaSet", "web-5d8f", &[("rollouts-pod-template-hash", "5d8f")]), at);
-    of("Rollout/web", web, settled);
-    of("ReplicaSet/web-5d8f", web, settled);
+    of("Rollout/web", WEB, settled);
+    of("ReplicaSet/web-5d8f", WEB, settled);
     of("Deployment/web", ("ReplicaSet", "web-5d8f", &[]), settled);
     of("Deployment/web", ("Job", "web", &[]), settled);
     // What the revision's first Pods got, and its stamp, are nearer to it.
     of("Deployment/web", ("ReplicaSet", "web-old", &[("pod-template-hash", "old")]), "run 1.2.0 | app: 1.0.0 -> 1.2.0");
     let stamp = [("stamp.kimup.cloudavenue.io/app", "ghcr.io/org/app:1.0.0 ghcr.io/org/app:1.4.0")];
-    check(&json!({}), web, &stamp, "1.0.0", "run 1.4.0 | app: 1.0.0 -> 1.4.0");
+    check_held(&json!({}), WEB, &stamp, "1.0.0", "run 1.4.0 | app: 1.0.0 -> 1.4.0");
     // One for another text: only the annotation says more than that.
-    check(&json!({}), web, &stamp, "1.0.5", "keep");
+    check_held(&json!({}), WEB, &stamp, "1.0.5", "keep");
     let annotation = json!({"by": "Annotation", "left": null});
-    check(&annotation, web, &stamp, "1.0.5", "run 1.3.0 | app: 1.0.5 -> 1.3.0");
+    check_held(&annotation, WEB, &stamp, "1.0.5", "run 1.3.0 | app: 1.0.5 -> 1.3.0");
     let again = [stamp[0], ("kimup.cloudavenue.io/applied", "app: 1.0.5 -> 1.3.0 (Image web)")];
-    check(&annotation, web, &again, "1.3.0", "keep");
-    check(&json!({}), web, &[("kimup.cloudavenue.io/enabled", "false")], "1.0.0", "keep");
+    check_held(&annotation, WEB, &again, "1.3.0", "keep");
+    check_held(&json!({}), WEB, &[("kimup.cloudavenue.io/enabled", "false")], "1.0.0", "keep");
 }
 
 #[test]

@@ -13,15 +13,15 @@ fn good(namespace: &str, name: &str, tag: &str) -> Listed {
         "spec": {"image": format!("ghcr.io/org/{name}")},
         "status": {"tag": tag, "repository": null},
     }));
-    serde_json::from_value(serde_json::to_value(image).unwrap()).unwrap()
+    serde_json::from_str(&serde_json::to_string(&image).unwrap()).unwrap()
 }
 
 fn broken(namespace: &str, name: &str, uid: &str) -> Listed {
-    serde_json::from_value(json!({
+    let image = json!({
         "apiVersion": "kimup.cloudavenue.io/v1alpha1", "kind": "Image",
         "metadata": {"namespace": namespace, "name": name, "uid": uid}, "spec": {"image": 7},
-    }))
-    .unwrap()
+    });
+    serde_json::from_str(&image.to_string()).unwrap()
 }
 
 fn take(collector: &mut Collector, scope: Option<&str>, event: Event<Listed>) -> bool {

@@ -1,4 +1,5 @@
 use super::*;
+use crate::telemetry::Metrics;
 
 const PATIENCE: Patience = Patience {
     handshake: Duration::from_secs(10),
@@ -169,4 +170,35 @@ async fn the_slowest_body_gives_way() {
     tokio::time::advance(Duration::from_millis(1)).await;
     seats.push_out_slowest_body();
     assert_eq!(held.iter().map(leaves).collect::<Vec<_>>(), [false, true, false]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn those_told_to_leave_are_counted_once() {
+    let metrics = Metrics::new();
+    let seats = Arc::new(Seats::new(8).counting(metrics.server()));
+    let check = |pushed_out: usize, overdue: usize| {
+        let text = metrics.encode();
+        for (reason, count) in [("pushed-out", pushed_out), ("overdue", overdue)] {
+            let line = format!("kimup_connections_closed_total{{reason=\"{reason}\"}} {count}\n");
+            assert!(text.contains(&line), "no {line} in {text}");
+        }
+    };
+    let mut held: Vec<_> = (0..8).map(|_| seats.take(address(1)).unwrap()).collect();
+    for seated in &held {
+        seated.seat.enter(Phase::Head);
+    }
+    held[0].seat.enter(Phase::Body);
+    tokio::time::advance(Duration::from_secs(1)).await;
+    check(0, 0);
+    seats.push_out_slowest_body();
+    check(1, 0);
+    held.push(seats.take(address(2)).unwrap());
+    check(1, 0);
+    held.push(seats.take(address(2)).unwrap());
+    check(2, 0);
+    tokio::time::advance(Duration::from_secs(11)).await;
+    seats.sweep(&PATIENCE);
+    check(2, 8);
+    seats.sweep(&PATIENCE);
+    check(2, 8);
 }

@@ -23,6 +23,7 @@ use tower::Service;
 
 use super::Shared;
 use crate::net::seats::{Phase, Seat, Seats};
+use crate::telemetry::Refused;
 
 /// Bytes of a body that do not count against [`super::ServerOptions::bodies_in_memory`]: every connection may have them.
 const FREE: usize = 16 << 10;
@@ -146,12 +147,15 @@ async fn next(body: &mut Incoming) -> Result<Option<Bytes>, Refusal> {
     }
 }
 
-/// As [`timeout`], without a timer for what is done at once, as most is.
-async fn within<F: Future>(time: Duration, future: F) -> Result<F::Output, Elapsed> {
+/// As [`timeout`], without a timer for what is done at once, as most is; `waits` is called if it is not.
+async fn within<F: Future>(time: Duration, future: F, waits: impl FnOnce()) -> Result<F::Output, Elapsed> {
     let mut future = pin!(future);
     match futures::poll!(&mut future) {
         Poll::Ready(done) => Ok(done),
-        Poll::Pending => timeout(time, future).await,
+        Poll::Pending => {
+            waits();
+            timeout(time, future).await
+        }
     }
 }
 
@@ -165,6 +169,15 @@ enum Refusal {
 }
 
 impl Refusal {
+    fn counted(self) -> Refused {
+        match self {
+            Self::TooLarge => Refused::TooLarge,
+            Self::TooSlow => Refused::TooSlow,
+            Self::Broken => Refused::Broken,
+            Self::Overload => Refused::Overload,
+        }
+    }
+
     fn response(self) -> Response<Body> {
         let (status, text) = match self {
             Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "the body is too large\n"),
@@ -199,7 +212,8 @@ pub(super) async fn answer<H: Handler>(
     seat: Arc<Seat>,
     shared: Arc<Shared<H>>,
 ) -> Result<Response<Body>, Infallible> {
-    seat.enter(Phase::Body);
+    // Most bodies have arrived with their heads; nobody owes anything then, and no clock needs to be read.
+    seat.go_on_with(Phase::Busy);
     let (parts, mut body) = request.into_parts();
     let reading = async {
         let read = shared.bodies.read(&mut body, &shared.seats).await;
@@ -208,35 +222,40 @@ pub(super) async fn answer<H: Handler>(
         }
         read
     };
-    let read = within(shared.options.body_timeout, reading).await.unwrap_or(Err(Refusal::TooSlow));
+    let read = within(shared.options.body_timeout, reading, || seat.enter(Phase::Body)).await;
+    let read = read.unwrap_or(Err(Refusal::TooSlow));
     let mut response = match read {
         Ok((bytes, held)) => {
-            seat.enter(Phase::Busy);
+            seat.go_on_with(Phase::Busy);
             let response = handle(Request::from_parts(parts, bytes), &shared).await;
             drop(held);
             response
         }
         Err(refusal) => {
             tracing::debug!(?refusal, "refused a request");
+            shared.options.counts.refused(refusal.counted());
             refusal.response()
         }
     };
     if shared.is_stopping() || seat.must_finish() {
         close(&mut response);
     }
-    seat.enter(Phase::Answered);
+    seat.go_on_with(Phase::Answered);
     Ok(response)
 }
 
 async fn handle<H: Handler>(request: Request<Bytes>, shared: &Shared<H>) -> Response<Body> {
     let handling = AssertUnwindSafe(async { shared.handler.handle(request).await }).catch_unwind();
-    match within(shared.options.request_timeout, handling).await {
+    match within(shared.options.request_timeout, handling, || {}).await {
         Ok(Ok(response)) => response,
         // The panic itself is on stderr by then, and may quote what is not the client's to read.
         Ok(Err(_)) => {
             tracing::error!("a request handler panicked");
             plain(StatusCode::INTERNAL_SERVER_ERROR, "internal error, see kimup's log\n")
         }
-        Err(_) => plain(StatusCode::GATEWAY_TIMEOUT, "the answer took too long\n"),
+        Err(_) => {
+            shared.options.counts.refused(Refused::Timeout);
+            plain(StatusCode::GATEWAY_TIMEOUT, "the answer took too long\n")
+        }
     }
 }

@@ -181,8 +181,11 @@ async fn a_rejected_digest_is_not_tried_again() {
     web.check("1.0.0 1.1.0", &fake("1.0.0=a 1.1.0=b"), &said, "GET 1.1.0, HEAD a").await;
     web.check("1.0.0 1.1.0", &fake("1.0.0=a 1.1.0=b"), &said, "HEAD 1.1.0, HEAD a").await;
     web.check("1.0.0 1.1.0", &fake("1.0.0=a 1.1.0=c"), "1.1.0@c by r", "HEAD 1.1.0, GET 1.1.0").await;
-    // Not in place of one that is gone either.
+    // Not in place of one that is gone either, nor as the first one of a tag that is run already.
     pinned("1.1.0", "a").check("1.1.0", &fake("1.1.0=b"), "1.1.0@a", "HEAD a, GET 1.1.0").await;
+    let mut unknown = Stage { digest: None, ..pinned("1.1.0", "a") };
+    unknown.check("1.1.0", &fake("1.1.0=b"), "1.1.0@-", "HEAD 1.1.0").await;
+    unknown.check("1.1.0", &fake("1.1.0=c"), "1.1.0@c", "HEAD 1.1.0").await;
 }
 
 #[tokio::test]
