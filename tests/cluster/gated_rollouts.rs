@@ -99,6 +99,7 @@ async fn a_window_opens_while_kimup_is_down() {
     own.registry.push("app", "1.1.0").await.unwrap();
     let before = shop.sync("web").await.pending.expect("it waits");
     assert_eq!((before.tag.as_str(), before.at.as_deref()), ("1.1.0", Some(&*format!("{end:.0}"))));
+    eventually(DEADLINE, "what waits is said", async || pending_events(&shop).await == 1).await;
     // Another process says nothing anew.
     let again = restart(&own, &balancer, kimup).await;
     if Timestamp::now() + 2.seconds() < end {

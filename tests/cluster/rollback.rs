@@ -416,6 +416,11 @@ async fn kimup_may_be_killed_between_the_rejection_and_the_way_back() {
     roles.replace("kimup", &PostParams::default(), &less).await.unwrap();
     stage.shop.status_is("img", "rejects the tag", |s| s.rejected.len() == 1).await;
     assert!(stamp(&get(&stage.shop, "Deployment", "web").await).ends_with(BROKEN));
+    // Said a moment after it is written: who is killed in between has not said it.
+    eventually(DEADLINE, "the rejection is said", async || {
+        stage.shop.events("Image", "img").await.iter().any(|event| event.starts_with("TagRejected: "))
+    })
+    .await;
     kimup.kill();
     let mut restored = whole.clone();
     restored.metadata.resource_version = None;
