@@ -89,6 +89,7 @@ mod tests {
             check(Fight, ("1.1.0", ""), own, None);
         }
     }
+
     #[test]
     fn a_text_of_another_variant_ends_it_where_it_is_the_only_one() {
         #[track_caller]

@@ -46,6 +46,11 @@ impl Tagged {
         }
     }
 
+    /// Whether it is what `wanted` says: that tag and, where one is named, that digest.
+    pub fn is(&self, wanted: &Self) -> bool {
+        self.tag == wanted.tag && (wanted.digest.is_none() || self.digest == wanted.digest)
+    }
+
     /// Whether it is one of these: `1.4.2` means every digest, `1.4.2@sha256:…` that one.
     pub fn is_in(&self, tags: &BTreeSet<String>) -> bool {
         !tags.is_empty() && (tags.contains(&self.tag) || tags.contains(&self.to_string()))

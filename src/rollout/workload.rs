@@ -11,8 +11,11 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ManagedField
 use kube::core::{ApiResource, GroupVersionKind};
 use serde_json::Value;
 
+use crate::api::Tagged;
 use crate::api::annotated::Levels;
 use crate::api::annotations::{AnnotationError, Map, NamespaceSettings, ROLLOUT, STAMP_PREFIX, Stamp};
+
+use crate::policy::Reference;
 
 use super::apply::FIELD_MANAGER;
 use super::placement::Placement;
@@ -299,6 +302,12 @@ impl Workload {
     /// The stamp of a container.
     pub fn stamp(&self, container: &str) -> Option<Stamp> {
         Stamp::of(&self.template_annotations, container)
+    }
+
+    /// What the stamp of a container says that it runs, whatever the text that it was written for.
+    pub fn stamped(&self, container: &str) -> Option<Tagged> {
+        let stamp = self.stamp(container)?;
+        Reference::parse(&stamp.reference).ok().map(|reference| Tagged::of(&reference))
     }
 
     /// Whether kimup applied the stamp of a container.

@@ -70,12 +70,6 @@ fn began_later(workload: &Workload, status: &ImageStatus, tag: &Tagged) -> bool 
     finished.zip(workload.stamped_at).is_some_and(|(finished, stamped)| stamped >= finished)
 }
 
-/// Whether a reference names what an Image wants: the digest counts where one is wanted.
-fn names(reference: &Reference, wanted: &Tagged) -> bool {
-    let tagged = Tagged::of(reference);
-    tagged.tag == wanted.tag && (wanted.digest.is_none() || tagged.digest == wanted.digest)
-}
-
 /// A container whose rollout is watched.
 struct Tried<'a> {
     target: &'a Target,
@@ -202,9 +196,9 @@ impl Sync {
             let free = |container: &&String| {
                 !of.held.iter().any(|held| held.holds() && held.workload == name && held.container == **container)
             };
-            let stamps = user.containers.iter().filter(free).filter_map(|container| user.workload.stamp(container));
-            let mut references = stamps.filter_map(|stamp| Reference::parse(&stamp.reference).ok());
-            !first.contains(&name.as_str()) && references.any(|reference| names(&reference, &wanted))
+            let mut stamped =
+                user.containers.iter().filter(free).filter_map(|container| user.workload.stamped(container));
+            !first.contains(&name.as_str()) && stamped.any(|tagged| tagged.is(&wanted))
         };
         let group = self.world.group_of(image);
         group.iter().any(|of| {

@@ -90,7 +90,7 @@ impl Sync {
         let stamped = stamp.and_then(|s| Some((Reference::parse(&s.text).ok()?, Reference::parse(&s.reference).ok()?)));
         if let Some((_, runs)) = stamped.filter(|(text, runs)| text.repository() == runs.repository()) {
             let runs = Tagged::of(&runs);
-            if runs.tag == tag.tag && (tag.digest.is_none() || runs.digest == tag.digest) {
+            if runs.is(tag) {
                 return Ok(Some(runs));
             }
         }

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use crate::api::{Closed, Image, Strategy, Tagged};
-use crate::policy::Reference;
 use crate::rollout::{self, FIELD_MANAGER, Plan, Workload, WorkloadKey};
 
 use super::engine::{Key, Sync};
@@ -129,9 +128,8 @@ impl Sync {
         let now = Timestamp::now();
         let seen = moving.iter().map(|workload| {
             let images: Vec<Arc<Image>> = self.world.images_of(workload).into_values().collect();
-            let stamps = workload.containers.iter().filter_map(|container| workload.stamp(&container.name));
-            let tags: Vec<Tagged> =
-                stamps.filter_map(|s| Some(Tagged::of(&Reference::parse(&s.reference).ok()?))).collect();
+            let stamped = workload.containers.iter().filter_map(|container| workload.stamped(&container.name));
+            let tags: Vec<Tagged> = stamped.collect();
             let rejected = |image: &Arc<Image>| {
                 let all = self.world.rejections(image).into_iter().map(|rejected| rejected.tag).collect();
                 tags.iter().any(|tagged| tagged.is_in(&all))

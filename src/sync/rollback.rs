@@ -11,7 +11,6 @@ use tokio::time::Instant;
 use crate::api::annotations::ACTION;
 use crate::api::{self, Held, Image, ImageStatus, Rejected, Tagged};
 use crate::notify::{Audit, Reason, decided_by};
-use crate::policy::Reference;
 use crate::registry::{ManifestRequest, RegistryError};
 use crate::rollout::WorkloadKey;
 
@@ -139,8 +138,8 @@ impl Sync {
     fn is_tried(&self, image: &Image, rejections: &[Rejected]) -> bool {
         let all: BTreeSet<String> = rejections.iter().map(|rejected| rejected.tag.clone()).collect();
         self.world.users_of(image).iter().any(|user| {
-            let stamps = user.containers.iter().filter_map(|container| user.workload.stamp(container));
-            stamps.filter_map(|stamp| Reference::parse(&stamp.reference).ok()).any(|r| Tagged::of(&r).is_in(&all))
+            let mut stamped = user.containers.iter().filter_map(|container| user.workload.stamped(container));
+            stamped.any(|tagged| tagged.is_in(&all))
         })
     }
 

@@ -4,7 +4,6 @@ use kube::ResourceExt;
 
 use crate::api::annotations::{ACTION, RESUME};
 use crate::api::{self, AfterRollback, HeldBy, HistoryEntry, Image, ImageStatus, Order, Rejected, Tagged};
-use crate::policy::Reference;
 use crate::rollout::{self, Holding, Target, Workload};
 
 use super::managed;
@@ -26,8 +25,7 @@ pub(super) fn target(image: &Image, workload: &Workload, container: &str, reject
         .map(|r| r.rule.clone())
         .or_else(|| status.history.iter().find(chosen).map(|entry| entry.rule.clone()));
     // Of several rejections that of the tag which it runs says why it goes back.
-    let stamp = workload.stamp(container).and_then(|stamp| Reference::parse(&stamp.reference).ok());
-    let ran = stamp.map(|reference| Tagged::of(&reference));
+    let ran = workload.stamped(container);
     let of_it = |r: &&Rejected| ran.as_ref().is_some_and(|ran| ran.tag == r.tag || ran.to_string() == r.tag);
     let why = rejections.iter().find(of_it).or(rejections.last()).map(status::because);
     let name = workload.key.to_string();

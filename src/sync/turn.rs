@@ -116,9 +116,8 @@ impl Sync {
 
     /// Whether a workload that was stamped with a tag has ended its rollout.
     fn ran_well(&self, user: &User, tag: &Tagged) -> bool {
-        let stamps = user.containers.iter().filter_map(|container| user.workload.stamp(container));
-        let mut references = stamps.filter_map(|stamp| Reference::parse(&stamp.reference).ok());
-        references.any(|reference| Tagged::of(&reference) == *tag) && has_ended(&self.views(), &user.workload)
+        let mut stamped = user.containers.iter().filter_map(|container| user.workload.stamped(container));
+        stamped.any(|tagged| tagged == *tag) && has_ended(&self.views(), &user.workload)
     }
 
     /// The Images that share a group with these Images of a workload and do not know what these roll out.

@@ -8,7 +8,6 @@ use tokio::time::Instant;
 
 use crate::api::{Image, Rejected, Tagged};
 use crate::notify::Reason;
-use crate::policy::Reference;
 use crate::rollout::{self, Change, Plan, Target, Workload};
 use crate::telemetry::RolloutOutcome;
 
@@ -87,8 +86,7 @@ pub(super) fn went_back(workload: &Workload, uid: &str, tag: &Tagged, rejected: 
 
 /// Whether a change takes one of these tags away: by what it says, or by the stamp that stands there.
 fn leaves(workload: &Workload, change: &Change, rejections: &[Rejected]) -> bool {
-    let stamp = workload.stamp(&change.container);
-    let ran = stamp.and_then(|stamp| Reference::parse(&stamp.reference).ok()).map(|reference| Tagged::of(&reference));
+    let ran = workload.stamped(&change.container);
     let left =
         |tag: &String| change.from == *tag || ran.as_ref().is_some_and(|ran| ran.is_in(&BTreeSet::from([tag.clone()])));
     rejections.iter().any(|rejected| left(&rejected.tag))

@@ -125,13 +125,12 @@ impl Case<'_> {
     /// Held at `tag`; sent there if it runs something else.
     pub(super) fn keep_at(&self, tag: &Tagged, running: &[Tagged], by: HeldBy) -> ContainerPlan {
         let hold = self.hold(tag, by);
-        let is_there = |ran: &Tagged| ran.tag == tag.tag && (tag.digest.is_none() || ran.digest == tag.digest);
         // Pods may never come (`OnDelete`, a partition, a quota). If they come with another tag, that is seen then.
         if running.is_empty() && self.is_given(tag) {
             return ContainerPlan::Hold(hold);
         }
         let unknown = running.is_empty().then(Tagged::default);
-        let Some(from) = running.iter().find(|ran| !is_there(ran)).or(unknown.as_ref()) else {
+        let Some(from) = running.iter().find(|ran| !ran.is(tag)).or(unknown.as_ref()) else {
             return ContainerPlan::Hold(hold);
         };
         self.send(hold, from, tag)
@@ -210,7 +209,7 @@ impl Case<'_> {
     pub(super) fn on_record(&self, ran: &Tagged) -> Option<HeldBy> {
         let record = self.target.holding.record.as_ref().filter(|record| record.holds())?;
         let tag = Tagged::parse(&record.tag)?;
-        let same = ran.tag == tag.tag && (tag.digest.is_none() || ran.digest == tag.digest);
+        let same = ran.is(&tag);
         (same && matches!(record.by, HeldBy::Undo | HeldBy::Manifest)).then_some(record.by)
     }
 
