@@ -24,6 +24,8 @@ pub const CANARY: &str = "kimup.cloudavenue.io/canary";
 pub const ACTION: &str = "kimup.cloudavenue.io/action";
 /// Value of [`ACTION`]: ends holds.
 pub const RESUME: &str = "resume";
+/// Value of [`ACTION`]: rejected tags are tried again.
+pub const RETRY: &str = "retry";
 /// On an Image: any value; another one than last time syncs now.
 pub const REQUESTED_AT: &str = "kimup.cloudavenue.io/requestedAt";
 /// On an Image: a tag to apply, though a rule asks for approval or windows are closed. Removed when done.

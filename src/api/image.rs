@@ -172,7 +172,7 @@ pub struct RuleSpec {
 }
 
 /// Type of a rule.
-#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, JsonSchema)]
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Hash, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 #[allow(missing_docs)] // each name is the annotation value of design.md section 3
 pub enum RuleType {

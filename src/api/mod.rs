@@ -7,6 +7,7 @@ pub mod annotations;
 mod applied;
 mod approval;
 mod gates;
+mod group;
 mod held;
 mod image;
 mod order;
@@ -19,6 +20,7 @@ mod tagged;
 pub use applied::Applied;
 pub use approval::{Approval, asks_approval};
 pub use gates::{Closed, GateError, Gates};
+pub use group::Group;
 pub use image::{
     Action, ActionData, ActionType, AfterRollback, FilterSpec, Image, ImageSpec, KeyRef, NameRef, RolloutSpec,
     RuleSpec, RuleType, TriggerSpec, TriggerType, ValueFrom, WindowKind, WindowSpec,

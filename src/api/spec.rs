@@ -4,7 +4,7 @@ use jiff::Timestamp;
 
 use crate::policy::{self, Filter, Platform, PlatformError, ReferenceError, Repository, Rule, RuleError};
 
-use super::annotations::{ACTION, Map, RESUME};
+use super::annotations::{ACTION, Map, RESUME, RETRY};
 use super::approval::Approval;
 use super::gates::{GATE_INVALID, GateError, Gates};
 use super::image::{ActionType, ImageSpec, RuleSpec, RuleType, TriggerType};
@@ -222,7 +222,7 @@ pub(super) fn compile_filter(spec: &ImageSpec) -> Result<Filter, SpecError> {
 pub fn unsupported_annotations(annotations: &Map) -> Vec<String> {
     let value = |key: &str| annotations.get(key).map(String::as_str);
     let mut found = Vec::new();
-    if let Some(action) = value(ACTION).filter(|action| !["refresh", "retry", RESUME].contains(action)) {
+    if let Some(action) = value(ACTION).filter(|action| !["refresh", RETRY, RESUME].contains(action)) {
         let known = "it knows refresh, retry and resume";
         found.push(format!("the annotation {ACTION}: {action} is not acted on by this version; {known}"));
     }

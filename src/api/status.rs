@@ -1,6 +1,6 @@
 //! The `Image` resource's status: what was decided, what is under way, and why.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use schemars::JsonSchema;
@@ -217,6 +217,13 @@ pub struct Rejected {
     pub workload: String,
     /// When (RFC 3339).
     pub time: String,
+}
+
+impl Rejected {
+    /// The tags of these, as text of [`Tagged`](super::Tagged).
+    pub fn tags<'a>(all: impl IntoIterator<Item = &'a Self>) -> BTreeSet<String> {
+        all.into_iter().map(|rejected| rejected.tag.clone()).collect()
+    }
 }
 
 /// A workload that keeps another tag than the Image's.

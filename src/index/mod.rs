@@ -6,6 +6,7 @@
 mod answer;
 mod held;
 mod listed;
+mod past;
 mod pod;
 mod pulse;
 pub mod question;

@@ -10,11 +10,11 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use crate::api::annotations::{
     AnnotationError, MANAGED_BY, MANAGED_BY_KIMUP, Map, NamespaceSettings, POLICY_FROM, POLICY_OF_PODS, Stamp,
 };
-use crate::api::{HeldBy, Image, Order, RevisionRecord, Tagged};
-use crate::policy::{self, Reference, Repository};
+use crate::api::{HeldBy, Image, Order, Tagged};
+use crate::policy::{self, Repository};
 
-use super::held::Holds;
 use super::listed::Listed;
+use super::past::Past;
 use super::specs::Specs;
 use super::trie::{Keyed, Trie};
 
@@ -37,6 +37,8 @@ pub struct Namespace {
     by_repository: Trie<SameRepository>,
     /// How many of the Images are managed.
     managed: usize,
+    /// How many of the Images have rejected tags on record.
+    rejecting: usize,
 }
 
 /// The user's Images of a namespace for one repository.
@@ -105,11 +107,12 @@ pub struct Entry {
     created: i64,
     /// Which of two tags is newer.
     pub order: Order,
+    /// Its `Group`, as a number.
+    group: u64,
     /// Mostly none.
     trouble: Option<Box<Trouble>>,
-    #[allow(clippy::box_collection)] // most have none, and the map itself is six pointers wide
-    records: Option<Box<HashMap<String, Vec<RevisionRecord>>>>,
-    holds: Holds,
+    /// Some have none.
+    past: Option<Box<Past>>,
 }
 
 /// Name, repository, tag and digest in one piece of memory: an empty one is none.
@@ -183,13 +186,7 @@ impl Entry {
         let annotations = image.metadata.annotations.as_ref();
         let managed = labels.and_then(|l| l.get(MANAGED_BY)).is_some_and(|by| by == MANAGED_BY_KIMUP);
         let order = spec.order.following(&status).of_one_text(managed);
-        let holds = if other { Holds::default() } else { Holds::of(&status) };
-        let mut records: HashMap<String, Vec<RevisionRecord>> = HashMap::new();
-        let rejected: BTreeSet<String> = status.rejected.into_iter().map(|rejected| rejected.tag).collect();
-        for record in status.revisions {
-            let record = without_rejected(record, &rejected);
-            records.entry(record.uid.clone()).or_default().push(record);
-        }
+        let past = Past::of(&status, other);
         let digest = status.digest.filter(|digest| spec.pins && !other && policy::Digest::parse(digest).is_ok());
         let trouble = spec.gate.is_some() || spec.error.is_some();
         let owner = image.metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
@@ -205,8 +202,8 @@ impl Entry {
             created: image.metadata.creation_timestamp.as_ref().map_or(i64::MAX, |t| t.0.as_second()),
             order,
             trouble: trouble.then(|| Box::new(Trouble { gate: spec.gate, error: spec.error })),
-            records: Some(records).filter(|records| !records.is_empty()).map(Box::new),
-            holds,
+            group: spec.group,
+            past,
         }
     }
 
@@ -240,11 +237,10 @@ impl Entry {
         self.trouble.as_ref()?.error.as_deref()
     }
 
-    /// What the first Pods of a revision got: `uid` is their controller's, `hash` their `pod-template-hash` or
+    /// What the first Pods of a revision got, unless its group has rejected that since: `uid` is their controller's, `hash` their `pod-template-hash` or
     /// `controller-revision-hash`, empty for controllers without one.
     pub fn record(&self, uid: &str, hash: &str, container: &str) -> Option<Stamp> {
-        let record = self.records.as_ref()?.get(uid)?.iter().find(|r| r.hash == hash)?;
-        Stamp::parse(record.containers.get(container)?)
+        self.past.as_ref()?.record(uid, hash, container)
     }
 
     /// Where a container of one of these workloads (kind and name) is held whose template carries no stamp that counts,
@@ -255,7 +251,21 @@ impl Entry {
         container: &str,
         own: Option<&str>,
     ) -> Option<(Tagged, HeldBy)> {
-        self.holds.at(&self.order, owners, container, own)
+        self.past.as_ref()?.held(&self.order, owners, container, own)
+    }
+
+    fn has_rejected(&self) -> bool {
+        self.past.as_ref().is_some_and(|past| !past.rejected.is_empty())
+    }
+
+    fn group(&self) -> (u64, Option<&str>) {
+        (self.group, self.repository())
+    }
+
+    /// What its group has rejected, if this is the Image that was `before`, as far as that goes.
+    fn of_group(&self, before: &Self) -> Option<Arc<BTreeSet<String>>> {
+        let (past, known) = (self.past.as_ref()?, before.past.as_ref()?);
+        (self.group() == before.group() && past.rejected == known.rejected).then(|| Arc::clone(&known.of_group))
     }
 
     fn is_owned_by(&self, kind: &str, name: &str) -> bool {
@@ -267,19 +277,6 @@ impl Entry {
     }
 }
 
-/// A record without what was rejected since: no Pod is given that, but where its own text names it.
-fn without_rejected(mut record: RevisionRecord, rejected: &BTreeSet<String>) -> RevisionRecord {
-    let tagged = |text: &str| Reference::parse(text).map(|reference| Tagged::of(&reference)).unwrap_or_default();
-    let may_run = |stamp: Stamp| {
-        let run = tagged(&stamp.reference);
-        !run.is_in(rejected) || run == tagged(&stamp.text)
-    };
-    if !rejected.is_empty() {
-        record.containers.retain(|_, stamp| Stamp::parse(stamp).is_none_or(may_run));
-    }
-    record
-}
-
 impl Namespace {
     fn new(name: &str) -> Self {
         Self { name: name.into(), ..Self::default() }
@@ -287,9 +284,18 @@ impl Namespace {
 
     /// Its Images are these from now on.
     fn replace(&mut self, entries: Vec<Arc<Entry>>) {
-        (self.images, self.by_repository, self.managed) = (Trie::default(), Trie::default(), 0);
+        (self.images, self.by_repository) = (Trie::default(), Trie::default());
+        (self.managed, self.rejecting) = (0, 0);
+        let knows = |entry: &&Arc<Entry>| entry.past.as_ref().is_some_and(|past| !past.of_group.is_empty());
+        let remembering: Vec<_> = entries.iter().filter(knows).cloned().collect();
         for entry in entries {
-            self.put(entry);
+            self.place(entry);
+        }
+        let mut shared = HashSet::new();
+        for entry in &remembering {
+            if shared.insert(entry.group()) {
+                self.share_rejected(entry);
+            }
         }
     }
 
@@ -331,11 +337,54 @@ impl Namespace {
     /// The managed Images with records ([`Entry::record`]) of this controller's revisions. Cost: all Images.
     pub fn on_record(&self, uid: &str) -> Vec<Arc<Entry>> {
         let managed = self.images.iter().filter(|entry| self.has_managed() && entry.managed);
-        managed.filter(|entry| entry.records.as_ref().is_some_and(|of| of.contains_key(uid))).cloned().collect()
+        managed.filter(|entry| entry.past.as_ref().is_some_and(|past| past.knows(uid))).cloned().collect()
     }
 
     fn put(&mut self, entry: Arc<Entry>) {
-        self.remove(entry.name());
+        let before = self.images.get(entry.name()).cloned();
+        if let Some(all) = before.as_ref().and_then(|before| entry.of_group(before)) {
+            let mut entry = entry;
+            if let Some(past) = &mut Arc::make_mut(&mut entry).past {
+                past.of_group = all;
+            }
+            return self.place(entry);
+        }
+        self.place(Arc::clone(&entry));
+        // It may be of another group now.
+        for entry in [before, Some(entry)].into_iter().flatten() {
+            if entry.has_rejected() || self.rejecting > 0 {
+                self.share_rejected(&entry);
+            }
+        }
+    }
+
+    fn remove(&mut self, name: &str) {
+        if let Some(entry) = self.take(name).filter(|entry| entry.has_rejected()) {
+            self.share_rejected(&entry);
+        }
+    }
+
+    /// Has all Images of a group know what any of them has rejected: so nobody has to look for that later. Cost: all Images.
+    fn share_rejected(&mut self, of: &Entry) {
+        let same = |entry: &&Arc<Entry>| entry.group() == of.group();
+        let group = || self.images.iter().filter(same);
+        let rejected = group().filter_map(|entry| Some(&entry.past.as_ref()?.rejected));
+        let all: BTreeSet<String> = rejected.flatten().cloned().collect();
+        let differs = |entry: &&Arc<Entry>| entry.past.as_ref().is_some_and(|past| *past.of_group != all);
+        let stale: Vec<Arc<Entry>> = group().filter(differs).cloned().collect();
+        let all = Arc::new(all);
+        for entry in stale {
+            let mut entry = Entry::clone(&entry);
+            if let Some(past) = &mut entry.past {
+                past.of_group = Arc::clone(&all);
+            }
+            self.place(Arc::new(entry));
+        }
+    }
+
+    fn place(&mut self, entry: Arc<Entry>) {
+        self.take(entry.name());
+        self.rejecting += usize::from(entry.has_rejected());
         self.managed += usize::from(entry.managed);
         if let Some(repository) = entry.repository().filter(|_| !entry.managed) {
             let same = self.by_repository.remove(repository).map(SameRepository::into_images);
@@ -347,19 +396,19 @@ impl Namespace {
         self.images.insert(Arc::clone(&entry).name(), entry);
     }
 
-    fn remove(&mut self, name: &str) {
-        let Some(entry) = self.images.remove(name) else {
-            return;
-        };
+    fn take(&mut self, name: &str) -> Option<Arc<Entry>> {
+        let entry = self.images.remove(name)?;
         self.managed -= usize::from(entry.managed);
+        self.rejecting -= usize::from(entry.has_rejected());
         let Some(repository) = entry.repository().filter(|_| !entry.managed) else {
-            return;
+            return Some(entry);
         };
         let same = self.by_repository.remove(repository).map(SameRepository::into_images);
         let left = same.into_iter().flatten().filter(|other| other.name() != entry.name()).collect();
         if let Some(same) = SameRepository::of(left) {
             self.by_repository.insert(repository, same);
         }
+        Some(entry)
     }
 
     fn is_empty(&self) -> bool {

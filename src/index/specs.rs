@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use jiff::Timestamp;
 
-use crate::api::{self, CompiledSpec, ImageSpec, Order};
+use crate::api::{self, CompiledSpec, Group, ImageSpec, Order};
 
 /// Fewer are kept even if no Image uses them.
 const FEW: usize = 64;
@@ -28,6 +28,8 @@ pub(super) struct Meaning {
     pub error: Option<String>,
     /// Whether Pods are pinned to a digest.
     pub pins: bool,
+    /// Its [`Group`], as a number.
+    pub group: u64,
 }
 
 impl Meaning {
@@ -38,6 +40,7 @@ impl Meaning {
             gate: compiled.as_ref().ok().and_then(CompiledSpec::waits_for),
             error: compiled.err().map(|error| error.to_string()),
             pins: api::pins_digest(spec),
+            group: Group::of(spec).number(),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Runs sync: the queue of keys, the workers, and what the process remembers between them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -76,6 +76,8 @@ pub struct Sync {
     pub(super) places: Places,
     /// Images that Pods wait for.
     asked: Mutex<HashMap<ImageKey, usize>>,
+    /// Images that may be recording a rejected tag right now.
+    recording: Mutex<BTreeSet<ImageKey>>,
     memos: Mutex<HashMap<ImageKey, Memo>>,
     views: Mutex<HashMap<WorkloadKey, View>>,
     pub(super) outages: Outages,
@@ -132,6 +134,7 @@ pub fn start(
         queue: Queue::default(),
         places: Places::new(IMAGE_WORKERS),
         asked: Mutex::default(),
+        recording: Mutex::default(),
         memos: Mutex::default(),
         views: Mutex::default(),
         outages: Outages::default(),
@@ -248,6 +251,10 @@ impl Sync {
     /// How many Pods wait for the first tag of each Image.
     pub(super) fn asked(&self) -> MutexGuard<'_, HashMap<ImageKey, usize>> {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn recording(&self) -> MutexGuard<'_, BTreeSet<ImageKey>> {
+        self.recording.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Workloads that wait for others.

@@ -24,6 +24,7 @@ use super::observe;
 use super::pace::{self, RETRY_MAX, Wanted};
 use super::records;
 use super::request::{self, Request};
+use super::retry::Recording;
 use super::status::{self, Failure, Holds, Outcome, Selected, Subject};
 use super::verify::{Checks, Chosen, Given};
 use super::world::{Cached, ImageKey, status_of};
@@ -47,8 +48,6 @@ pub(super) struct Memo {
     pub(super) synced: Option<Instant>,
     /// Sync at the next occasion, whatever the triggers say.
     pub(super) forced: bool,
-    /// Somebody wants what it rejected tried again.
-    pub(super) forgets: bool,
     /// When its status was written last.
     pub(super) written: Option<Instant>,
     /// What was learned of its tags.
@@ -154,7 +153,7 @@ impl Sync {
         self.acknowledge(key, &written, &pass.old, &pass.new, &request, pass.answer.as_ref()).await?;
         if request.resume {
             self.resume(key, &written, &pass.new).await?;
-        } else if pass.began.is_some() && (request.refresh || request.retry) {
+        } else if pass.began.is_some() && request.refresh {
             write::remove_action(self, key, &written).await?;
         }
         drop(place);
@@ -264,15 +263,18 @@ impl Sync {
     async fn without_registry(
         &self,
         key: &ImageKey,
-        mut image: Arc<Image>,
+        image: Arc<Image>,
         request: &Request,
     ) -> Result<Option<Arc<Image>>, WriteError> {
-        if request.retry && !self.retry(key, &image) {
-            return Ok(None); // others of its group come first
-        }
-        let forgets = self.memos().get_mut(key).is_some_and(|memo| std::mem::take(&mut memo.forgets));
-        if request.retry || forgets {
-            image = self.forget_rejected(key, &image).await?;
+        let Some(image) = self.retry(key, image).await? else {
+            return Ok(None); // others of its group have to forget too
+        };
+        let _recording = Recording::new(self, key);
+        if !self.world.retried(&image).is_empty() {
+            if request.reject.is_some() {
+                self.look_after_retry(key);
+            }
+            return Ok(Some(image));
         }
         let old = status_of(&image);
         if self.go_back(key, &image, &old).await? {
@@ -361,7 +363,7 @@ impl Sync {
         let (asked, listing) = self.listed(key, image, spec, access, wanted).await?;
         let tags: Vec<&str> = listing.tags().collect();
         let rejections = self.world.rejections(image);
-        let rejected = rejections.iter().map(|r| r.tag.clone()).collect();
+        let rejected = Rejected::tags(&rejections);
         let stamped = self.newest_stamp(image, spec, &rejected);
         let frozen = self.frozen(&key.namespace);
         // Where a newer tag may have to wait, what the manifest says counts as chosen meanwhile.

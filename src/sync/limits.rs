@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use crate::api::{Closed, Image, Strategy, Tagged};
+use crate::api::{Closed, Image, Rejected, Strategy, Tagged};
 use crate::rollout::{self, FIELD_MANAGER, Plan, Workload, WorkloadKey};
 
 use super::engine::{Key, Sync};
@@ -131,7 +131,7 @@ impl Sync {
             let stamped = workload.containers.iter().filter_map(|container| workload.stamped(&container.name));
             let tags: Vec<Tagged> = stamped.collect();
             let rejected = |image: &Arc<Image>| {
-                let all = self.world.rejections(image).into_iter().map(|rejected| rejected.tag).collect();
+                let all = Rejected::tags(&self.world.rejections(image));
                 tags.iter().any(|tagged| tagged.is_in(&all))
             };
             let due = self.due(workload);

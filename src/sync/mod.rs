@@ -28,6 +28,7 @@ mod records;
 mod repair;
 mod report;
 mod request;
+mod retry;
 mod rollback;
 mod settle;
 mod source;

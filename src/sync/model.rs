@@ -173,7 +173,7 @@ impl World {
 
     /// One look of kimup at the workload, and what the Image then says of it. True if there was something to do.
     fn step(&mut self) -> bool {
-        let target = target(&self.image, &self.workload, "app", Vec::new()).unwrap();
+        let target = target(&self.image, &self.workload, "app", &[]).unwrap();
         let plan = rollout::plan(&self.workload, &BTreeMap::from([("app".to_owned(), target)]), Some(&self.facts()));
         assert_eq!(plan.blocked, None);
         let mut busy = !plan.adopts.is_empty() || !plan.changes.is_empty();

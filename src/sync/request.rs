@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use kube::ResourceExt;
 
-use crate::api::annotations::{ACTION, APPROVE, APPROVED_BY, REJECT, REQUESTED_AT, RESUME};
+use crate::api::annotations::{ACTION, APPROVE, APPROVED_BY, REJECT, REQUESTED_AT, RESUME, RETRY};
 use crate::api::{self, Image, ImageStatus, Tagged};
 use crate::notify::{Audit, Reason, decided_by};
 
@@ -39,7 +39,7 @@ impl Request {
         let tag = |key: &str| annotations.get(key).map(|tag| tag.trim().to_owned());
         Self {
             refresh: asks("refresh"),
-            retry: asks("retry"),
+            retry: asks(RETRY),
             resume: asks(RESUME),
             requested_at: requested_at.cloned(),
             approve: tag(APPROVE).map(|tag| Approved { tag, by: format!("approved by {}", who(image, APPROVE)) }),
@@ -147,7 +147,7 @@ impl Sync {
             let (name, from) = (format!("Image {key}"), tag.as_str());
             let (rule, by) = (by, decided_by(Some(by)));
             Audit { image: &name, workload: "", what: "reject", from, to: "", digest: "", rule, rollout: "", by }.log();
-            self.queue_users(key, &written);
+            self.queue_group(key, &written);
         }
         write::remove_annotations(self, key, &written, done).await?;
         Ok(true)

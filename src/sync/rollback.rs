@@ -1,6 +1,5 @@
 //! Rejects what failed, and has an Image go back: written first, acted on by the workloads then.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +16,6 @@ use crate::rollout::WorkloadKey;
 use super::engine::{Key, Sync};
 use super::failing::Left;
 use super::observe;
-use super::request;
 use super::status::{self, Subject};
 use super::world::{ImageKey, status_of};
 use super::write::{self, WriteError};
@@ -26,8 +24,6 @@ use super::write::{self, WriteError};
 const REGISTRY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Most tags of the past that it is asked for.
 const MAX_WAYS: usize = 5;
-/// Pause until the other Images of a group have forgotten what they rejected.
-const RETRY_PAUSE: Duration = Duration::from_millis(300);
 
 /// What failed of an Image.
 struct Failed {
@@ -38,7 +34,8 @@ struct Failed {
 }
 
 impl Sync {
-    /// Goes back from what failed, or what another Image of the group rejected. Returns whether that was written: then
+    /// Goes back from what failed, or what another Image of the group rejected, and takes over what they know: they may
+    /// go. Returns whether that was written: then
     /// everything else is looked at anew.
     pub(super) async fn go_back(
         &self,
@@ -53,18 +50,23 @@ impl Sync {
             left,
             reason,
         });
-        let known: BTreeSet<String> = rejections.iter().map(|rejected| rejected.tag.clone()).collect();
+        let known = Rejected::tags(&rejections);
         let failed = failed.filter(|failed| !failed.left.tag.is_in(&known)).min_by(|a, b| a.workload.cmp(&b.workload));
+        let mut new = old.clone();
+        let learns = status::take_over(&mut new, &rejections);
         if failed.is_none() && status::to_leave(old, &rejections).is_none() {
-            return Ok(false);
+            if learns {
+                write::status(self, key, image, &new).await?;
+                self.queue.add_now(Key::Image(key.clone()));
+            }
+            return Ok(learns);
         }
         let spec = api::compile(&image.spec, Timestamp::now()).ok();
         let subject = self.subject(image, old, spec.as_ref());
-        let mut new = old.clone();
         if let Some(Failed { workload, left, reason, .. }) = &failed {
             let text = rejected_text(left);
             status::remember(&mut new, &subject, &text, reason, &workload.to_string());
-            rejections.extend(new.rejected.last().cloned());
+            rejections.extend(new.rejected.iter().find(|rejected| rejected.tag == text).cloned());
         }
         let mut to = None;
         if let Some(leaves) = status::to_leave(&new, &rejections) {
@@ -107,7 +109,8 @@ impl Sync {
         counted: Option<Rejected>,
         to: Option<&Tagged>,
     ) {
-        let own = failed.and_then(|_| status_of(image).rejected.last().cloned());
+        let text = failed.map(|failed| rejected_text(&failed.left));
+        let own = status_of(image).rejected.into_iter().find(|rejected| Some(&rejected.tag) == text.as_ref());
         if let Some(rejected) = own.or(counted) {
             let back = to.map(|to| format!("; back to {to}")).unwrap_or_default();
             let note = format!(
@@ -124,19 +127,24 @@ impl Sync {
             let (to, by) = (&to, decided_by(Some(rule).filter(|_| workload.is_empty()).map(String::as_str)));
             Audit { image: &name, workload, what: "reject", from, to, digest: "", rule, rollout: "", by }.log();
         }
-        for other in self.world.group_of(image) {
-            let name = other.name_any();
-            self.queue.add_now(Key::Image(ImageKey { namespace: key.namespace.clone(), name }));
+        self.queue_group(key, image);
+    }
+
+    /// Has everybody look whom it concerns what an Image has rejected: its group first, then their workloads.
+    pub(super) fn queue_group(&self, key: &ImageKey, image: &Image) {
+        let group = self.world.group_of(image);
+        let name = |other: &Image| ImageKey { namespace: key.namespace.clone(), name: other.name_any() };
+        for other in &group {
+            self.queue.add_now(Key::Image(name(other)));
         }
-        for other in self.world.group_of(image) {
-            let name = ImageKey { namespace: key.namespace.clone(), name: other.name_any() };
-            self.queue_users(&name, &other);
+        for other in &group {
+            self.queue_users(&name(other), other);
         }
     }
 
     /// Whether a workload was stamped for a rejected tag.
     fn is_tried(&self, image: &Image, rejections: &[Rejected]) -> bool {
-        let all: BTreeSet<String> = rejections.iter().map(|rejected| rejected.tag.clone()).collect();
+        let all = Rejected::tags(rejections);
         self.world.users_of(image).iter().any(|user| {
             let mut stamped = user.containers.iter().filter_map(|container| user.workload.stamped(container));
             stamped.any(|tagged| tagged.is_in(&all))
@@ -190,41 +198,6 @@ impl Sync {
         };
         let answer = Box::pin(self.registry.digest(&request)).await;
         !matches!(answer, Err(RegistryError::NoManifest { .. }))
-    }
-
-    /// A person wants rejected tags tried again (`action: retry`): every Image of the group forgets what it rejected, this
-    /// one last. Returns whether that is done.
-    pub(super) fn retry(&self, key: &ImageKey, image: &Image) -> bool {
-        let others: Vec<_> =
-            self.world.group_of(image).into_iter().filter(|other| other.metadata.uid != image.metadata.uid).collect();
-        let mut waits = false;
-        for other in others.iter().filter(|other| !status_of(other).rejected.is_empty()) {
-            let other = ImageKey { namespace: key.namespace.clone(), name: other.name_any() };
-            self.memos().entry(other.clone()).or_default().forgets = true;
-            self.queue.add_now(Key::Image(other));
-            waits = true;
-        }
-        if waits {
-            self.queue.add(Key::Image(key.clone()), Instant::now() + RETRY_PAUSE);
-        }
-        !waits
-    }
-
-    /// Forgets what an Image rejected; returns it as it is then.
-    pub(super) async fn forget_rejected(&self, key: &ImageKey, image: &Arc<Image>) -> Result<Arc<Image>, WriteError> {
-        let old = status_of(image);
-        if old.rejected.is_empty() {
-            return Ok(image.clone());
-        }
-        let tags: Vec<&str> = old.rejected.iter().map(|rejected| rejected.tag.as_str()).collect();
-        let (name, tags) = (format!("Image {key}"), tags.join(", "));
-        let written = write::status(self, key, image, &ImageStatus { rejected: Vec::new(), ..old.clone() }).await?;
-        let note = format!("{}: rejected tags may be tried again: {tags}", image.spec.image);
-        self.events.say(&super::report::reference(&written), Reason::Retried, &note).await;
-        let (from, by) = (&tags, &request::who(image, ACTION));
-        Audit { image: &name, workload: "", what: "retry", from, to: "", digest: "", rule: "", rollout: "", by }.log();
-        self.queue_users(key, &written);
-        Ok(written)
     }
 }
 

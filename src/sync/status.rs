@@ -16,7 +16,7 @@ mod rejected;
 mod rollout;
 
 pub use progress::{Holds, Progress, after_progress, release, soaks_until};
-pub use rejected::{because, in_words as rejected_in_words, remember, to_leave, ways_back, withdraw};
+pub use rejected::{because, in_words as rejected_in_words, remember, take_over, to_leave, ways_back, withdraw};
 use rollout::select;
 pub use rollout::{Selected, current, pinned, settle};
 

@@ -16,7 +16,7 @@ pub(super) fn wanted(image: &Image, status: &ImageStatus) -> Option<Tagged> {
 }
 
 /// What an Image wants a container of `workload` to run; none if it has no tag yet.
-pub(super) fn target(image: &Image, workload: &Workload, container: &str, rejections: Vec<Rejected>) -> Option<Target> {
+pub(super) fn target(image: &Image, workload: &Workload, container: &str, rejections: &[Rejected]) -> Option<Target> {
     let status = status_of(image);
     let wanted = wanted(image, &status)?;
     let in_flight = status.rollout.as_ref();
@@ -30,8 +30,7 @@ pub(super) fn target(image: &Image, workload: &Workload, container: &str, reject
     let why = rejections.iter().find(of_it).or(rejections.last()).map(status::because);
     let name = workload.key.to_string();
     let held = status.held.iter().find(|h| h.workload == name && h.container == container);
-    // What its own Image rejected, as admission has it.
-    let own_rejected = status.rejected.iter().map(|rejected| rejected.tag.clone()).collect();
+    let rejected = Rejected::tags(rejections);
     let left = held.filter(|h| h.holds() && matches!(h.by, HeldBy::Undo | HeldBy::Manifest)).map(|h| h.left.clone());
     Some(Target {
         image: image.name_any(),
@@ -41,18 +40,18 @@ pub(super) fn target(image: &Image, workload: &Workload, container: &str, reject
         rollout: rollout::id(image.metadata.uid.as_deref().unwrap_or_default(), &wanted.to_string()),
         order: Order::of(&image.spec).following(&status).of_one_text(managed::is_managed(&image.metadata)),
         why_rejected: why.unwrap_or_default(),
-        rejected: rejections.into_iter().map(|rejected| rejected.tag).collect(),
         held: left.as_ref().and(held.map(|h| h.tag.clone())),
         left: left.filter(|left| !left.is_empty()),
         holding: Holding {
             record: held.cloned(),
-            rejected: held.is_some_and(|held| held.is_rejected(&own_rejected)),
+            rejected: held.is_some_and(|held| held.is_rejected(&rejected)),
             after: AfterRollback::of(&image.spec),
             stay: None, // known to those who ask the registry
             resume: workload.annotations.get(ACTION).is_some_and(|action| action == RESUME),
         },
         tag: wanted.tag,
         digest: wanted.digest,
+        rejected,
     })
 }
 
@@ -102,8 +101,8 @@ mod tests {
         let workload = Workload::from_deployment(&workload).unwrap();
         let rejected =
             |tag: &str| Rejected { tag: tag.to_owned(), reason: "it crashes".to_owned(), ..Rejected::default() };
-        let rejections = [Some("1.3.0"), status["bad"].as_str()].into_iter().flatten().map(rejected).collect();
-        let target = target(&image, &workload, "app", rejections).unwrap();
+        let rejections: Vec<_> = [Some("1.3.0"), status["bad"].as_str()].into_iter().flatten().map(rejected).collect();
+        let target = target(&image, &workload, "app", &rejections).unwrap();
         let forward = plan(&workload, &[("app".to_owned(), target.clone())].into(), None);
         assert!(!forward.goes_back() && forward.changes[0].to == in_flight, "{forward:?}");
         let said = settled(&image, &target).map(|target| {

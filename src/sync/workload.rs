@@ -144,7 +144,7 @@ impl Sync {
     fn targets(&self, workload: &Workload) -> BTreeMap<String, Target> {
         let images = self.world.images_of(workload).into_iter();
         let target_of = |(name, image): (String, Arc<Image>)| {
-            Some((name.clone(), target(&image, workload, &name, self.world.rejections(&image))?))
+            Some((name.clone(), target(&image, workload, &name, &self.world.rejections(&image))?))
         };
         images.filter_map(target_of).collect()
     }

@@ -168,7 +168,7 @@ async fn fail(shop: &Shop, app: &str) {
 }
 
 /// A Deployment `name` that annotations have followed, on the newest tag of its line.
-async fn followed(shop: &Shop, name: &str, text: &str, policy: &str, tag: &str, patch: &Value) -> String {
+pub async fn followed(shop: &Shop, name: &str, text: &str, policy: &str, tag: &str, patch: &Value) -> String {
     let annotations = json!({POLICY: policy, "kimup.cloudavenue.io/interval": "1h"});
     let mut all = json!({"spec": {"replicas": 1, "template": {"metadata": {"annotations": annotations}}}});
     json_patch::merge(&mut all, patch);

@@ -31,6 +31,7 @@ mod frozen;
 mod gated_rollouts;
 mod gates;
 mod group_failures;
+mod group_rejections;
 mod held_pods;
 mod holds;
 mod hostile;

@@ -100,3 +100,93 @@ fn an_image_is_small() {
     // A cluster may have a hundred thousand.
     assert!(size_of::<Entry>() <= 208, "{}", size_of::<Entry>());
 }
+
+/// An Image of the model: its repository and rule, what it rejected, and whether it remembers more than that.
+type Rejecting = (usize, bool, BTreeSet<u8>, bool);
+
+fn rejecting(name: &str, (repository, patch, rejected, records): &Rejecting) -> Image {
+    let rule = if *patch { "semver-patch" } else { "semver-minor" };
+    let rejected: Vec<_> = rejected.iter().map(|tag| json!({"tag": tag.to_string()})).collect();
+    let record = json!({"owner": "ReplicaSet/x", "uid": "rs", "hash": "h", "containers": {"app": "a:1 a:2"}});
+    image(&json!({
+        "metadata": {"namespace": "a", "name": name, "uid": name},
+        "spec": {"image": REPOSITORIES[*repository], "rules": [{"name": "r", "type": rule, "actions": [{"type": "apply"}]}]},
+        "status": {"repository": null, "rejected": rejected, "revisions": if *records { json!([record]) } else { json!([]) }},
+    }))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn each_image_knows_what_its_group_rejected(steps in prop::collection::vec(
+        (0..5_usize, (0..2_usize, any::<bool>(), prop::collection::btree_set(0..3_u8, 0..3), any::<bool>()), 0..5_u8), 0..40
+    )) {
+        let (mut snapshot, mut model) = (Snapshot::default(), BTreeMap::<&str, Rejecting>::new());
+        for (name, known, what) in steps {
+            let name = NAMES[name];
+            match what {
+                0 => {
+                    model.remove(name);
+                    snapshot.remove_image("a", name);
+                }
+                // All anew; this one cannot be read, and stays as it was.
+                1 => {
+                    let mut list = ImageList::default();
+                    for (other, known) in &model {
+                        let entry = Arc::new(Entry::read(&rejecting(other, known), Timestamp::UNIX_EPOCH));
+                        let broken = Seen::Broken { uid: (*other).to_owned(), error: String::new() };
+                        let seen = if *other == name { broken } else { Seen::Read(entry) };
+                        list.push("a".to_owned(), (*other).to_owned(), seen);
+                    }
+                    snapshot.replace_images(None, list);
+                }
+                _ => {
+                    put(&mut snapshot, &rejecting(name, &known));
+                    model.insert(name, known);
+                }
+            }
+            for (name, known) in &model {
+                let group = model.values().filter(|other| (other.0, other.1) == (known.0, known.1));
+                let expected: BTreeSet<String> = group.flat_map(|other| &other.2).map(u8::to_string).collect();
+                let namespace = snapshot.namespace("a").unwrap();
+                let past = &namespace.images.get(name).unwrap().past;
+                let found = past.as_ref().map(|past| &*past.of_group);
+                // Who remembers nothing need not know.
+                prop_assert!(found == Some(&expected) || (found.is_none() && known.2.is_empty() && !known.3), "{found:?} {expected:?}");
+                let user = namespace.image(&Repository::parse(REPOSITORIES[known.0]).unwrap()).unwrap();
+                prop_assert!(Arc::ptr_eq(user, namespace.images.get(user.name()).unwrap()));
+            }
+        }
+    }
+}
+
+#[test]
+fn what_the_group_rejected_is_given_to_nobody() {
+    #[track_caller]
+    fn check(other: &serde_json::Value, record: bool, held: bool) {
+        let text = "ghcr.io/org/app:1.0.0";
+        let mine = json!({"metadata": {"namespace": "a", "name": "mine", "uid": "mine"}, "status": {
+            "revisions": [{"owner": "X/x", "uid": "rs", "hash": "h", "containers": {"app": format!("{text} ghcr.io/org/app:1.5.0")}}],
+            "held": [{"workload": "Deployment/web", "container": "app", "tag": "1.5.0", "left": "1.6.0", "by": "Undo", "since": "", "why": ""}]}});
+        let mut all = json!({"metadata": {"namespace": "a", "name": "other", "uid": "other"},
+            "status": {"rejected": [{"tag": "1.5.0", "reason": "", "workload": "", "time": ""}]}});
+        json_patch::merge(&mut all, other);
+        let mut snapshot = Snapshot::default();
+        put(&mut snapshot, &image(&mine));
+        put(&mut snapshot, &image(&all));
+        let entry = &snapshot.namespace(NAMESPACES[0]).unwrap().images.get("mine").unwrap().clone();
+        assert_eq!(entry.record("rs", "h", "app").is_some(), record, "{other}");
+        let owners = [("Deployment", "web".to_owned())];
+        assert_eq!(entry.held(&owners, "app", Some("1.0.0")).is_some(), held, "{other}");
+    }
+    check(&json!({}), false, false);
+    check(&json!({"status": {"rejected": [{"tag": "1.5.1"}]}}), true, true);
+    check(&json!({"spec": {"image": "ghcr.io/org/other"}}), true, true);
+    check(&json!({"spec": {"filter": {"exclude": ["rc"]}}}), true, true);
+    check(&json!({"spec": {"filter": {"exclude": []}, "triggers": [{"type": "webhook"}]}}), false, false);
+    let approved = json!([{"name": "minor", "type": "semver-minor", "actions": [{"type": "request-approval"}]}]);
+    check(&json!({"spec": {"rules": approved}}), true, true);
+    // It speaks of what it followed before.
+    check(&json!({"status": {"repository": "ghcr.io/org/before"}}), true, true);
+}

@@ -1,11 +1,12 @@
 //! Answers for a container of which the webhook knows no Image: annotations may ask for one that is not made yet.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tokio::time::Instant;
 
 use crate::api::annotated::{PodHash, bare_image_name, owners_of};
-use crate::api::{Image, Order};
+use crate::api::{Image, Order, Rejected};
 use crate::index::Holds;
 use crate::index::question::{Answered, PodQuestion, Question};
 use crate::policy::{Reference, Repository};
@@ -58,7 +59,9 @@ impl Sync {
             let (key, until) = match &found {
                 Found::NotCovered | Found::Unmade { by: None, .. } => break found,
                 Found::Made(image) => match on_record(image) {
-                    Some(answered) => return Ok(spoken(answered, question, pod, image, &text)),
+                    Some(answered) => {
+                        return Ok(spoken(answered, question, pod, (image, &self.rejected(image)), &text));
+                    }
                     None => {
                         (Some(Key::Image(key_of(image))), if self.leadership.is_leader() { deadline } else { patience })
                     }
@@ -85,7 +88,7 @@ impl Sync {
             Found::Behind { alone: false } | Found::NotCovered => return Ok(Answered::not_covered()),
         };
         let answered = self.decide_alone(&key_of(&image), &image, access.as_ref(), deadline).await?;
-        Ok(spoken(answered, question, pod, &image, &text))
+        Ok(spoken(answered, question, pod, (&image, &self.rejected(&image)), &text))
     }
 }
 
@@ -191,15 +194,27 @@ fn key_of(image: &Image) -> ImageKey {
     ImageKey { namespace: namespace.unwrap_or_default(), name: name.unwrap_or_default() }
 }
 
+impl Sync {
+    fn rejected(&self, image: &Image) -> BTreeSet<String> {
+        Rejected::tags(&self.world.rejections(image))
+    }
+}
+
 /// The answer as the Pod's container needs it: where a person holds its workload, else the newer of its own tag and the
-/// Image's.
-fn spoken(answered: Answered, question: &Question, pod: &PodQuestion, image: &Image, text: &Reference) -> Answered {
+/// Image's. `rejected` is what its group has rejected.
+fn spoken(
+    answered: Answered,
+    question: &Question,
+    pod: &PodQuestion,
+    (image, rejected): (&Image, &BTreeSet<String>),
+    text: &Reference,
+) -> Answered {
     let status = status_of(image);
     let order = Order::of(&image.spec).following(&status).of_one_text(true);
     let name = image.metadata.name.clone().filter(|name| *name != question.image);
     let hash = PodHash { value: &pod.hash, of_rollout: pod.of_rollout };
     let owners = pod.controller.as_ref().map(|owner| owners_of(&owner.kind, &owner.name, hash)).unwrap_or_default();
-    if let Some((tag, _)) = Holds::of(&status).at(&order, &owners, &pod.container, text.tag()) {
+    if let Some((tag, _)) = Holds::of(&status).at(rejected, &order, &owners, &pod.container, text.tag()) {
         return Answered { tag: Some(tag.to_string()), reason: "held".to_owned(), image: name, ..answered };
     }
     let tag = answered.tag.map(|tag| {

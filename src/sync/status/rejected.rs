@@ -40,9 +40,26 @@ fn record(status: &mut ImageStatus, rejected: Rejected) -> bool {
     new
 }
 
+/// Takes over what the group has rejected (each tag once), as far as there is room: of all the newest. Returns whether there
+/// is anything new.
+pub fn take_over(status: &mut ImageStatus, rejections: &[Rejected]) -> bool {
+    let own = Rejected::tags(&status.rejected);
+    let others = rejections.iter().filter(|rejected| !own.contains(&rejected.tag));
+    let mut all: Vec<Rejected> = status.rejected.iter().chain(others).cloned().collect();
+    // One order, whoever knows it first: else two Images would never agree on what is left out.
+    all.sort_by(|a, b| (&a.time, &a.tag).cmp(&(&b.time, &b.tag)));
+    let excess = all.len().saturating_sub(MAX_REJECTED);
+    all.drain(..excess);
+    let learns = Rejected::tags(&all) != own;
+    if learns {
+        status.rejected = all;
+    }
+    learns
+}
+
 /// Which rejected tag is in flight or settled, and has to be left.
 pub fn to_leave(status: &ImageStatus, rejections: &[Rejected]) -> Option<Tagged> {
-    let all = tags(rejections);
+    let all = Rejected::tags(rejections);
     in_flight(status)
         .filter(|tagged| tagged.is_in(&all))
         .or_else(|| settled(status).filter(|tagged| tagged.is_in(&all)))
@@ -50,7 +67,7 @@ pub fn to_leave(status: &ImageStatus, rejections: &[Rejected]) -> Option<Tagged>
 
 /// Where an Image may go back to, best first: the settled tag, then those before it.
 pub fn ways_back(status: &ImageStatus, rejections: &[Rejected]) -> Vec<Tagged> {
-    let all = tags(rejections);
+    let all = Rejected::tags(rejections);
     let ran = |entry: &&HistoryEntry| entry.outcome == SETTLED || entry.outcome == ROLLED_BACK;
     let past = status.history.iter().filter(ran).map(|entry| Tagged::new(&entry.tag, entry.digest.as_deref()));
     let from = status.rollout.iter().filter_map(|rollout| rollout.from.as_ref());
@@ -74,7 +91,7 @@ pub fn withdraw(
     to: Option<&Tagged>,
     tried: bool,
 ) -> Option<Rejected> {
-    let all = tags(rejections);
+    let all = Rejected::tags(rejections);
     if status.pending.as_ref().is_some_and(|pending| all.contains(&pending.tag)) {
         wait(status, subject, None);
     }
@@ -112,10 +129,6 @@ pub fn withdraw(
         conditions.clear(condition::RECONCILING);
     }
     Some(counted)
-}
-
-fn tags(rejections: &[Rejected]) -> BTreeSet<String> {
-    rejections.iter().map(|rejected| rejected.tag.clone()).collect()
 }
 
 fn settled(status: &ImageStatus) -> Option<Tagged> {

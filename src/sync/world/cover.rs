@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use kube::ResourceExt;
 
-use crate::api::annotations::NamespaceSettings;
-use crate::api::{Image, Rejected, asks_approval};
+use crate::api::annotations::{ACTION, NamespaceSettings, RETRY};
+use crate::api::{Group, Image, Rejected};
 use crate::policy::{Reference, Repository};
 use crate::rollout::{Container, Workload, WorkloadKey};
 
@@ -135,6 +135,19 @@ impl World {
         all.sort_by(|a, b| a.time.cmp(&b.time));
         all
     }
+
+    /// The Images of an Image's group by which somebody wants rejected tags tried again (`action: retry`). Cost: a look at
+    /// every Image of the namespace.
+    pub fn retried(&self, image: &Image) -> Vec<Arc<Image>> {
+        let namespaces = self.lock();
+        let known = namespaces.get(image.metadata.namespace.as_deref().unwrap_or_default());
+        let asks = |other: &Image| other.annotations().get(ACTION).is_some_and(|action| action == RETRY);
+        let asking = known.into_iter().flat_map(|known| known.images.values()).filter_map(|cached| match cached {
+            Cached::Read(other) if asks(other) && same_group(image, other) => Some(other.clone()),
+            _ => None,
+        });
+        asking.collect()
+    }
 }
 
 impl World {
@@ -155,13 +168,9 @@ impl World {
 
 /// Whether two Images of a namespace belong to one group: the rollouts of their workloads count together.
 pub fn same_group(a: &Image, b: &Image) -> bool {
-    let rules = |image: &Image| image.spec.rules.iter().map(|r| (r.kind, r.value.clone())).collect::<Vec<_>>();
-    let filter = |image: &Image| image.spec.filter.clone().unwrap_or_default();
     let repository = |image: &Image| Repository::parse(&image.spec.image).ok();
     let same_repository = a.spec.image == b.spec.image || repository(a).is_some_and(|r| Some(r) == repository(b));
-    // What one of them rejects counts for all: who may not do so for one must not do so through another.
-    let approved = |image: &Image| asks_approval(&image.spec);
-    same_repository && rules(a) == rules(b) && filter(a) == filter(b) && approved(a) == approved(b)
+    same_repository && Group::of(&a.spec) == Group::of(&b.spec)
 }
 
 impl Namespace {

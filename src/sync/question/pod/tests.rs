@@ -171,7 +171,7 @@ fn the_newer_of_own_tag_and_answer_is_spoken() {
         let image = by_itself("shop", &pod).unwrap();
         let question = Question { namespace: "shop".to_owned(), image: "first".to_owned(), pod: None };
         let answered = Answered::new(tag.map(str::to_owned), "why");
-        let found = spoken(answered, &question, &pod, &image, &Reference::parse(text).unwrap());
+        let found = spoken(answered, &question, &pod, (&image, &BTreeSet::new()), &Reference::parse(text).unwrap());
         assert_eq!((found.tag.as_deref(), found.image), (expected, image.metadata.name));
     }
     check("app:1.0.0", Some("1.1.0"), Some("1.1.0"));
@@ -192,7 +192,7 @@ fn a_held_workload_is_told_where_it_is_held() {
         image.status = Some(serde_json::from_value(json!({"tag": "1.2.0", "held": held})).unwrap());
         let question = Question { namespace: "shop".to_owned(), image: "first".to_owned(), pod: None };
         let answered = Answered::new(Some("1.2.0".to_owned()), "settled");
-        let found = spoken(answered, &question, &pod, &image, &Reference::parse(text).unwrap());
+        let found = spoken(answered, &question, &pod, (&image, &BTreeSet::new()), &Reference::parse(text).unwrap());
         assert_eq!(found.tag.as_deref(), Some(expected), "{controller:?} {text}");
     }
     let web = Some(("ReplicaSet", "web-5d8f", "r"));
@@ -211,7 +211,7 @@ fn an_answer_ahead_of_the_owner_carries_the_name_of_its_image() {
     assert_eq!(image.metadata.name.as_ref(), Some(&name));
     // So the webhook writes the name that it asked for.
     let answered = Answered::new(Some("1.1.0".to_owned()), "why");
-    let found = spoken(answered, &question, &pod, &image, &Reference::parse("app:1.0.0").unwrap());
+    let found = spoken(answered, &question, &pod, (&image, &BTreeSet::new()), &Reference::parse("app:1.0.0").unwrap());
     assert_eq!((found.tag.as_deref(), found.image), (Some("1.1.0"), None));
     let silent = asked(Some(("ReplicaSet", "web-5d8f", "r")), "app", "app:1.0.0", false);
     assert!(ahead_of_owner(&question, &silent).is_none());
