@@ -17,8 +17,7 @@ impl Held {
     /// Whether its tag is one of these, which its Image has rejected (as text of [`Tagged`]), so that Pods without a stamp are
     /// not given it. The annotation names its tag on purpose, and counts all the same.
     pub fn is_rejected(&self, rejected: &BTreeSet<String>) -> bool {
-        let went_back = matches!(self.by, HeldBy::Undo | HeldBy::Manifest);
-        went_back && Tagged::parse(&self.tag).is_some_and(|tag| tag.is_in(rejected))
+        self.by.is_behind() && Tagged::parse(&self.tag).is_some_and(|tag| tag.is_in(rejected))
     }
 
     /// What the container runs without a stamp while this holds, and what holds it then; none if it follows its Image as
@@ -33,11 +32,9 @@ impl Held {
         let own = own.unwrap_or_default();
         match self.by {
             HeldBy::Annotation => Some((tag, self.by)),
-            HeldBy::Undo | HeldBy::Manifest if order.stays_alone(own, &tag.tag) => None,
-            HeldBy::Undo | HeldBy::Manifest if order.compare(own, &tag.tag) != Some(Ordering::Greater) => {
-                Some((tag, self.by))
-            }
-            HeldBy::Undo | HeldBy::Manifest => {
+            by if by.is_behind() && order.stays_alone(own, &tag.tag) => None,
+            by if by.is_behind() && order.compare(own, &tag.tag) != Some(Ordering::Greater) => Some((tag, by)),
+            HeldBy::Undo | HeldBy::Manifest | HeldBy::RolloutFailed => {
                 let left = Tagged::parse(&self.left)?;
                 let is_behind = order.compare(own, &left.tag) == Some(Ordering::Less);
                 is_behind.then(|| (Tagged::new(own, None), HeldBy::Manifest))
@@ -66,9 +63,9 @@ mod tests {
             held.released = Some("then".to_owned());
             assert_eq!(held.runs(&order, own), None, "released: {held:?} {own:?}");
         }
-        use HeldBy::{Annotation, Fight, Manifest, Paused, Undo};
+        use HeldBy::{Annotation, Fight, Manifest, Paused, RolloutFailed, Undo};
         let at = ("1.1.0", "1.2.0");
-        for by in [Undo, Manifest] {
+        for by in [Undo, Manifest, RolloutFailed] {
             for own in [Some("1.0.0"), Some("1.1.0"), Some("latest"), None] {
                 check(by, at, own, Some(("1.1.0", by)));
             }
@@ -124,7 +121,7 @@ mod tests {
             assert_eq!(held.is_rejected(&BTreeSet::from([rejected.to_owned()])), expected, "{by:?} {tag} {rejected}");
         }
         let digest = format!("1.1.0@sha256:{}", "a".repeat(64));
-        for by in [HeldBy::Undo, HeldBy::Manifest] {
+        for by in [HeldBy::Undo, HeldBy::Manifest, HeldBy::RolloutFailed] {
             check(by, "1.1.0", "1.1.0", true);
             check(by, "1.1.0", "1.1.1", false);
             check(by, &digest, "1.1.0", true);

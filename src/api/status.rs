@@ -272,6 +272,15 @@ pub enum HeldBy {
     Paused,
     /// Another controller took kimup's stamp away over and over.
     Fight,
+    /// Its rollout failed with a tag that others of its group run well: it alone went back.
+    RolloutFailed,
+}
+
+impl HeldBy {
+    /// Whether it is behind a tag that was left: a newer one than that ends it.
+    pub const fn is_behind(self) -> bool {
+        matches!(self, Self::Undo | Self::Manifest | Self::RolloutFailed)
+    }
 }
 
 /// Which references the first Pods of an unstamped revision got, so that its later Pods get the same.

@@ -14,8 +14,7 @@ impl Holds {
         if status.held.is_empty() {
             return Self::default();
         }
-        let counts =
-            |held: &&Held| matches!(held.by, HeldBy::Undo | HeldBy::Manifest | HeldBy::Annotation) && held.holds();
+        let counts = |held: &&Held| (held.by.is_behind() || held.by == HeldBy::Annotation) && held.holds();
         // Without what is for people.
         let lean = |held: &Held| Held { since: String::new(), why: String::new(), ..held.clone() };
         let holds: Vec<Held> = status.held.iter().filter(counts).map(lean).collect();

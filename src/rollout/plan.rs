@@ -274,6 +274,13 @@ impl Case<'_> {
         let Some(ran) = self.here(&stamp.reference) else {
             return self.roll(&self.own()); // of another repository: admission does not follow it
         };
+        if let Some(alone) = self.went_back_alone(&ran) {
+            return alone;
+        }
+        // Also where a person put it back: without a stamp nobody would be held there either.
+        if self.is_rejected(&ran) {
+            return self.roll(&ran);
+        }
         let want = self.want();
         // Where only digests are followed, a stamp with another tag is of a rule before: it is not taken back.
         let of_before = self.target.order.keeps_tags() && ran.tag != want.tag && want.tag == self.own().tag;

@@ -60,6 +60,9 @@ pub(super) struct Left {
     pub before: Tagged,
     /// It was held there: what it had left then.
     pub held: Option<String>,
+    /// Others run the tag well: this workload alone goes back, to the first of these that can be had. Empty: the tag is to be
+    /// rejected.
+    pub alone: Vec<Tagged>,
 }
 
 /// Whether a workload was stamped with a tag after that had settled: it was held then, or opted in later. Both times are in
@@ -76,6 +79,8 @@ struct Tried<'a> {
     tag: Tagged,
     /// It goes back to this tag, or a person sent it there: there is nothing to reject.
     kept: bool,
+    /// Others of its group run the tag well.
+    proven: bool,
 }
 
 impl Sync {
@@ -166,7 +171,7 @@ impl Sync {
                 .is_some_and(|settled| target.order.compare(&tag.tag, settled) == Some(std::cmp::Ordering::Less));
             // Others run it well: it need not be the tag.
             let proven = settled && self.is_proven(&image, &tag, workload);
-            Some((container.name.clone(), Tried { target, tag, kept: held || back || behind || proven }))
+            Some((container.name.clone(), Tried { target, tag, kept: held || back || behind, proven }))
         };
         workload.containers.iter().filter_map(of).collect()
     }
@@ -237,7 +242,7 @@ impl Sync {
                 );
             }
         };
-        let mut left = BTreeMap::new();
+        let (mut left, mut alone) = (BTreeMap::new(), BTreeMap::new());
         for (container, tried) in tried.iter().filter(|(_, tried)| !tried.kept) {
             let Some(before) =
                 text(container).and_then(|text| self.ran_before(workload, tried, past, evidence, container, text))
@@ -246,13 +251,15 @@ impl Sync {
             };
             if before != tried.tag {
                 let held = self.held_before(workload, tried, past, evidence, (container, &before));
-                let image = tried.target.image.clone();
-                left.insert(container.clone(), Left { image, tag: tried.tag.clone(), before, held });
+                let (image, tag) = (tried.target.image.clone(), tried.tag.clone());
+                let ways =
+                    text(container).map(|text| self.ways_alone(workload, tried, past, evidence, container, text));
+                let ways = ways.filter(|_| tried.proven).unwrap_or_default();
+                let of = if tried.proven { &mut alone } else { &mut left };
+                of.insert(container.clone(), Left { image, tag, before, held, alone: ways });
             }
         }
-        if left.keys().any(|container| troubled.contains(container)) {
-            left.retain(|container, _| troubled.contains(container));
-        }
+        let left = to_blame(left, alone, troubled);
         if left.is_empty() {
             let to: Vec<String> = tried.values().map(|tried| tried.tag.to_string()).collect();
             return Err(format!(
@@ -286,6 +293,30 @@ impl Sync {
         let pod = || evidence.pods.iter().find(|pod| pod.hash == past.hash)?.images.get(container).cloned();
         let run = record.map(|stamp| stamp.reference).or_else(pod).unwrap_or_else(|| text.to_owned());
         Reference::parse(&run).ok().map(|reference| Tagged::of(&reference))
+    }
+
+    /// Where a workload may go back to that fails alone, best first: what ran before, then what older revisions of the same
+    /// template ran.
+    fn ways_alone(
+        &self,
+        workload: &Workload,
+        tried: &Tried<'_>,
+        past: &Past,
+        evidence: &Evidence,
+        container: &str,
+        text: &str,
+    ) -> Vec<Tagged> {
+        let usable = |r: &&Past| !r.current && r.number <= past.number && r.template == past.template;
+        let mut revisions: Vec<&Past> = evidence.past.iter().filter(usable).collect();
+        revisions.sort_by_key(|revision| std::cmp::Reverse(revision.number));
+        let ran = revisions.into_iter().filter_map(|r| self.ran_before(workload, tried, r, evidence, container, text));
+        let mut ways: Vec<Tagged> = Vec::new();
+        for way in ran.filter(|way| *way != tried.tag && !way.is_in(&tried.target.rejected)) {
+            if !ways.contains(&way) {
+                ways.push(way);
+            }
+        }
+        ways
     }
 
     /// What a workload had left that was held at `before`, behind the settled tag, until this tag was tried: the newest
@@ -325,7 +356,7 @@ impl Sync {
         let may = key.kind == Kind::StatefulSet && workload.observed && !workload.complete && !workload.paused;
         let freed = |known: &Judgement| known.freed == Some(workload.generation);
         if !may
-            || targets.values().all(|target| target.rejected.is_empty())
+            || targets.values().all(|target| target.left_behind().is_empty())
             || self.judgements().get(key).is_some_and(freed)
         {
             return;
@@ -341,7 +372,7 @@ impl Sync {
             let mut stamps = revision.stamps.iter();
             stamps.any(|(container, stamp)| {
                 let target = targets.get(container);
-                target.is_some_and(|t| ran(stamp, &stamp.text).is_some_and(|ran| ran.is_in(&t.rejected)))
+                target.is_some_and(|t| ran(stamp, &stamp.text).is_some_and(|ran| ran.is_in(&t.left_behind())))
             })
         };
         let hashes: BTreeSet<&String> =
@@ -435,8 +466,67 @@ impl Sync {
     }
 }
 
+/// Which tags are to be left, of those that are to be rejected and those that a workload leaves alone: those of containers
+/// in trouble, as far as that is known.
+fn to_blame(
+    mut rejected: BTreeMap<String, Left>,
+    mut alone: BTreeMap<String, Left>,
+    troubled: &BTreeSet<String>,
+) -> BTreeMap<String, Left> {
+    // One that there is nowhere to go back from.
+    alone.retain(|_, left| !left.alone.is_empty());
+    let in_trouble = |of: &BTreeMap<String, Left>| of.keys().any(|container| troubled.contains(container));
+    if in_trouble(&rejected) {
+        rejected.retain(|container, _| troubled.contains(container));
+        return rejected;
+    }
+    if in_trouble(&alone) {
+        alone.retain(|container, _| troubled.contains(container));
+        return alone;
+    }
+    if rejected.is_empty() { alone } else { rejected }
+}
+
 /// What a stamp runs, if that is of the repository of `text`.
 fn ran(stamp: &Stamp, text: &str) -> Option<Tagged> {
     let (own, run) = (Reference::parse(text).ok()?, Reference::parse(&stamp.reference).ok()?);
     (own.repository() == run.repository()).then(|| Tagged::of(&run))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_to_blame() {
+        #[track_caller]
+        fn check(rejected: &str, alone: &str, troubled: &str, expected: &str) {
+            let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<BTreeSet<String>>();
+            let left = |ways: Vec<Tagged>| {
+                let (tag, before) = (Tagged::new("1.3.0", None), Tagged::new("1.2.0", None));
+                Left { image: "img".to_owned(), tag, before, held: None, alone: ways }
+            };
+            let rejected = words(rejected).into_iter().map(|container| (container, left(Vec::new()))).collect();
+            let ways = |container: &str| if container.ends_with('-') { Vec::new() } else { vec![Tagged::default()] };
+            let alone = words(alone).into_iter().map(|container| (container.clone(), left(ways(&container)))).collect();
+            let found = to_blame(rejected, alone, &words(troubled));
+            let said: Vec<_> = found.keys().map(String::as_str).collect();
+            assert_eq!(said.join(" "), expected, "{troubled}");
+        }
+        check("", "", "a", "");
+        check("a b", "", "", "a b");
+        check("a b", "", "a", "a");
+        check("a b", "", "c", "a b");
+        // Others run what `c` runs: that is left by this workload alone, if it is what fails.
+        check("", "c", "", "c");
+        check("", "c", "c", "c");
+        check("", "c d", "d", "d");
+        check("a", "c", "c", "c");
+        check("a", "c", "a", "a");
+        check("a", "c", "a c", "a");
+        check("a", "c", "", "a");
+        // There is nowhere to go back to.
+        check("", "c-", "c-", "");
+        check("a", "c-", "c-", "a");
+    }
 }

@@ -270,7 +270,7 @@ impl Sync {
             let reason = match hold.by {
                 HeldBy::Manifest => Reason::HeldByManifest,
                 HeldBy::Fight => Reason::StampFight,
-                HeldBy::Undo | HeldBy::Annotation | HeldBy::Paused => Reason::Held,
+                HeldBy::Undo | HeldBy::Annotation | HeldBy::Paused | HeldBy::RolloutFailed => Reason::Held,
             };
             let note = format!("stays at {} since {}: {}", hold.tag, hold.since, hold.why);
             self.report_hold(key, image, hold, reason, &note).await;
@@ -332,11 +332,12 @@ const fn what(by: HeldBy) -> &'static str {
         HeldBy::Annotation => "annotation hold",
         HeldBy::Paused => "it is paused",
         HeldBy::Fight => "its stamp was taken away over and over",
+        HeldBy::RolloutFailed => "its rollout failed",
     }
 }
 
-/// A hold as the status has it, in words that say what releases it.
-pub(super) fn on_record(key: &WorkloadKey, hold: &Hold, after: AfterRollback) -> Held {
+/// A hold as the status has it, in words that say what releases it. `rejected`: its tag is.
+pub(super) fn on_record(key: &WorkloadKey, hold: &Hold, after: AfterRollback, rejected: bool) -> Held {
     let object = format!("{}/{} -n {}", key.kind.as_str().to_lowercase(), key.name, key.namespace);
     let resume = format!("kubectl annotate {object} {ACTION}={RESUME}");
     let (by, left) = (what(hold.by), &hold.left);
@@ -347,6 +348,9 @@ pub(super) fn on_record(key: &WorkloadKey, hold: &Hold, after: AfterRollback) ->
         (HeldBy::Undo | HeldBy::Manifest, _, AfterRollback::Hold) => {
             format!("{by}; it left {left}, and only a person ends this: {resume}")
         }
+        (HeldBy::Annotation, None, _) if rejected => {
+            format!("{by}; {} is rejected, and stays as it is named here: remove or change it, or: {resume}", hold.tag)
+        }
         (HeldBy::Annotation, None, _) => format!("{by}; remove or change it, or: {resume}"),
         (HeldBy::Annotation, Some(tag), _) => {
             format!(
@@ -356,7 +360,7 @@ pub(super) fn on_record(key: &WorkloadKey, hold: &Hold, after: AfterRollback) ->
         (HeldBy::Paused, ..) => format!("{by}; kubectl rollout resume {object} ends this"),
         (HeldBy::Fight, Some(who), _) => fight(who, &resume),
         // On record already: it has said who.
-        (HeldBy::Fight, None, _) => String::new(),
+        (HeldBy::Fight, None, _) | (HeldBy::RolloutFailed, ..) => String::new(),
     };
     Held {
         workload: key.to_string(),

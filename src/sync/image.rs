@@ -280,6 +280,9 @@ impl Sync {
         if self.go_back(key, &image, &old).await? {
             return Ok(None);
         }
+        if self.go_back_alone(key, &image, &old).await? {
+            return Ok(None);
+        }
         if self.reject_by_word(key, &image, &old, request).await? {
             self.queue.add_now(Key::Image(key.clone()));
             return Ok(None);

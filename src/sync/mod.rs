@@ -4,6 +4,7 @@
 //! queue, `image` and `workload` are what is done for one key, `write` and `observe` are the I/O shells.
 
 mod access;
+mod alone;
 mod approval;
 mod decide;
 mod engine;

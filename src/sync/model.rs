@@ -201,7 +201,7 @@ impl World {
     fn report(&mut self, plan: &Plan) {
         let key = self.workload.key.clone();
         let words = |holds: &[rollout::Hold]| {
-            holds.iter().map(|hold| on_record(&key, hold, crate::api::AfterRollback::Next)).collect()
+            holds.iter().map(|hold| on_record(&key, hold, crate::api::AfterRollback::Next, false)).collect()
         };
         let waiting = plan.changes.first().map(|_| key.to_string()).into_iter().collect();
         let (held, released) = (words(&plan.holds), words(&plan.released));

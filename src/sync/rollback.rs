@@ -23,7 +23,7 @@ use super::write::{self, WriteError};
 /// Longest time a registry may take to say whether it has the tag to go back to. Later it counts as there.
 const REGISTRY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Most tags of the past that it is asked for.
-const MAX_WAYS: usize = 5;
+pub(super) const MAX_WAYS: usize = 5;
 
 /// What failed of an Image.
 struct Failed {
@@ -44,12 +44,8 @@ impl Sync {
         old: &ImageStatus,
     ) -> Result<bool, WriteError> {
         let mut rejections = self.world.rejections(image);
-        let failed = self.failures(image).into_iter().map(|(workload, container, left, reason)| Failed {
-            workload,
-            container,
-            left,
-            reason,
-        });
+        let failed = self.failures(image).into_iter().filter(|(_, _, left, _)| left.alone.is_empty());
+        let failed = failed.map(|(workload, container, left, reason)| Failed { workload, container, left, reason });
         let known = Rejected::tags(&rejections);
         let failed = failed.filter(|failed| !failed.left.tag.is_in(&known)).min_by(|a, b| a.workload.cmp(&b.workload));
         let mut new = old.clone();
@@ -161,15 +157,13 @@ impl Sync {
             return;
         }
         let (workload, container) = (failed.workload.to_string(), failed.container.clone());
-        new.held.retain(|held| held.workload != workload || held.container != container);
         let why = format!("it was held there before {} was tried; a newer tag than {left} ends this", failed.left.tag);
         let (tag, since) = (before.tag.clone(), status::rfc3339(subject.now));
-        new.held.push(Held { workload, container, tag, left, since, why, ..Held::default() });
-        new.held.sort_by(|a, b| (&a.workload, &a.container).cmp(&(&b.workload, &b.container)));
+        status::hold(new, Held { workload, container, tag, left, since, why, ..Held::default() });
     }
 
     /// The first of these tags that the registry has; one that does not answer is taken to have it.
-    async fn first_there(&self, image: &Image, ways: &[Tagged]) -> Option<Tagged> {
+    pub(super) async fn first_there(&self, image: &Image, ways: &[Tagged]) -> Option<Tagged> {
         let until = Instant::now() + REGISTRY_TIMEOUT;
         for way in ways {
             let there = tokio::time::timeout_at(until, self.is_there(image, way)).await;

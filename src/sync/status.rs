@@ -15,7 +15,7 @@ mod progress;
 mod rejected;
 mod rollout;
 
-pub use progress::{Holds, Progress, after_progress, release, soaks_until};
+pub use progress::{Holds, Progress, after_progress, hold, release, soaks_until};
 pub use rejected::{because, in_words as rejected_in_words, remember, take_over, to_leave, ways_back, withdraw};
 use rollout::select;
 pub use rollout::{Selected, current, pinned, settle};

@@ -3,7 +3,7 @@
 use kube::ResourceExt;
 
 use crate::api::annotations::{ACTION, RESUME};
-use crate::api::{self, AfterRollback, HeldBy, HistoryEntry, Image, ImageStatus, Order, Rejected, Tagged};
+use crate::api::{self, AfterRollback, HistoryEntry, Image, ImageStatus, Order, Rejected, Tagged};
 use crate::rollout::{self, Holding, Target, Workload};
 
 use super::managed;
@@ -31,7 +31,7 @@ pub(super) fn target(image: &Image, workload: &Workload, container: &str, reject
     let name = workload.key.to_string();
     let held = status.held.iter().find(|h| h.workload == name && h.container == container);
     let rejected = Rejected::tags(rejections);
-    let left = held.filter(|h| h.holds() && matches!(h.by, HeldBy::Undo | HeldBy::Manifest)).map(|h| h.left.clone());
+    let left = held.filter(|h| h.holds() && h.by.is_behind()).map(|h| h.left.clone());
     Some(Target {
         image: image.name_any(),
         settled: status.tag.as_deref() == Some(&wanted.tag)
@@ -55,19 +55,29 @@ pub(super) fn target(image: &Image, workload: &Workload, container: &str, reject
     })
 }
 
-/// The same with the settled tag; none if that is what it is already, was rejected, or is not known.
-pub(super) fn settled(image: &Image, target: &Target) -> Option<Target> {
+/// Where a container may go back to while it waits for the tag of its target, best first: the settled tag, then those before
+/// it. None if the target's is the settled one, or nothing is settled.
+pub(super) fn ways(image: &Image, target: &Target, rejections: &[Rejected]) -> Vec<Tagged> {
     let status = status_of(image);
-    let settled = Tagged::new(status.tag.as_deref()?, status.digest.as_deref());
-    let settled = status::pinned(api::pins_digest(&image.spec), &settled);
-    let same = settled.tag == target.tag && settled.digest == target.digest;
-    (!same && !settled.is_in(&target.rejected)).then(|| Target {
+    let pinned = |way: &Tagged| status::pinned(api::pins_digest(&image.spec), way);
+    let is_target = |way: &Tagged| way.tag == target.tag && way.digest == target.digest;
+    let settled = status.tag.as_ref().map(|tag| pinned(&Tagged::new(tag, status.digest.as_deref())));
+    if settled.as_ref().is_none_or(is_target) {
+        return Vec::new();
+    }
+    let ways = status::ways_back(&status, rejections);
+    ways.iter().map(pinned).filter(|way| !is_target(way) && !way.is_in(&target.rejected)).collect()
+}
+
+/// The same target with a tag that it goes back to.
+pub(super) fn at(image: &Image, target: &Target, way: &Tagged) -> Target {
+    Target {
         settled: true,
-        rollout: rollout::id(image.metadata.uid.as_deref().unwrap_or_default(), &settled.to_string()),
-        tag: settled.tag,
-        digest: settled.digest,
+        rollout: rollout::id(image.metadata.uid.as_deref().unwrap_or_default(), &way.to_string()),
+        tag: way.tag.clone(),
+        digest: way.digest.clone(),
         ..target.clone()
-    })
+    }
 }
 
 #[cfg(test)]
@@ -105,7 +115,8 @@ mod tests {
         let target = target(&image, &workload, "app", &rejections).unwrap();
         let forward = plan(&workload, &[("app".to_owned(), target.clone())].into(), None);
         assert!(!forward.goes_back() && forward.changes[0].to == in_flight, "{forward:?}");
-        let said = settled(&image, &target).map(|target| {
+        let ways = ways(&image, &target, &rejections);
+        let said = ways.first().map(|way| at(&image, &target, way)).map(|target| {
             let plan = plan(&workload, &[("app".to_owned(), target.clone())].into(), None);
             assert!(plan.goes_back());
             let change = &plan.changes[0];
@@ -127,5 +138,43 @@ mod tests {
         check("1.4.0", &json!({"tag": null}), "");
         check("1.4.0", &json!({"tag": "1.4.0"}), "");
         check("1.4.0", &json!({"bad": "1.2.0"}), "");
+    }
+
+    #[test]
+    fn where_it_may_go_back_to_in_which_order() {
+        #[track_caller]
+        fn check(status: &Value, wanted: &str, rejected: &[&str], expected: &[&str]) {
+            let image: Image = serde_json::from_value(json!({
+                "apiVersion": "kimup.cloudavenue.io/v1alpha1", "kind": "Image", "metadata": {"name": "img", "uid": "i"},
+                "spec": {"image": "app", "triggers": [], "rules": []}, "status": status,
+            }))
+            .unwrap();
+            let of = |tag: &&str| Rejected { tag: (*tag).to_owned(), ..Rejected::default() };
+            let rejections: Vec<_> = rejected.iter().map(of).collect();
+            let object = json!({"metadata": {"name": "web", "namespace": "shop", "uid": "u", "resourceVersion": "7"},
+                "spec": {"selector": {}, "template": {"spec": {"containers": [{"name": "app", "image": "app:1.0.0"}]}}}});
+            let workload = Workload::from_deployment(&serde_json::from_value::<Deployment>(object).unwrap()).unwrap();
+            let waits = Image {
+                status: Some(ImageStatus { tag: Some(wanted.to_owned()), ..Default::default() }),
+                ..image.clone()
+            };
+            let target = target(&waits, &workload, "app", &rejections).unwrap();
+            let found: Vec<_> = ways(&image, &target, &rejections).iter().map(ToString::to_string).collect();
+            assert_eq!(found, expected, "{status} {wanted} {rejected:?}");
+        }
+        let past = |tag: &str, outcome: &str| json!({"tag": tag, "outcome": outcome});
+        let history = [
+            past("1.2.0", "Settled"),
+            past("1.3.0", "Rejected"),
+            past("1.1.0", "RolledBack"),
+            past("1.0.0", "Settled"),
+        ];
+        let status = json!({"tag": "1.2.0", "rollout": {"tag": "1.4.0"}, "history": history});
+        check(&status, "1.4.0", &["1.3.0"], &["1.2.0", "1.1.0", "1.0.0"]);
+        check(&status, "1.4.0", &["1.3.0", "1.1.0"], &["1.2.0", "1.0.0"]);
+        check(&status, "1.4.0", &["1.2.0"], &["1.1.0", "1.0.0"]);
+        // It is on its way to the settled tag.
+        check(&json!({"tag": "1.4.0", "history": history}), "1.4.0", &["1.3.0"], &[]);
+        check(&json!({"history": history}), "1.4.0", &["1.3.0"], &[]);
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use crate::api::annotations::{CANARY, STAMP_PREFIX};
-use crate::api::{Held, Image, ImageStatus, Tagged};
+use crate::api::{Held, HeldBy, Image, ImageStatus, Rejected, Tagged};
 use crate::policy::Repository;
 use crate::rollout::{Facts, Hold, Plan, Stamps, Target, Workload, WorkloadKey};
 
@@ -12,6 +12,7 @@ use super::engine::{Key, Sync};
 use super::hold::{Asked, on_record};
 use super::status::Progress;
 use super::target::wanted;
+use super::way_back::Way;
 use super::world::{Cached, ImageKey, User, status_of};
 
 /// How far a workload is, seen from one of its Images.
@@ -50,6 +51,8 @@ pub(super) struct View {
     pub(super) unsupported: Vec<String>,
     /// What was seen of its stamps.
     pub(super) stamps: Stamps,
+    /// Where it can go back to, by Image.
+    pub(super) ways: BTreeMap<String, Way>,
     /// What registries said of the tag of the annotation `hold`.
     pub(super) asked: Option<Asked>,
     /// The rollout whose Pods were said to come without their stamp over and over.
@@ -100,6 +103,15 @@ pub(super) struct Use {
     held: Vec<Held>,
     /// Those that somebody has released.
     released: Vec<Held>,
+    /// The tags at which its containers were held on record when it was planned.
+    on_record: BTreeMap<String, String>,
+}
+
+impl Use {
+    /// Whether it was planned before this was on record. Others than these are recorded because a plan had them.
+    fn is_older_than(&self, held: &Held) -> bool {
+        held.by == HeldBy::RolloutFailed && held.holds() && self.on_record.get(&held.container) != Some(&held.tag)
+    }
 }
 
 impl Sync {
@@ -118,7 +130,9 @@ impl Sync {
         let use_of = |target: &Target| {
             let image = &target.image;
             let of_image = |holds: &[Hold]| -> Vec<Held> {
-                holds.iter().filter(|h| h.image == *image).map(|h| on_record(key, h, target.holding.after)).collect()
+                let rejected = |hold: &Hold| Tagged::parse(&hold.tag).is_some_and(|tag| tag.is_in(&target.rejected));
+                let of_it = holds.iter().filter(|hold| hold.image == *image);
+                of_it.map(|hold| on_record(key, hold, target.holding.after, rejected(hold))).collect()
             };
             let (held, released) = (of_image(&plan.holds), of_image(&plan.released));
             let changes = plan.changes.iter().any(|change| change.image == *image);
@@ -133,7 +147,11 @@ impl Sync {
                 None if held.is_empty() => State::Done,
                 None => State::Held,
             };
-            Use { wanted: Tagged::new(&target.tag, target.digest.as_deref()), state, held, released }
+            let on_record = targets.iter().filter(|(_, t)| t.image == *image);
+            let on_record =
+                on_record.filter_map(|(name, t)| Some((name.clone(), t.holding.record.as_ref()?.tag.clone())));
+            let (wanted, on_record) = (Tagged::new(&target.tag, target.digest.as_deref()), on_record.collect());
+            Use { wanted, state, held, released, on_record }
         };
         let uses: BTreeMap<_, _> = targets.values().map(|t| (t.image.clone(), use_of(t))).collect();
         let at_rest = plan.changes.is_empty() && plan.blocked.is_none() && self.all_settled(key, targets);
@@ -206,12 +224,18 @@ impl Sync {
             let served = self.served();
             unknown.into_iter().filter(|name| !served.tells(&key.namespace, name)).collect()
         };
+        if !status.held.is_empty() {
+            progress.rejected = Rejected::tags(&self.world.rejections(image));
+        }
         progress.stopped = self.stopped(users.iter().map(|user| &*user.workload));
         let views = self.views();
         for User { workload, .. } in users {
             progress.total += 1;
             let view = views.get(&workload.key).filter(|v| v.uid == workload.uid);
-            let Some(seen) = view.and_then(|v| v.uses.get(&key.name)).filter(|seen| seen.wanted == wanted) else {
+            let name = workload.key.to_string();
+            let fresh = |seen: &&Use| !status.held.iter().any(|held| held.workload == name && seen.is_older_than(held));
+            let seen = view.and_then(|v| v.uses.get(&key.name)).filter(|seen| seen.wanted == wanted);
+            let Some(seen) = seen.filter(fresh) else {
                 progress.undecided.push(workload.key.to_string());
                 self.queue.add_now(Key::Workload(workload.key.clone()));
                 continue;
@@ -258,7 +282,7 @@ mod tests {
         fn check(uid: &str, before: Option<i64>, available: i32, at_rest: bool, expected: i64) {
             let ended = |stamp: i64| (stamp != 0).then(|| template(&workload(stamp, 1)));
             let (wanted, state) = (Tagged::new("1", None), State::Moving);
-            let seen = Use { wanted, state, held: Vec::new(), released: Vec::new() };
+            let seen = Use { wanted, state, held: Vec::new(), released: Vec::new(), on_record: BTreeMap::new() };
             let uses = before.map(|_| ("web".to_owned(), seen)).into_iter().collect();
             let view = View { uid: uid.to_owned(), uses, ended: ended(before.unwrap_or_default()), ..View::default() };
             assert_eq!(view.ended(&workload(4, available), at_rest), ended(expected));

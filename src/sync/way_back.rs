@@ -1,12 +1,13 @@
 //! Where a newer tag takes a rejected one away and may not go yet: back to the settled tag meanwhile. Going back waits for
-//! nothing.
+//! nothing but the registry.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::api::{Image, Rejected, Tagged};
+use crate::api::{Held, HeldBy, Image, Rejected, Tagged};
 use crate::notify::Reason;
 use crate::rollout::{self, Change, Plan, Target, Workload};
 use crate::telemetry::RolloutOutcome;
@@ -14,38 +15,104 @@ use crate::telemetry::RolloutOutcome;
 use super::engine::{Key, Sync};
 use super::failing::FAILURE_PAUSE;
 use super::report;
+use super::rollback::MAX_WAYS;
 use super::target;
 use super::workload::reference;
 use super::world::status_of;
 
+/// How long it counts what a registry said of the tags to go back to.
+const ASKED: Duration = Duration::from_secs(60);
+
+/// What is done if a rejected tag would have to wait for a newer one.
+#[derive(Default)]
+pub(super) struct Back {
+    /// The way back.
+    pub plan: Option<Plan>,
+    /// Why there is none, if there should be.
+    pub stuck: Option<String>,
+}
+
+/// Where a container can go back to, of these tags of an Image, and when that was asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Way {
+    of: Vec<Tagged>,
+    to: Option<Tagged>,
+    at: Instant,
+}
+
 impl Sync {
-    /// How a workload goes back to settled tags, if its plan is to leave a rejected one for a newer; none if there is
-    /// nowhere to go back to.
+    /// How a workload goes back, if its plan is to leave a rejected tag for a newer: to the settled one, or if that is what
+    /// it waits for, there at once; if the registry has the settled one no longer, to the newest before it.
     pub(super) async fn way_back(
         &self,
         workload: &Arc<Workload>,
         targets: &BTreeMap<String, Target>,
         plan: &Plan,
-    ) -> Option<Plan> {
+    ) -> Back {
         if plan.goes_back() || !self.leaves_rejected(workload, &plan.changes) {
-            return None;
+            return Back::default();
         }
-        let settled = |target: &Target| {
-            let image = self.image(workload, &target.image)?;
-            target::settled(&image, target)
-        };
-        let targets = targets.iter().map(|(name, target)| {
-            let back = settled(target).unwrap_or_else(|| target.clone());
-            (name.clone(), back)
-        });
-        match self.plan(workload, &targets.collect()).await {
-            Ok(back) => Some(back.back_only(workload)).filter(|back| !back.changes.is_empty()),
+        let (mut back, mut gone) = (BTreeMap::new(), Vec::new());
+        for (name, target) in targets {
+            let way = match self.way(workload, target).await {
+                Ok(way) => way,
+                Err(ways) => {
+                    gone.extend(ways);
+                    None
+                }
+            };
+            back.insert(name.clone(), way.unwrap_or_else(|| target.clone()));
+        }
+        let key = &workload.key;
+        let plan = match self.plan(workload, &back).await {
+            Ok(plan) => plan,
             Err(error) => {
-                tracing::warn!(workload = %workload.key, namespace = workload.key.namespace, %error, "cannot plan the way back; trying again");
-                self.queue.add(Key::Workload(workload.key.clone()), Instant::now() + FAILURE_PAUSE);
-                None
+                tracing::warn!(workload = %key, namespace = key.namespace, %error, "cannot plan the way back; trying again");
+                self.queue.add(Key::Workload(key.clone()), Instant::now() + FAILURE_PAUSE);
+                return Back::default();
             }
+        };
+        // To a settled tag nothing delays it, whatever that is.
+        let leaves = |change: &&Change| {
+            let settled = back.get(&change.container).is_some_and(|target| target.settled);
+            settled && self.leaves_rejected(workload, std::slice::from_ref(*change))
+        };
+        let at_once: BTreeSet<&str> = plan.changes.iter().filter(leaves).map(|change| change.image.as_str()).collect();
+        let images = plan.changes.iter().map(|change| change.image.as_str());
+        let plan = plan.without(workload, &images.filter(|image| !at_once.contains(image)).collect());
+        let gone: Vec<String> = gone.iter().map(ToString::to_string).collect();
+        let stuck = (!gone.is_empty() && plan.changes.is_empty()).then(|| {
+            self.queue.add(Key::Workload(key.clone()), Instant::now() + ASKED);
+            let gone = gone.join(", ");
+            format!("it runs a rejected tag, and there is nothing to go back to: the registry has {gone} no longer")
+        });
+        Back { plan: Some(plan).filter(|plan| !plan.changes.is_empty()), stuck }
+    }
+
+    /// A target that it may go back to, if there is one; else the tags that the registry has no longer.
+    async fn way(&self, workload: &Workload, target: &Target) -> Result<Option<Target>, Vec<Tagged>> {
+        let Some(image) = self.image(workload, &target.image) else {
+            return Ok(None);
+        };
+        let mut ways = target::ways(&image, target, &self.world.rejections(&image));
+        ways.truncate(MAX_WAYS);
+        if ways.is_empty() {
+            return Ok(None);
         }
+        let known = {
+            let views = self.views();
+            let way = views.get(&workload.key).and_then(|view| view.ways.get(&target.image));
+            way.filter(|way| way.of == ways && way.at.elapsed() < ASKED).cloned()
+        };
+        let to = if let Some(way) = known {
+            way.to
+        } else {
+            let to = self.first_there(&image, &ways).await;
+            let way = Way { of: ways.clone(), to: to.clone(), at: Instant::now() };
+            self.views().entry(workload.key.clone()).or_default().ways.insert(target.image.clone(), way);
+            to
+        };
+        to.map(|to| Some(target::at(&image, target, &to))).ok_or(ways)
     }
 
     /// Whether one of these changes takes a rejected tag away from a container.
@@ -58,13 +125,17 @@ impl Sync {
 
     /// Says that a workload goes back alone: nothing tells that later, since its Image is on the way to another tag.
     pub(super) async fn tell_way_back(&self, workload: &Workload, change: &Change, image: &Image) {
-        let with_image = status_of(image).rollout.is_some_and(|rollout| rollout.back_from.is_some());
+        let status = status_of(image);
+        let with_image = status.rollout.as_ref().is_some_and(|rollout| rollout.back_from.is_some());
         let Some(why) = change.back.as_ref().filter(|_| change.rule == rollout::ROLLBACK && !with_image) else {
             return;
         };
         let Change { container, from, to, rollout, .. } = change;
-        let note =
-            format!("{}: container {container}: {from} -> {to} (rollout {rollout}); rejected: {why}", workload.key);
+        let alone =
+            |held: &Held| held.holds() && held.workload == workload.key.to_string() && held.container == *container;
+        let alone = status.held.iter().find(|held| held.by == HeldBy::RolloutFailed && alone(held));
+        let why = alone.map_or_else(|| format!("rejected: {why}"), |held| held.why.clone());
+        let note = format!("{}: container {container}: {from} -> {to} (rollout {rollout}); {why}", workload.key);
         for on in [report::reference(image), reference(workload)] {
             self.events.say(&on, Reason::RolledBack, &note).await;
         }

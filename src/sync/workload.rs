@@ -17,6 +17,7 @@ use super::engine::{Key, Sync};
 use super::hold;
 use super::target::target;
 use super::view::State;
+use super::way_back::Back;
 use super::world::{Cached, ImageKey, User, status_of};
 
 /// After one Image of a workload chose a tag, how long tags of its other Images may still arrive to share the rollout.
@@ -89,7 +90,7 @@ impl Sync {
             return None;
         }
         let back = self.way_back(workload, targets, plan).await;
-        if !(plan.goes_back() || back.is_some() || self.gathered(workload, targets)) {
+        if !(plan.goes_back() || back.plan.is_some() || self.gathered(workload, targets)) {
             return None;
         }
         if tags(&self.targets(workload)) != tags(targets) {
@@ -234,16 +235,18 @@ impl Sync {
     }
 
     /// Stamps a workload, if the limits allow. `back` is what is done if a rejected tag would have to wait for that. Returns
-    /// why it could not be written.
-    async fn roll(&self, workload: &Workload, plan: &Plan, back: Option<Plan>) -> Option<String> {
+    /// why it could not be written, or stays where it must not.
+    async fn roll(&self, workload: &Workload, plan: &Plan, back: Back) -> Option<String> {
         let key = &workload.key;
         let rolling = self.rolling.lock().await;
         // Nothing delays a rollback; what else has changed waits its turn.
         let may = if plan.goes_back() { plan.back_only(workload) } else { self.startable(workload, plan) };
         let stays = |waits: &[Change]| self.leaves_rejected(workload, waits);
-        let plan = &back.filter(|_| stays(&waiting(plan, &may))).unwrap_or(may);
+        let stays = stays(&waiting(plan, &may));
+        let plan = &back.plan.filter(|_| stays).unwrap_or(may);
         if plan.changes.is_empty() {
-            return None;
+            drop(rolling);
+            return self.tell_stuck(workload, back.stuck.filter(|_| stays)).await;
         }
         self.waiting().remove(key);
         if !self.leadership.is_leader() {
@@ -270,6 +273,21 @@ impl Sync {
         }
     }
 
+    /// Says, once, that a workload stays where it must not.
+    async fn tell_stuck(&self, workload: &Workload, why: Option<String>) -> Option<String> {
+        let why = why?;
+        if !self.has_failed(&workload.key, &why) {
+            self.events.say(&reference(workload), Reason::RolloutFailed, &why).await;
+        }
+        Some(why)
+    }
+
+    fn has_failed(&self, key: &WorkloadKey, why: &str) -> bool {
+        let views = self.views();
+        let mut uses = views.get(key).into_iter().flat_map(|view| view.uses.values());
+        uses.any(|seen| matches!(&seen.state, State::Failed(known) if known == why))
+    }
+
     /// Looks again at a workload that could not be written. Returns why, if the API server refused it.
     pub(super) async fn not_written(&self, workload: &Workload, error: ApplyError) -> Option<String> {
         let key = &workload.key;
@@ -285,11 +303,7 @@ impl Sync {
             }
             ApplyError::Refused(cause) => {
                 self.queue.add(Key::Workload(key.clone()), Instant::now() + FAILURE_PAUSE);
-                let known = self
-                    .views()
-                    .get(key)
-                    .is_some_and(|view| view.uses.values().any(|u| u.state == State::Failed(cause.clone())));
-                if !known {
+                if !self.has_failed(key, &cause) {
                     self.events
                         .say(&reference(workload), Reason::RolloutFailed, &format!("cannot be stamped: {cause}"))
                         .await;

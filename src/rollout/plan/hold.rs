@@ -1,13 +1,14 @@
 //! What keeps a container at another tag than its Image's: what people decided, and who cannot be won over.
 
 use std::cmp::Ordering;
+use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 
 use crate::api::annotations::Stamp;
 use crate::api::{AfterRollback, Held, HeldBy, Tagged};
 
-use super::{Blocked, Case, Change, ContainerPlan, HOLD, Hold, Target, id, tagged};
+use super::{Blocked, Case, Change, ContainerPlan, HOLD, Hold, ROLLBACK, Target, id, tagged};
 use crate::rollout::facts::Facts;
 
 /// What is known of holds of one container.
@@ -46,7 +47,7 @@ impl Holding {
 
     /// Whether a hold that keeps a stamp in place is on record.
     pub(super) fn keeps(&self, hold: &Hold) -> bool {
-        let by = matches!(hold.by, HeldBy::Undo | HeldBy::Manifest | HeldBy::Annotation);
+        let by = hold.by.is_behind() || hold.by == HeldBy::Annotation;
         self.in_force().is_some_and(|record| by && record.by == hold.by && record.tag == hold.tag)
     }
 }
@@ -71,7 +72,28 @@ pub(super) fn released(target: &Target, container: &str, decision: &ContainerPla
     }
 }
 
+impl Target {
+    /// Tags that none of its Pods should run any more: what was rejected, and what it alone went back from.
+    pub fn left_behind(&self) -> BTreeSet<String> {
+        let alone = self.holding.in_force().filter(|record| record.by == HeldBy::RolloutFailed);
+        self.rejected.iter().cloned().chain(alone.map(|record| record.left.clone())).collect()
+    }
+}
+
 impl Case<'_> {
+    /// What a rollout that failed for this workload alone makes of a stamp that runs `ran`: back to what is on record, and
+    /// held there. None if it is not so, or a person has put something else there.
+    pub(super) fn went_back_alone(&self, ran: &Tagged) -> Option<ContainerPlan> {
+        let holding = &self.target.holding;
+        let record = holding.in_force().filter(|record| record.by == HeldBy::RolloutFailed && !holding.rejected)?;
+        let (tag, left) = (Tagged::parse(&record.tag)?, self.left().filter(|left| !self.ends(left))?);
+        let hold = self.hold(&tag, record.by);
+        if ran.is(&tag) {
+            return Some(ContainerPlan::Hold(hold));
+        }
+        ran.is(&left).then(|| self.send(hold, ran, &tag))
+    }
+
     /// What the annotation `hold` or a fight makes of it; none if there is neither.
     pub(super) fn stays(&self) -> Option<ContainerPlan> {
         let holding = &self.target.holding;
@@ -140,6 +162,7 @@ impl Case<'_> {
         let (from, to) = from.difference(tag);
         let why = match hold.by {
             HeldBy::Annotation => "annotation",
+            HeldBy::RolloutFailed => "its rollout failed",
             _ if self.workload.stamp(&self.container.name).is_some() => "its text names an older tag",
             _ => "its stamp was lost",
         };
@@ -149,7 +172,7 @@ impl Case<'_> {
             to,
             digest: tag.digest.clone(),
             image: self.target.image.clone(),
-            rule: HOLD.to_owned(),
+            rule: if hold.by == HeldBy::RolloutFailed { ROLLBACK } else { HOLD }.to_owned(),
             rollout: id(&self.target.rollout, &format!("{HOLD} {tag}")),
             back: Some(why.to_owned()),
         };
@@ -170,7 +193,7 @@ impl Case<'_> {
     }
 
     fn hold(&self, tag: &Tagged, by: HeldBy) -> Hold {
-        let left = self.target.left.clone().filter(|_| matches!(by, HeldBy::Undo | HeldBy::Manifest));
+        let left = self.target.left.clone().filter(|_| by.is_behind());
         Hold {
             image: self.target.image.clone(),
             container: self.container.name.clone(),
@@ -210,15 +233,14 @@ impl Case<'_> {
         let record = self.target.holding.record.as_ref().filter(|record| record.holds())?;
         let tag = Tagged::parse(&record.tag)?;
         let same = ran.is(&tag);
-        (same && matches!(record.by, HeldBy::Undo | HeldBy::Manifest)).then_some(record.by)
+        (same && record.by.is_behind()).then_some(record.by)
     }
 
     /// Where a person's rollback that is on record keeps it without a stamp, unless a newer tag or a newer text has ended
     /// that.
     pub(super) fn held_at(&self) -> Option<(Tagged, HeldBy)> {
         let record = self.target.holding.record.as_ref()?;
-        let rollback = matches!(record.by, HeldBy::Undo | HeldBy::Manifest);
-        let counts = rollback && !self.target.holding.rejected;
+        let counts = record.by.is_behind() && !self.target.holding.rejected;
         let held = record.runs(&self.target.order, self.reference.tag()).filter(|_| counts)?;
         (!self.left().is_some_and(|left| self.ends(&left))).then_some(held)
     }
@@ -253,7 +275,7 @@ impl Case<'_> {
         };
         let holding = &self.target.holding;
         let recorded = holding.record.as_ref().is_some_and(|r| r.released.is_some() && r.tag == hold.tag);
-        if !matches!(hold.by, HeldBy::Undo | HeldBy::Manifest) || !(holding.resume || recorded) {
+        if !hold.by.is_behind() || !(holding.resume || recorded) {
             return decision;
         }
         let ran = Tagged::parse(&hold.tag).unwrap_or_default();

@@ -166,7 +166,7 @@ impl World {
     }
 
     fn settle(&mut self) {
-        let busy = |world: &mut Self| (0..world.images.len()).fold(false, |busy, i| world.look(i) || busy);
+        let busy = |world: &mut Self| (0..world.images.len()).filter(|i| world.look(*i)).count() > 0;
         assert!((0..200).any(|_| !busy(self)), "it never ends: {:?}", self.images);
     }
 }

@@ -1,5 +1,7 @@
 //! What becomes of holds while the tag moves.
 
+use std::collections::BTreeSet;
+
 use super::*;
 use crate::api::Held;
 
@@ -56,4 +58,26 @@ fn a_hold_is_kept_while_its_kind_is_not_served() {
     check(&["CloneSet/b", "Rollout/a"], &["CloneSet/b", "Rollout/a"]);
     check(&["Rollout/a"], &["Rollout/a"]);
     check(&[], &[]);
+}
+
+#[test]
+fn it_is_said_that_a_rejected_tag_holds_nobody_any_more() {
+    #[track_caller]
+    fn check(known: &Held, held: &[Held], undecided: &[&str], ended: bool) {
+        let subject = super::tests::subject(0, true);
+        let undecided = undecided.iter().map(|&name| name.to_owned()).collect();
+        let rejected = BTreeSet::from(["1.1.0".to_owned()]);
+        let progress = Progress { total: 1, held: held.to_vec(), undecided, rejected, ..Progress::default() };
+        let mut status = ImageStatus { held: vec![known.clone()], ..ImageStatus::default() };
+        let found = after_progress(&mut status, &subject, &progress).ended;
+        assert_eq!(found, if ended { vec![known.clone()] } else { Vec::new() }, "{known:?} {held:?}");
+    }
+    let at = |tag: &str| Held { tag: tag.to_owned(), ..hold("Deployment/web", "1.2.0") };
+    check(&at("1.1.0"), &[], &[], true);
+    // It has not left it yet, or is held elsewhere; that it ends with a newer tag is said by that.
+    check(&at("1.1.0"), &[], &["Deployment/web"], false);
+    check(&at("1.1.0"), &[at("1.0.0")], &[], false);
+    check(&at("1.0.0"), &[], &[], false);
+    check(&Held { released: Some("then".to_owned()), ..at("1.1.0") }, &[], &[], false);
+    check(&Held { by: crate::api::HeldBy::Annotation, ..at("1.1.0") }, &[], &[], false);
 }

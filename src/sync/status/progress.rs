@@ -34,6 +34,8 @@ pub struct Progress {
     pub undecided: Vec<String>,
     /// Those with a hold on record of which nobody knows whether they are there: their kind is not served.
     pub unseen: Vec<String>,
+    /// What the group has rejected: what keeps a workload at one of these tags ends.
+    pub rejected: BTreeSet<String>,
     /// A workload that could not be rolled, and why.
     pub failed: Option<(String, String)>,
     /// A workload whose rollout does not go on, and why: it waits for somebody.
@@ -71,6 +73,18 @@ pub fn release(status: &mut ImageStatus, subject: &Subject<'_>) -> Vec<Held> {
         ended.push(hold.clone());
     }
     ended
+}
+
+/// Records a hold, in place of what the container's was.
+pub fn hold(status: &mut ImageStatus, held: Held) {
+    status.held.retain(|other| (&other.workload, &other.container) != (&held.workload, &held.container));
+    status.held.push(held);
+    sort(&mut status.held);
+}
+
+/// One order, whoever was seen first: else the same holds would be written again and again.
+fn sort(held: &mut [Held]) {
+    held.sort_by(|a, b| (&a.workload, &a.container).cmp(&(&b.workload, &b.container)));
 }
 
 /// Records how far the workloads are. Holds that began or were ended come back, to be said once.
@@ -115,8 +129,11 @@ fn record_holds(status: &mut ImageStatus, subject: &Subject<'_>, progress: &Prog
         }
         status.held.push(hold);
     }
-    // One order, whoever was seen first: else the same holds would be written again and again.
-    status.held.sort_by(|a, b| (&a.workload, &a.container).cmp(&(&b.workload, &b.container)));
+    sort(&mut status.held);
+    let kept =
+        |known: &&Held| status.held.iter().any(|h| h.workload == known.workload && h.container == known.container);
+    let lost = known.iter().filter(|known| known.holds() && known.is_rejected(&progress.rejected));
+    holds.ended.extend(lost.filter(|known| !kept(known)).cloned());
     holds
 }
 

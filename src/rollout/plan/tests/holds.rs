@@ -14,7 +14,7 @@ fn record(by: HeldBy, left: &str) -> Held {
 
 impl Case {
     fn record(mut self, record: Held) -> Self {
-        if record.holds() && matches!(record.by, HeldBy::Undo | HeldBy::Manifest) {
+        if record.holds() && record.by.is_behind() {
             self.target.left = Some(record.left.clone());
         }
         self.target.holding.record = Some(record);
@@ -69,8 +69,16 @@ fn check(case: Case, expected: &str) {
     said.extend(plan.adopts.get("app").map(|stamp| format!("adopts {stamp}")));
     let said = if said.is_empty() { "keep".to_owned() } else { said.join(", ") };
     assert_eq!(said, expected);
-    // Only what is held is sent somewhere at once.
-    assert!(plan.changes.iter().all(|c| c.back.is_some() == (c.rule == HOLD && !plan.holds.is_empty())));
+    // Only what is held, or rejected, is sent somewhere at once.
+    let at_once = |c: &Change| c.rule == ROLLBACK || (c.rule == HOLD && !plan.holds.is_empty());
+    assert!(plan.changes.iter().all(|c| c.back.is_some() == at_once(c)));
+}
+
+/// 1.1.0 was rejected.
+fn rejecting(mut case: Case) -> Case {
+    case.target.rejected.insert("1.1.0".to_owned());
+    case.target.holding.rejected = case.target.holding.record.as_ref().is_some_and(|held| held.by.is_behind());
+    case
 }
 
 fn ours(tag: &str) -> Case {
@@ -134,21 +142,14 @@ fn a_stamp_that_was_taken_away_comes_back() {
     let mut none = held(&[]).unmarked();
     none.workload.replicas = 0;
     check(none, "Undo at 1.1.0");
-    // But no rejected tag: nobody sends a workload there either. Another Image's word is not admission's.
-    let rejected = |running: &[&str], own: bool| {
-        let mut case = held(running).unmarked();
-        case.target.rejected.insert("1.1.0".to_owned());
-        case.target.holding.rejected = own;
-        case
-    };
-    check(rejected(&[], true), "AwaitsPods");
-    check(rejected(&["app:1.2.0"], true), "keep");
-    check(rejected(&["app:1.1.0"], true), "1.1.0 -> app:1.0.0 app:1.2.0 as minor");
-    check(rejected(&["app:1.0.0"], true), "1.0.0 -> app:1.0.0 app:1.2.0 as minor");
-    check(rejected(&[], false), "Undo at 1.1.0");
-    check(rejected(&["app:1.1.0"], false), "Undo at 1.1.0");
+    // But no rejected tag: nobody sends a workload there either.
+    let rejected = |running: &[&str]| rejecting(held(running).unmarked());
+    check(rejected(&[]), "AwaitsPods");
+    check(rejected(&["app:1.2.0"]), "keep");
+    check(rejected(&["app:1.1.0"]), "1.1.0 -> app:1.0.0 app:1.2.0 as minor");
+    check(rejected(&["app:1.0.0"]), "1.0.0 -> app:1.0.0 app:1.2.0 as minor");
     // An older revision whose Pods have it: they leave it like all others.
-    let mut put_back = rejected(&["app:1.1.0"], true);
+    let mut put_back = rejected(&["app:1.1.0"]);
     put_back.workload.marked = true;
     check(put_back, "1.1.0 -> app:1.0.0 app:1.2.0 as minor");
     check(held(&["app:1.1.0"]).unmarked(), "Undo at 1.1.0");
@@ -333,4 +334,76 @@ fn the_cause_says_that_it_was_sent_back() {
     let plan = plan(&web, &BTreeMap::from([("app".to_owned(), held)]), None);
     assert_eq!(plan.change_cause(), "kimup: app 1.1.0 -> 1.0.5 (Image web, hold: annotation)");
     assert_ne!(plan.changes[0].rollout, id("uid", "1.0.5"), "that tag was rolled out before");
+}
+
+#[test]
+fn who_fails_alone_goes_back_and_stays_there() {
+    let failed = || record(HeldBy::RolloutFailed, "1.2.0");
+    let tried = |tag: &str| case("app:1.0.0", tag).stamp(LEFT, &[OURS]);
+    let back = |tag: &str| case("app:1.0.0", tag).stamp(OLD, &[OURS]);
+    check(tried("1.2.0"), "keep");
+    check(tried("1.2.0").record(failed()), &format!("1.2.0 -> {OLD} as rollback, RolloutFailed at 1.1.0"));
+    check(back("1.2.0").record(failed()), "RolloutFailed at 1.1.0");
+    check(tried("1.2.0").record(failed()).paused(), "RolloutFailed at 1.1.0");
+    // A newer tag ends it, or a person.
+    check(tried("1.3.0").record(failed()), "1.2.0 -> app:1.0.0 app:1.3.0 as minor");
+    check(back("1.3.0").record(failed()).facts(&[OLD, LEFT], &[]), "1.1.0 -> app:1.0.0 app:1.3.0 as minor");
+    check(back("1.3.0").record(failed()).after(AfterRollback::Hold), "RolloutFailed at 1.1.0");
+    let released = Held { released: Some("then".to_owned()), ..failed() };
+    check(tried("1.2.0").record(released.clone()), "keep");
+    check(back("1.2.0").record(released), "1.1.0 -> app:1.0.0 app:1.2.0 as minor");
+    check(tried("1.2.0").record(failed()).resume(), "RolloutFailed at 1.1.0 released");
+    let resumed = "1.1.0 -> app:1.0.0 app:1.2.0 as minor, RolloutFailed at 1.1.0 released";
+    check(back("1.2.0").record(failed()).resume(), resumed);
+    // What it went back to was rejected since.
+    let mut rejected = tried("1.2.0").record(failed());
+    rejected.target.holding.rejected = true;
+    check(rejected, "keep");
+    // Another decision of a person: an undo further back, a text, the annotation.
+    let undone = case("app:1.0.0", "1.2.0").stamp("app:1.0.0 app:1.0.5", &["kubectl-rollout"]);
+    check(undone.record(failed()), "Undo at 1.0.5");
+    check(case("app:1.2.0", "1.2.0").stamp(OLD, &[OURS]).record(failed()), "keep");
+    let annotated = tried("1.2.0").record(failed()).stay(Stay::At(Tagged::new("1.0.7", None)));
+    check(annotated, "1.2.0 -> app:1.0.0 app:1.0.7 as hold, Annotation at 1.0.7");
+    // Its stamp was lost: the Pods to come start where it is held, those that are there go there.
+    let lost =
+        |running: &[&str]| case("app:1.0.0", "1.2.0").record(failed()).facts(&["-", OLD, LEFT], running).unmarked();
+    check(lost(&[]), "RolloutFailed at 1.1.0");
+    check(lost(&["app:1.1.0"]), "RolloutFailed at 1.1.0");
+    check(lost(&["app:1.2.0"]), &format!("1.2.0 -> {OLD} as rollback, RolloutFailed at 1.1.0"));
+}
+
+#[test]
+fn what_none_of_its_pods_runs_any_more() {
+    #[track_caller]
+    fn check(case: &Case, expected: &[&str]) {
+        assert_eq!(case.target.left_behind(), expected.iter().map(|&tag| tag.to_owned()).collect());
+    }
+    check(&ours("1.2.0"), &[]);
+    check(&ours("1.2.0").record(record(HeldBy::Undo, "1.2.0")), &[]);
+    check(&ours("1.2.0").record(record(HeldBy::RolloutFailed, "1.2.0")), &["1.2.0"]);
+    check(&ours("1.2.0").record(record(HeldBy::RolloutFailed, "1.2.0")).resume(), &[]);
+    check(&rejecting(ours("1.2.0")).record(record(HeldBy::RolloutFailed, "1.2.0")), &["1.1.0", "1.2.0"]);
+}
+
+#[test]
+fn nobody_is_held_at_a_tag_that_is_rejected_later() {
+    let undo = || record(HeldBy::Undo, "1.2.0");
+    let follows = "1.1.0 -> app:1.0.0 app:1.2.0 as minor";
+    check(rejecting(ours("1.2.0").record(undo())), follows);
+    check(rejecting(undone("1.2.0").record(undo())), follows);
+    check(rejecting(undone("1.2.0").facts(&[OLD, LEFT], &[])), follows);
+    check(rejecting(ours("1.2.0").record(record(HeldBy::RolloutFailed, "1.2.0"))), follows);
+    let back = "1.1.0 -> app:1.0.0 app:1.0.5 as rollback";
+    check(rejecting(ours("1.0.5").record(undo())), back);
+    let released = Held { released: Some("then".to_owned()), ..undo() };
+    check(rejecting(ours("1.2.0").record(released)), follows);
+    // Only a person ends it: or the tag.
+    check(rejecting(ours("1.2.0").record(undo()).after(AfterRollback::Hold)), follows);
+    // Somebody named that very tag.
+    let at = || Stay::At(Tagged::new("1.1.0", None));
+    check(rejecting(ours("1.2.0").stay(at())), "Annotation at 1.1.0");
+    check(rejecting(ours("1.2.0").record(record(HeldBy::Annotation, "")).stay(at())), "Annotation at 1.1.0");
+    let text = case("app:1.1.0", "1.2.0").stamp(LEFT, &[OURS]);
+    check(rejecting(text.record(record(HeldBy::Manifest, "1.2.0"))), "Manifest at 1.1.0");
 }

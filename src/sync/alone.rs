@@ -1,0 +1,100 @@
+//! A workload that fails with a tag that others of its group run well: it alone goes back, and is held there. Written first;
+//! its plan does the rest.
+
+use std::sync::Arc;
+
+use kube::ResourceExt;
+
+use crate::api::annotations::{ACTION, RESUME};
+use crate::api::{AfterRollback, Held, HeldBy, Image, ImageStatus, Tagged};
+use crate::notify::{Audit, KIMUP, Reason};
+use crate::rollout::WorkloadKey;
+
+use super::engine::{Key, Sync};
+use super::failing::Left;
+use super::report;
+use super::rollback::MAX_WAYS;
+use super::status;
+use super::workload::reference;
+use super::world::ImageKey;
+use super::write::{self, WriteError};
+
+impl Sync {
+    /// Sends a workload of an Image back that fails alone, to the first tag that the registry still has of those that it ran.
+    /// Returns whether that was written.
+    pub(super) async fn go_back_alone(
+        &self,
+        key: &ImageKey,
+        image: &Arc<Image>,
+        old: &ImageStatus,
+    ) -> Result<bool, WriteError> {
+        let failures = self.failures(image).into_iter();
+        let alone = failures.filter(|(workload, container, left, _)| {
+            !left.alone.is_empty() && !is_on_record(old, &workload.to_string(), container, left)
+        });
+        let Some((workload, container, left, reason)) = alone.min_by(|a, b| (&a.0, &a.1).cmp(&(&b.0, &b.1))) else {
+            return Ok(false);
+        };
+        let ways = &left.alone[..left.alone.len().min(MAX_WAYS)];
+        let Some(to) = self.first_there(image, ways).await else {
+            let gone: Vec<String> = ways.iter().map(ToString::to_string).collect();
+            let why = format!(
+                "others run {} well, and there is nothing to go back to: the registry has {} no longer",
+                left.tag,
+                gone.join(", ")
+            );
+            self.cannot_go_back(&workload, &why);
+            return Ok(false);
+        };
+        let why = because(&workload, &left.tag, &reason, AfterRollback::of(&image.spec));
+        let held = Held {
+            workload: workload.to_string(),
+            container,
+            tag: to.to_string(),
+            left: left.tag.to_string(),
+            since: status::rfc3339(jiff::Timestamp::now()),
+            by: HeldBy::RolloutFailed,
+            why,
+            released: None,
+        };
+        let mut new = old.clone();
+        status::hold(&mut new, held.clone());
+        let written = write::status(self, key, image, &new).await?;
+        self.say_alone(key, &written, &workload, &held).await;
+        self.queue.add_now(Key::Workload(workload));
+        self.queue.add_now(Key::Image(key.clone()));
+        Ok(true)
+    }
+
+    async fn say_alone(&self, key: &ImageKey, image: &Image, workload: &WorkloadKey, held: &Held) {
+        let note = format!("stays at {} since {}: {}", held.tag, held.since, held.why);
+        self.events.say(&report::reference(image), Reason::Held, &format!("{workload} {note}")).await;
+        if let Some(workload) = self.world.workload(workload) {
+            let note = format!("container {} {note} (Image {})", held.container, image.name_any());
+            self.events.say(&reference(&workload), Reason::Held, &note).await;
+        }
+        let (name, workload, by) = (format!("Image {key}"), &held.workload, KIMUP);
+        let (from, to, rule) = (&held.left, &held.tag, &held.why);
+        Audit { image: &name, workload, what: "hold", from, to, digest: "", rule, rollout: "", by }.log();
+    }
+}
+
+/// Whether it is on record that a container goes back from this tag.
+fn is_on_record(status: &ImageStatus, workload: &str, container: &str, left: &Left) -> bool {
+    let tag = left.tag.to_string();
+    let of_it = |held: &Held| held.workload == workload && held.container == container && held.holds();
+    status.held.iter().any(|held| of_it(held) && held.by == HeldBy::RolloutFailed && held.left == tag)
+}
+
+/// In words that say what releases it.
+fn because(workload: &WorkloadKey, tag: &Tagged, reason: &str, after: AfterRollback) -> String {
+    let object = format!("{}/{} -n {}", workload.kind.as_str().to_lowercase(), workload.name, workload.namespace);
+    let ends = match after {
+        AfterRollback::Next => format!("a newer tag than {tag} ends this, or"),
+        AfterRollback::Hold => "only a person ends this".to_owned(),
+    };
+    format!(
+        "its rollout failed with {tag}, which others of its group run well: {reason}; {ends}: kubectl annotate {object} \
+         {ACTION}={RESUME}"
+    )
+}
