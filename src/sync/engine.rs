@@ -99,6 +99,8 @@ pub(super) enum Key {
     Workload(WorkloadKey),
     /// One annotated object, for all its Images.
     Source(SourceKey),
+    /// The limits: a rollout's deadline has passed.
+    Places,
 }
 
 /// Sync, running.
@@ -212,6 +214,7 @@ impl Workers {
                         sync.reconcile_source(source).await;
                     }
                 }
+                Key::Places => sync.free_places(),
             }
         });
     }

@@ -74,6 +74,7 @@ impl Sync {
             self.unstick(&workload, &targets).await;
         }
         self.note(key, &targets, &plan, failure.as_deref());
+        self.await_deadline_of(&workload);
         self.finish_resume(&workload, &targets, &plan).await;
     }
 
