@@ -91,7 +91,7 @@ impl Sync {
     /// When a workload may be stamped, if not now: not while its last rollout is under way, nor too soon after its
     /// beginning.
     fn rests(&self, workload: &Workload, plan: &Plan) -> Option<Timestamp> {
-        let now = Timestamp::now();
+        let now = self.now();
         let under_way = is_stamped(workload) && is_in_flight(&self.views(), workload);
         // A change of it has it looked at again; its deadline may pass without one.
         let ends = under_way.then(|| self.due(workload)).filter(|due| *due > now);
@@ -122,7 +122,7 @@ impl Sync {
             let in_flight = |w: &Workload| Some(&w.key) != but && is_in_flight(&views, w);
             self.world.workloads_that(in_flight)
         };
-        let now = Timestamp::now();
+        let now = self.now();
         let seen = moving.iter().map(|workload| {
             let images: Vec<Arc<Image>> = self.world.images_of(workload).into_values().collect();
             let stamped = workload.containers.iter().filter_map(|container| workload.stamped(&container.name));

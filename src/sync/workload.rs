@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use tokio::time::Instant;
 
@@ -238,7 +237,7 @@ impl Sync {
             if memo.synced.is_none_or(|began| began < since + GATHER) {
                 all = false;
                 if of_group {
-                    memo.next = Some(Timestamp::now()); // the list that has the tag will do
+                    memo.next = Some(self.now()); // the list that has the tag will do
                 } else {
                     memo.forced = true;
                 }
