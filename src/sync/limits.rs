@@ -276,3 +276,6 @@ fn is_stamped(workload: &Workload) -> bool {
     let decides = |c: &rollout::Container| workload.stamp(&c.name).is_some_and(|stamp| stamp.text == c.text);
     workload.containers.iter().any(decides)
 }
+
+#[cfg(test)]
+mod tests;
