@@ -109,7 +109,7 @@ impl Clock {
     /// Says how much the server's clock is ahead.
     #[cfg(test)]
     pub fn set(&self, ahead: SignedDuration) {
-        self.inner.ahead.store(i64::try_from(ahead.as_millis()).unwrap(), Ordering::Relaxed);
+        self.inner.ahead.store(i64::try_from(ahead.as_millis()).unwrap_or_default(), Ordering::Relaxed);
     }
 }
 
@@ -124,9 +124,7 @@ fn ahead(date: Timestamp, sent: Timestamp, took: Duration) -> Option<SignedDurat
 fn middle(seen: impl Iterator<Item = SignedDuration>) -> SignedDuration {
     let mut seen: Vec<SignedDuration> = seen.collect();
     seen.sort_unstable();
-    let middle = seen.len() / 2;
-    let of_two = if seen.len() % 2 == 0 { middle.saturating_sub(1) } else { middle };
-    let two = [seen.get(of_two), seen.get(middle)];
+    let two = [seen.len().saturating_sub(1) / 2, seen.len() / 2].map(|at| seen.get(at));
     two.into_iter().flatten().copied().min_by_key(|offset| offset.abs()).unwrap_or_default()
 }
 
@@ -186,9 +184,9 @@ mod tests {
     #[tokio::test]
     async fn goes_by_the_servers_clock() {
         #[track_caller]
-        fn check(clock: &Clock, metrics: &Metrics, expected: i64) {
+        fn check(clock: &Clock, metrics: &Metrics, expected: i32) {
             let ahead = clock.now().duration_since(Timestamp::now()).as_secs_f64();
-            let expected = expected as f64;
+            let expected = f64::from(expected);
             assert!((ahead - expected).abs() < 1.6, "{ahead}, not {expected}");
             let told = metrics.encode();
             let line = told.lines().find(|line| line.starts_with("kimup_clock_offset_seconds ")).unwrap();
@@ -199,7 +197,7 @@ mod tests {
         let clock = Clock::new(metrics.clone());
         check(&clock, &metrics, 0);
         for ahead in [0, 600, -600, 1] {
-            let api: Api<ConfigMap> = Api::default_namespaced(server(&clock, ahead));
+            let api: Api<ConfigMap> = Api::default_namespaced(server(&clock, ahead.into()));
             for _ in 0..COUNTED {
                 api.get("a").await.unwrap();
             }

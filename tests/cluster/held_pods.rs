@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use futures::StreamExt;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Pod;
-use kimup::api::HeldBy;
+use kimup::api::{Held, HeldBy};
 use kimup_testbed::eventually;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::{WatchStreamExt, watcher};
@@ -153,7 +153,7 @@ async fn without_pods(after: &str, runs: &str) {
     stage.push("1.3.0").await;
     shop.settles("img", "1.3.0").await;
     let holds = after == "hold";
-    shop.status_is("img", "knows whether it is held", |s| s.held.iter().any(|held| held.holds()) == holds).await;
+    shop.status_is("img", "knows whether it is held", |s| s.held.iter().any(Held::holds) == holds).await;
     for _ in 0..3 {
         let status = shop.sync("img").await;
         let since: Vec<&str> = status.held.iter().filter(|h| h.holds()).map(|h| h.since.as_str()).collect();
