@@ -19,6 +19,7 @@ use crate::index::question::{Answered, Ask, Question};
 use crate::index::{self, Index};
 use crate::leader::{self, LeaderConfig, Leadership};
 use crate::net::ca::{self, CaStore, CertificateAuthority, Following, Rotation, Timing};
+use crate::net::clock::Clock;
 use crate::net::probes::{Condition, Readiness, serve_probes};
 use crate::net::server::{ServerOptions, serve_https};
 use crate::net::socket::SocketError;
@@ -92,6 +93,7 @@ impl Roles {
 struct Process {
     common: Common,
     client: kube::Client,
+    clock: Clock,
     namespace: String,
     identity: String,
     names: Names,
@@ -111,13 +113,15 @@ pub async fn run(common: Common, roles: Roles) -> anyhow::Result<()> {
         cluster::refuse_second(&client, &roles.endpoint).await?;
     }
     let (metrics, readiness, vitals) = (Metrics::new(), Readiness::default(), Vitals::default());
+    let clock = Clock::new(metrics.clone());
+    let client = clock.client(&client);
     // Before anybody can ask: without a condition it would be ready.
     readiness.register(IMAGES).set(false, "Images and Namespaces are not listed yet");
     let probes_stop = CancellationToken::new();
     let serving = serve_probes(listener, readiness.clone(), vitals.clone(), metrics.clone(), probes_stop.clone());
     let probes = tokio::spawn(serving);
     let identity = common.identity.clone().unwrap_or_else(host_name);
-    let process = Process { common, client, namespace, identity, names, metrics, readiness, vitals };
+    let process = Process { common, client, clock, namespace, identity, names, metrics, readiness, vitals };
     let done = process.run(roles, &stop).await;
     probes_stop.cancel();
     let _ = probes.await;
@@ -261,6 +265,7 @@ impl Process {
             rollout_deadline: args.rollout_deadline,
             rollout_min_interval: args.rollout_min_interval,
             status_heartbeat: args.status_heartbeat,
+            clock: self.clock.clone(),
             question_timeout: question_timeout.saturating_sub(QUESTION_MARGIN),
         };
         let (client, metrics) = (self.client.clone(), self.metrics.clone());

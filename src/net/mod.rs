@@ -13,6 +13,7 @@ mod ca_secret;
 #[cfg(test)]
 mod ca_testing;
 pub mod client_ca;
+pub mod clock;
 mod file;
 mod guard_io;
 pub mod probes;

@@ -1,7 +1,7 @@
 //! How often a host is asked: a rate with a burst, and the pauses that a host asks for. Driven by tokio's clock.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{Mutex, PoisonError},
     time::Duration,
 };
@@ -20,11 +20,30 @@ pub(super) struct Limiter {
     hosts: Mutex<HashMap<String, Budget>>,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct Budget {
     /// When the budget is full again; each request moves it on by one interval.
     full_at: Instant,
     paused_until: Instant,
+    /// Turns to come that nobody waits for any more, and how many of each time: no more than were taken.
+    given_back: BTreeMap<Instant, u32>,
+}
+
+/// A turn that is waited for. Who gives up gives it back: a Pod with hundreds of containers whose question has timed out must
+/// not keep everybody else from the registry for a minute.
+struct Turn<'a> {
+    limiter: &'a Limiter,
+    host: &'a str,
+    at: Instant,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let now = Instant::now();
+        if self.at > now {
+            self.limiter.with(self.host, now, |budget| *budget.given_back.entry(self.at).or_default() += 1);
+        }
+    }
 }
 
 /// There is no turn before the deadline.
@@ -43,8 +62,8 @@ impl Limiter {
     /// Waits for a turn. A turn that lies after `deadline` is not taken and answered at once.
     pub(super) async fn turn(&self, host: &str, deadline: Instant) -> Result<(), NoTurn> {
         loop {
-            let at = self.reserve(host, deadline)?;
-            tokio::time::sleep_until(at).await;
+            let turn = Turn { limiter: self, host, at: self.reserve(host, deadline)? };
+            tokio::time::sleep_until(turn.at).await;
             // A pause may have begun while this turn was waited for: then queue again behind it.
             if self.paused_until(host) <= Instant::now() {
                 return Ok(());
@@ -65,6 +84,13 @@ impl Limiter {
         self.with(host, now, |budget| {
             // A pause ends with a burst like any idle time, not with everything that waited for it.
             let open = now.max(budget.paused_until);
+            if let Some(at) = budget.take_back(open) {
+                if at > deadline {
+                    *budget.given_back.entry(at).or_default() += 1;
+                    return Err(NoTurn { wait: at - now });
+                }
+                return Ok(at);
+            }
             let full_at = budget.full_at.max(open);
             let at = full_at.checked_sub(self.interval * (BURST - 1)).unwrap_or(open).max(open);
             if at > deadline {
@@ -84,7 +110,22 @@ impl Limiter {
         if hosts.len() >= MAX_HOSTS && !hosts.contains_key(host) {
             hosts.retain(|_, budget| budget.full_at > now || budget.paused_until > now);
         }
-        f(hosts.entry(host.to_owned()).or_insert(Budget { full_at: now, paused_until: now }))
+        let fresh = || Budget { full_at: now, paused_until: now, given_back: BTreeMap::new() };
+        f(hosts.entry(host.to_owned()).or_insert_with(fresh))
+    }
+}
+
+impl Budget {
+    /// The first turn that was given back and is not over by `open`.
+    fn take_back(&mut self, open: Instant) -> Option<Instant> {
+        self.given_back = self.given_back.split_off(&open);
+        let mut first = self.given_back.first_entry()?;
+        let at = *first.key();
+        *first.get_mut() -= 1;
+        if *first.get() == 0 {
+            first.remove();
+        }
+        Some(at)
     }
 }
 
@@ -150,6 +191,25 @@ mod tests {
         let (turn, ()) = tokio::join!(waiting, pausing);
         turn.unwrap();
         assert!(start.elapsed() >= Duration::from_secs(60), "{:?}", start.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_gives_up_gives_the_turn_back() {
+        let limiter = Limiter::new(5.0);
+        let late = Instant::now() + Duration::from_mins(5);
+        let many = futures::future::join_all((0..255).map(|_| limiter.turn("a", late)));
+        assert!(tokio::time::timeout(Duration::from_millis(1100), many).await.is_err());
+        // Five at once and five in this second were used; of the others each is used once.
+        near(elapsed(&limiter, "a", 10).await, 1.9);
+        near(elapsed(&limiter, "a", 235).await, 47.0);
+        near(elapsed(&limiter, "a", 5).await, 1.0);
+        // None is left that is over, or within a pause.
+        let many =
+            futures::future::join_all((0..10).map(|_| limiter.turn("a", Instant::now() + Duration::from_mins(5))));
+        assert!(tokio::time::timeout(Duration::from_millis(100), many).await.is_err());
+        limiter.pause("a", Duration::from_secs(30));
+        near(elapsed(&limiter, "a", 6).await, 30.2);
+        assert!(limiter.hosts.lock().unwrap()["a"].given_back.is_empty());
     }
 
     #[tokio::test(start_paused = true)]

@@ -52,7 +52,7 @@ impl Sync {
             container,
             tag: to.to_string(),
             left: left.tag.to_string(),
-            since: status::rfc3339(jiff::Timestamp::now()),
+            since: status::rfc3339(self.now()),
             by: HeldBy::RolloutFailed,
             why,
             released: None,

@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -12,6 +13,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::index::Scope;
 use crate::leader::Leadership;
+use crate::net::clock::Clock;
 use crate::notify::Events;
 use crate::registry;
 use crate::rollout::WorkloadKey;
@@ -58,6 +60,8 @@ pub struct Options {
     pub rollout_min_interval: Duration,
     /// How often `status.time` is written when nothing else changed.
     pub status_heartbeat: Duration,
+    /// By whose time everything is decided and recorded.
+    pub clock: Clock,
     /// How long the webhook's question may take here.
     pub question_timeout: Duration,
 }
@@ -101,6 +105,8 @@ pub(super) enum Key {
     Workload(WorkloadKey),
     /// One annotated object, for all its Images.
     Source(SourceKey),
+    /// The limits: a rollout's deadline has passed.
+    Places,
 }
 
 /// Sync, running.
@@ -123,30 +129,7 @@ pub fn start(
     options: Options,
     shutdown: CancellationToken,
 ) -> Running {
-    let sync = Arc::new(Sync {
-        client,
-        registry,
-        leadership,
-        events,
-        metrics,
-        options,
-        world: World::default(),
-        queue: Queue::default(),
-        places: Places::new(IMAGE_WORKERS),
-        asked: Mutex::default(),
-        recording: Mutex::default(),
-        memos: Mutex::default(),
-        views: Mutex::default(),
-        outages: Outages::default(),
-        rolling: tokio::sync::Mutex::default(),
-        nodes: Nodes::default(),
-        nudges: Nudges::default(),
-        waiting: Mutex::default(),
-        pending: Mutex::default(),
-        told: Mutex::default(),
-        judgements: Mutex::default(),
-        served: Mutex::default(),
-    });
+    let sync = Arc::new(Sync::new(client, registry, leadership, events, metrics, options));
     let (warm_sender, warm) = tokio::sync::watch::channel(false);
     let task = tokio::spawn(run(sync.clone(), warm_sender, shutdown));
     Running { sync, task, warm }
@@ -215,6 +198,7 @@ impl Workers {
                         sync.reconcile_source(source).await;
                     }
                 }
+                Key::Places => sync.free_places(),
             }
         });
     }
@@ -240,6 +224,45 @@ impl Drop for Done<'_> {
 }
 
 impl Sync {
+    pub(super) fn new(
+        client: kube::Client,
+        registry: registry::Client,
+        leadership: Leadership,
+        events: Events,
+        metrics: Metrics,
+        options: Options,
+    ) -> Self {
+        Self {
+            client,
+            registry,
+            leadership,
+            events,
+            metrics,
+            options,
+            world: World::default(),
+            queue: Queue::default(),
+            places: Places::new(IMAGE_WORKERS),
+            asked: Mutex::default(),
+            recording: Mutex::default(),
+            memos: Mutex::default(),
+            views: Mutex::default(),
+            outages: Outages::default(),
+            rolling: tokio::sync::Mutex::default(),
+            nodes: Nodes::default(),
+            nudges: Nudges::default(),
+            waiting: Mutex::default(),
+            pending: Mutex::default(),
+            told: Mutex::default(),
+            judgements: Mutex::default(),
+            served: Mutex::default(),
+        }
+    }
+
+    /// The time by the API server's clock: what is compared with its times, or stands in a status.
+    pub(super) fn now(&self) -> Timestamp {
+        self.options.clock.now()
+    }
+
     pub(super) fn memos(&self) -> MutexGuard<'_, HashMap<ImageKey, Memo>> {
         self.memos.lock().unwrap_or_else(PoisonError::into_inner)
     }

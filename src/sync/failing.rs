@@ -90,7 +90,7 @@ impl Sync {
         let tried = self.tried(workload, targets);
         let deadline = self.deadline(workload);
         let due = rollout::due(workload, deadline).filter(|_| !tried.is_empty());
-        let now = Timestamp::now();
+        let now = self.now();
         if due.is_none_or(|due| due > now) {
             self.judged(workload, None, None);
             if let Some(due) = due {
@@ -186,7 +186,7 @@ impl Sync {
         let ready_at: Option<Timestamp> = rollout.first_ready_at.as_ref().and_then(|at| at.parse().ok());
         let until = ready_at.and_then(|at| at.checked_add(soak).ok());
         // The time is taken back when its Pods fail: whether it had passed by then, those who followed tell.
-        let soaks = || until.map_or_else(|| !self.is_followed(image, status, &first), |until| until > Timestamp::now());
+        let soaks = || until.map_or_else(|| !self.is_followed(image, status, &first), |until| until > self.now());
         first.contains(&workload) && soaks()
     }
 

@@ -172,7 +172,7 @@ impl Sync {
             if targets.values().any(|t| t.holding.resume || t.holding.record.as_ref().is_some_and(over)) {
                 view.stamps.forgive();
             }
-            view.stamps.see(workload, &plan, Timestamp::now())
+            view.stamps.see(workload, &plan, self.now())
         };
         if !fights {
             return Ok(plan);

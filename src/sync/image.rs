@@ -128,7 +128,7 @@ impl Sync {
         let Some(image) = self.without_registry(key, image, &request).await? else {
             return Ok(());
         };
-        let (old, now) = (status_of(&image), Timestamp::now());
+        let (old, now) = (status_of(&image), self.now());
         let compiled = api::compile(&image.spec, now);
         let mut pass = Pass { new: old.clone(), old, ..Pass::default() };
         let wanted = self.wanted(key, &image, &pass.old, &request, compiled.as_ref().ok(), now);
@@ -318,7 +318,7 @@ impl Sync {
         let access = self.world.access_of(image);
         match self.choose(key, image, status, spec, access.as_ref(), wanted).await {
             Ok(chosen) => chosen,
-            Err(failure) => failed(failure.tried_again(pace::longest_wait(spec, Timestamp::now()))),
+            Err(failure) => failed(failure.tried_again(pace::longest_wait(spec, self.now()))),
         }
     }
 
@@ -381,7 +381,7 @@ impl Sync {
             of_one_text: managed::is_managed(&image.metadata),
             rejected: Some(&rejected),
         };
-        let now = Timestamp::now();
+        let now = self.now();
         let nothing_runs = known.settled.is_none() && known.in_flight.is_none() && known.stamped.is_none();
         // Nobody asked a frozen namespace to be without tags: the first one rolls nothing.
         let frozen = frozen.filter(|_| !nothing_runs);
@@ -445,7 +445,7 @@ impl Sync {
             follows: compiled.and_then(|spec| spec.tag_to_follow().map(str::to_owned)),
             used,
             closed: self.closed(image, status),
-            now: Timestamp::now(),
+            now: self.now(),
         }
     }
 
@@ -459,7 +459,7 @@ impl Sync {
         let closed = match api::Gates::parse(&image.spec) {
             Err(error) => Some(Closed::from(&error)),
             Ok(gates) if approved => gates.suspended(),
-            Ok(gates) => gates.closed(Timestamp::now()),
+            Ok(gates) => gates.closed(self.now()),
         };
         closed.or_else(|| self.frozen(image.metadata.namespace.as_deref().unwrap_or_default()))
     }

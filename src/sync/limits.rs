@@ -67,10 +67,7 @@ impl Sync {
         if has_room(self, &moving, &key.namespace, &images) {
             return plan;
         }
-        // That the deadline of one has passed nobody else tells.
-        if let Some(at) = moving.iter().filter(|m| !m.overdue).map(|m| m.due).min() {
-            self.queue_at(Key::Workload(key.clone()), at);
-        }
+        self.await_deadline(&moving);
         Plan::default()
     }
 
@@ -94,7 +91,7 @@ impl Sync {
     /// When a workload may be stamped, if not now: not while its last rollout is under way, nor too soon after its
     /// beginning.
     fn rests(&self, workload: &Workload, plan: &Plan) -> Option<Timestamp> {
-        let now = Timestamp::now();
+        let now = self.now();
         let under_way = is_stamped(workload) && is_in_flight(&self.views(), workload);
         // A change of it has it looked at again; its deadline may pass without one.
         let ends = under_way.then(|| self.due(workload)).filter(|due| *due > now);
@@ -125,7 +122,7 @@ impl Sync {
             let in_flight = |w: &Workload| Some(&w.key) != but && is_in_flight(&views, w);
             self.world.workloads_that(in_flight)
         };
-        let now = Timestamp::now();
+        let now = self.now();
         let seen = moving.iter().map(|workload| {
             let images: Vec<Arc<Image>> = self.world.images_of(workload).into_values().collect();
             let stamped = workload.containers.iter().filter_map(|container| workload.stamped(&container.name));
@@ -182,7 +179,12 @@ impl Sync {
     /// A place in the limits may be free: as many as fit look again, not all, or the work would grow with the square of
     /// those who wait. Who does not take its place passes it on ([`Sync::pass_on`]).
     pub(super) fn free_places(&self) {
+        let waits = |waits: &Waits| matches!(waits, Waits::Place(_) | Waits::Offered(_));
+        if !self.waiting().values().any(waits) {
+            return;
+        }
         let mut moving = self.moving(None);
+        self.await_deadline(&moving);
         let mut waiting: Vec<_> = self.waiting().iter().map(|(key, waits)| (key.clone(), waits.clone())).collect();
         waiting.sort_by(|a, b| a.0.cmp(&b.0));
         let place = |key: &WorkloadKey, names: &BTreeSet<String>| {
@@ -208,6 +210,21 @@ impl Sync {
             if moving.iter().filter(|m| !m.overdue).count() >= self.options.max_rollouts {
                 return;
             }
+        }
+    }
+
+    /// That the deadline of a rollout has passed, and its place is free, nobody else tells. One look for all who wait: each
+    /// of them would find as many others.
+    fn await_deadline(&self, moving: &[Moving]) {
+        if let Some(at) = moving.iter().filter(|m| !m.overdue).map(|m| m.due).min() {
+            self.queue_at(Key::Places, at);
+        }
+    }
+
+    /// The same for a rollout that began, or whose deadline changed, while others wait.
+    pub(super) fn await_deadline_of(&self, workload: &Workload) {
+        if is_in_flight(&self.views(), workload) {
+            self.queue_at(Key::Places, self.due(workload));
         }
     }
 
@@ -259,3 +276,6 @@ fn is_stamped(workload: &Workload) -> bool {
     let decides = |c: &rollout::Container| workload.stamp(&c.name).is_some_and(|stamp| stamp.text == c.text);
     workload.containers.iter().any(decides)
 }
+
+#[cfg(test)]
+mod tests;

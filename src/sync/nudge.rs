@@ -7,7 +7,6 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::Job;
 use kube::ResourceExt;
 use tokio::time::{Instant, MissedTickBehavior};
@@ -232,7 +231,7 @@ impl Sync {
             if !self.leadership.is_leader() {
                 return;
             }
-            match rollout::nudge(&self.client, &owner, &rfc3339(Timestamp::now())).await {
+            match rollout::nudge(&self.client, &owner, &rfc3339(self.now())).await {
                 Ok(()) => {
                     self.metrics.kubernetes_write(kind);
                     tracing::info!(namespace, kind, name, "Pods are missing: its controller is asked to try again");

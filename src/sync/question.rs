@@ -74,7 +74,7 @@ impl Sync {
     ) -> Result<Answered, String> {
         let spec = api::compile(&image.spec, Timestamp::now()).map_err(|e| format!("Image {key}: {e}"))?;
         let status = status_of(image);
-        let wanted = Wanted::shared_list(Asker::Question, &spec, Timestamp::now());
+        let wanted = Wanted::shared_list(Asker::Question, &spec, self.now());
         // Even with the time used up a cached token and a near registry can still answer.
         let deadline = deadline.max(Instant::now() + Duration::from_millis(50));
         match tokio::time::timeout_at(deadline, self.choose(key, image, &status, &spec, access, wanted)).await {

@@ -73,7 +73,7 @@ impl Sync {
         failed: bool,
         status: &ImageStatus,
     ) {
-        let now = Timestamp::now();
+        let now = self.now();
         let mut memos = self.memos();
         let memo = memos.entry(key.clone()).or_default();
         memo.generation = image.metadata.generation;
@@ -116,7 +116,7 @@ impl Sync {
         }
         let written = old.time.as_deref().and_then(|time| time.parse::<Timestamp>().ok());
         let heartbeat = self.options.status_heartbeat;
-        synced && written.is_none_or(|at| at.saturating_add(heartbeat).is_ok_and(|next| next <= Timestamp::now()))
+        synced && written.is_none_or(|at| at.saturating_add(heartbeat).is_ok_and(|next| next <= self.now()))
     }
 
     /// Whether the counts of a rollout were written a moment ago: then they are written again when that is over. One write
@@ -143,7 +143,7 @@ impl Sync {
     }
 
     pub(super) fn queue_at(&self, key: Key, at: Timestamp) {
-        let wait = Duration::try_from(Timestamp::now().duration_until(at)).unwrap_or_default();
+        let wait = Duration::try_from(self.now().duration_until(at)).unwrap_or_default();
         self.queue.add(key, Instant::now() + wait);
     }
 }

@@ -20,7 +20,7 @@ use super::world::{Cached, ImageKey, User, status_of};
 impl Sync {
     /// The plan without the Images for whose tag others go first.
     pub(super) fn in_turn(&self, workload: &Workload, plan: &Plan) -> Plan {
-        let now = Timestamp::now();
+        let now = self.now();
         let mut images: BTreeSet<&str> = plan.changes.iter().map(|change| change.image.as_str()).collect();
         images.retain(|name| {
             let key = ImageKey { namespace: workload.key.namespace.clone(), name: (*name).to_owned() };
@@ -71,7 +71,7 @@ impl Sync {
         let rollout = status.rollout.as_ref().filter(|rollout| rollout.back_from.is_none())?;
         let tag = wanted(image, status)?;
         let order = Order::of(&image.spec).following(status);
-        let since_start = rollout.started_at.parse::<Timestamp>().ok().map(|at| Timestamp::now().duration_since(at));
+        let since_start = rollout.started_at.parse::<Timestamp>().ok().map(|at| self.now().duration_since(at));
         let since_start = since_start.and_then(|elapsed| Duration::try_from(elapsed).ok()).unwrap_or_default();
         let mut members = Vec::new();
         for of in self.world.group_of(image) {

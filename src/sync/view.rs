@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use tokio::time::Instant;
+
 use crate::api::annotations::{CANARY, STAMP_PREFIX};
 use crate::api::{Held, HeldBy, Image, ImageStatus, Rejected, Tagged};
 use crate::policy::Repository;
@@ -45,6 +47,8 @@ pub(super) struct View {
     /// The facts by which it is to be rolled, and the version they were read for: who waits long asks no more than once,
     /// and tags that come faster than facts do not put it off.
     pub(super) facts: Option<(String, Arc<Facts>)>,
+    /// The version of it that could not be decided, and since when.
+    pub(super) blocked: Option<(String, Instant)>,
     /// The [`template`] whose rollout was seen to end last: Pods that fail later are no rollout in flight.
     pub(super) ended: Option<String>,
     /// What was said of annotations without effect.

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use tokio::time::Instant;
 
@@ -24,8 +23,11 @@ use super::world::{Cached, ImageKey, User, status_of};
 const GATHER: Duration = Duration::from_secs(1);
 /// How long a rollout waits for the workload's other Images to be synced: an unreachable registry must not hold it up.
 const GATHER_MAX: Duration = Duration::from_secs(10);
-/// When to look again at a workload whose Pods are still being created.
+/// When to look again at a workload whose Pods are still being created. A change of it, and what its Images want, has it
+/// looked at anyway.
 const PODS_PAUSE: Duration = Duration::from_secs(5);
+/// Longest such pause: a quota may keep its Pods from coming for days.
+const PODS_PAUSE_MAX: Duration = Duration::from_mins(5);
 /// Pause after a conflict.
 const CONFLICT_PAUSE: Duration = Duration::from_millis(200);
 /// Pause after a refused or unanswered write.
@@ -72,6 +74,7 @@ impl Sync {
             self.unstick(&workload, &targets).await;
         }
         self.note(key, &targets, &plan, failure.as_deref());
+        self.await_deadline_of(&workload);
         self.finish_resume(&workload, &targets, &plan).await;
     }
 
@@ -81,8 +84,9 @@ impl Sync {
         if !plan.adopts.is_empty() {
             return self.adopt(workload, plan).await;
         }
-        if plan.blocked.is_some() {
-            self.queue.add(Key::Workload(key.clone()), Instant::now() + PODS_PAUSE);
+        let waited = self.waited(workload, plan.blocked);
+        if let Some(waited) = waited {
+            self.queue.add(Key::Workload(key.clone()), Instant::now() + pods_pause(waited));
             return None;
         }
         if plan.changes.is_empty() {
@@ -99,6 +103,20 @@ impl Sync {
             return None;
         }
         self.roll(workload, plan, back).await
+    }
+
+    /// How long a workload has been like this while nothing could be decided; none if it is decided. A registry is asked
+    /// again as soon as ever.
+    fn waited(&self, workload: &Workload, blocked: Option<Blocked>) -> Option<Duration> {
+        let (now, mut views) = (Instant::now(), self.views());
+        let view = views.entry(workload.key.clone()).or_default();
+        let before = view.blocked.take().filter(|(version, _)| *version == workload.resource_version);
+        let blocked = blocked?;
+        let (version, since) = before
+            .filter(|_| blocked != Blocked::AwaitsRegistry)
+            .unwrap_or_else(|| (workload.resource_version.clone(), now));
+        view.blocked = Some((version, since));
+        Some(now.duration_since(since))
     }
 
     /// Leaves a workload alone that cannot be rolled; says, once, why, if an Image covers it.
@@ -220,7 +238,7 @@ impl Sync {
             if memo.synced.is_none_or(|began| began < since + GATHER) {
                 all = false;
                 if of_group {
-                    memo.next = Some(Timestamp::now()); // the list that has the tag will do
+                    memo.next = Some(self.now()); // the list that has the tag will do
                 } else {
                     memo.forced = true;
                 }
@@ -354,6 +372,11 @@ impl Sync {
     }
 }
 
+/// When to look again at a workload that has waited for so long: as long again, so that the pauses double.
+fn pods_pause(waited: Duration) -> Duration {
+    waited.clamp(PODS_PAUSE, PODS_PAUSE_MAX)
+}
+
 /// What of a plan may not be done now.
 fn waiting(plan: &Plan, may: &Plan) -> Vec<Change> {
     plan.changes.iter().filter(|change| !may.changes.contains(change)).cloned().collect()
@@ -384,5 +407,26 @@ pub(super) fn reference(workload: &Workload) -> ObjectReference {
         uid: Some(workload.uid.clone()),
         resource_version: Some(workload.resource_version.clone()),
         field_path: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Pods that never come, for as long as there is a quota.
+    #[test]
+    fn pauses_double_while_nothing_happens() {
+        let (mut waited, mut looks) = (Duration::ZERO, Vec::new());
+        while waited < Duration::from_mins(30) {
+            let pause = pods_pause(waited);
+            looks.push(pause.as_secs());
+            waited += pause;
+        }
+        assert_eq!(looks, [5, 5, 10, 20, 40, 80, 160, 300, 300, 300, 300, 300]);
+        // However late one looks, for whatever reason: soon after the last change, seldom long after it.
+        for (waited, pause) in [(0, 5), (4, 5), (7, 7), (299, 299), (301, 300), (86400, 300)] {
+            assert_eq!(pods_pause(Duration::from_secs(waited)).as_secs(), pause, "{waited}");
+        }
     }
 }

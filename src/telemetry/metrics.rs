@@ -1,6 +1,7 @@
 //! The one metrics registry of the process, in `OpenMetrics` text form.
 
 use std::collections::HashSet;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -39,6 +40,7 @@ pub const METRICS: &[(&str, &str)] = &[
     (ROLLOUTS, "Rollouts of workloads, by outcome: started or settled"),
     (KUBERNETES_WRITES, "Writes to the Kubernetes API, by kind of object"),
     (LEADER, "1 while this process holds the Lease, else 0"),
+    (CLOCK_OFFSET, "What the API server's clock is ahead of this machine's, in seconds; within about one"),
     (IMAGES, "Images in the cache of this process"),
     (
         LAST_SEEN,
@@ -67,6 +69,7 @@ const REGISTRY_ERRORS: &str = "kimup_registry_errors_total";
 const ROLLOUTS: &str = "kimup_rollouts_total";
 const KUBERNETES_WRITES: &str = "kimup_kubernetes_writes_total";
 const LEADER: &str = "kimup_leader";
+const CLOCK_OFFSET: &str = "kimup_clock_offset_seconds";
 const IMAGES: &str = "kimup_images";
 const LAST_SEEN: &str = "kimup_watch_last_seen_timestamp_seconds";
 const CERTIFICATE_EXPIRY: &str = "kimup_certificate_expiry_timestamp_seconds";
@@ -270,6 +273,7 @@ struct Inner {
     rollouts: Family<OutcomeLabel, Counter>,
     kubernetes_writes: Family<KindLabel, Counter>,
     leader: Gauge,
+    clock_offset: Gauge<f64, AtomicU64>,
     images: Gauge,
     last_seen: Family<WatchLabel, Gauge>,
     certificate_expiry: Gauge,
@@ -307,6 +311,7 @@ impl Metrics {
             rollouts: outcomes(RolloutOutcome::ALL.iter().map(|o| o.as_str())),
             kubernetes_writes: Family::default(),
             leader: Gauge::default(),
+            clock_offset: Gauge::default(),
             images: Gauge::default(),
             last_seen: Family::default(),
             certificate_expiry: Gauge::default(),
@@ -373,6 +378,11 @@ impl Metrics {
     /// `kimup_leader`.
     pub fn set_leader(&self, leader: bool) {
         self.inner.leader.set(i64::from(leader));
+    }
+
+    /// `kimup_clock_offset_seconds`: what the API server's clock is ahead of this machine's; negative if it is behind.
+    pub fn set_clock_offset(&self, seconds: f64) {
+        self.inner.clock_offset.set(seconds);
     }
 
     /// `kimup_images`: how many Images the cache of this process holds.
@@ -442,6 +452,7 @@ impl Inner {
         add(registry, ROLLOUTS, self.rollouts.clone());
         add(registry, KUBERNETES_WRITES, self.kubernetes_writes.clone());
         add(registry, LEADER, self.leader.clone());
+        add(registry, CLOCK_OFFSET, self.clock_offset.clone());
         add(registry, IMAGES, self.images.clone());
         add(registry, LAST_SEEN, self.last_seen.clone());
         add(registry, CERTIFICATE_EXPIRY, self.certificate_expiry.clone());

@@ -15,12 +15,12 @@ use crate::support::{Bed, DEADLINE, ENABLED, Shop, image_of, is_ready};
 
 /// Plays the kubelet: Pods run, unless their digest is one of the bad ones.
 #[derive(Clone, Default)]
-struct Kubelet {
-    bad: Arc<Mutex<BTreeSet<String>>>,
+pub struct Kubelet {
+    pub bad: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl Kubelet {
-    async fn runs(self, pods: Api<Pod>) {
+    pub async fn runs(self, pods: Api<Pod>) {
         loop {
             for pod in pods.list(&ListParams::default()).await.unwrap() {
                 let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
@@ -136,7 +136,7 @@ impl Stage {
     }
 }
 
-fn follows() -> Value {
+pub fn follows() -> Value {
     json!({"baseTag": "latest", "rules": [{"name": "f", "type": "digest", "actions": [{"type": "apply"}]}]})
 }
 

@@ -4,9 +4,11 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
 use futures::StreamExt;
+use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Pod;
-use kimup::api::HeldBy;
+use kimup::api::{Held, HeldBy};
 use kimup_testbed::eventually;
+use kube::api::{Patch, PatchParams};
 use kube::runtime::{WatchStreamExt, watcher};
 use serde_json::json;
 use tokio::task::JoinHandle;
@@ -121,4 +123,49 @@ async fn starts_where_it_is_held(kind: &'static str) {
     // A newer tag than the one that was left ends what a rollback holds; here nothing is left of that.
     stage.annotate(&json!({HOLD: null})).await;
     stage.runs("3.0.1").await;
+}
+
+/// Nothing runs, so nothing but the record tells where it is held.
+#[tokio::test]
+async fn what_is_held_without_pods_comes_back_where_it_is_held() {
+    tokio::join!(without_pods("next", "1.3.0"), without_pods("hold", "1.0.0"));
+}
+
+async fn without_pods(after: &str, runs: &str) {
+    let spec = json!({"rollout": {"afterRollback": after}});
+    let stage = Stage::new(&format!("h-none-{after}"), "Deployment", &spec).await;
+    let (shop, image) = (&stage.shop, &stage.image);
+    stage.undo(Some(1)).await;
+    let held = stage.held(HeldBy::Undo, "1.0.0").await;
+    stage.runs("1.0.0").await;
+    let scale = async |replicas: i32| {
+        let patch = Patch::Merge(json!({"spec": {"replicas": replicas}}));
+        shop.api::<Deployment>().patch("web", &PatchParams::default(), &patch).await.unwrap();
+    };
+    scale(0).await;
+    eventually(DEADLINE, "its Pods are gone", async || {
+        let pods = shop.pods().await.len();
+        if pods == 0 { Ok(()) } else { Err(pods) }
+    })
+    .await;
+    shop.sync("img").await;
+    assert_eq!(stage.held(HeldBy::Undo, "1.0.0").await.since, held.since, "before there is a newer tag");
+    stage.push("1.3.0").await;
+    shop.settles("img", "1.3.0").await;
+    let holds = after == "hold";
+    shop.status_is("img", "knows whether it is held", |s| s.held.iter().any(Held::holds) == holds).await;
+    for _ in 0..3 {
+        let status = shop.sync("img").await;
+        let since: Vec<&str> = status.held.iter().filter(|h| h.holds()).map(|h| h.since.as_str()).collect();
+        assert_eq!(since, if holds { vec![held.since.as_str()] } else { vec![] }, "{:?}", status.held);
+    }
+
+    let seen = Seen::start(shop);
+    scale(2).await;
+    stage.runs(runs).await;
+    if holds {
+        seen.only(&format!("{image}:{runs}")).await;
+    }
+    // Else the first Pods may be of the old revision, which runs one tag as long as it lives.
+    stage.stays(runs).await;
 }

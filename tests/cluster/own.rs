@@ -1,4 +1,4 @@
-//! For scenarios that kill things: a cluster, a registry and kimups of their own, one such scenario at a time.
+//! For scenarios that kill things: a cluster, a registry and kimups of their own, two such scenarios at a time.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use k8s_openapi::api::coordination::v1::Lease;
 use kimup_testbed::{Cluster, KimupOptions, KimupProcess, Registry, eventually};
 use kube::api::{Api, DeleteParams};
 use serde_json::Value;
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::support::{DEADLINE, DEPLOYED, Shop, binary};
 
@@ -15,11 +15,12 @@ pub const SYSTEM: &str = "kimup-system";
 /// Annotation with which a Pod starts late.
 pub const READY_AFTER: &str = "testbed.kimup/ready-after";
 
-/// A cluster of one's own. A whole control plane is large, so the next scenario waits until this one is dropped.
+/// A cluster of one's own. A whole control plane is large, so of many such scenarios two run at a time. With one at a time,
+/// those that wait for their turn would take most of the threads for tests.
 pub struct Own {
     pub cluster: Cluster,
     pub registry: Registry,
-    _turn: MutexGuard<'static, ()>,
+    _turn: SemaphorePermit<'static>,
 }
 
 impl Own {
@@ -29,8 +30,8 @@ impl Own {
 
     /// With further arguments for the API server.
     pub async fn start_with(apiserver_args: &[String]) -> Self {
-        static TURN: Mutex<()> = Mutex::const_new(());
-        let turn = TURN.lock().await;
+        static TURNS: Semaphore = Semaphore::const_new(2);
+        let turn = TURNS.acquire().await.unwrap();
         let (cluster, registry) = tokio::join!(Cluster::start_with(apiserver_args), Registry::open());
         let cluster = cluster.unwrap();
         cluster.apply_deploy(DEPLOYED).await.unwrap();

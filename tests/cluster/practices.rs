@@ -60,7 +60,7 @@ async fn written(bed: &Bed, shop: &Shop) -> Vec<String> {
         found.push(format!("Event {} on {about}", event.name_any()));
     }
     found.extend(shop.pods().await.iter().map(|pod| format!("Pod {}", pod.name_any())));
-    for request in bed.cluster.audit_log().unwrap() {
+    for request in bed.cluster.audit_log_with(&shop.namespace).unwrap() {
         let (verb, object) = (request["verb"].as_str().unwrap(), &request["objectRef"]);
         if object["namespace"] == shop.namespace && !["get", "list", "watch"].contains(&verb) {
             found.push(format!("{} {verb} {object} {}", request["auditID"], request["requestObject"]));

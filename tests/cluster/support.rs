@@ -96,6 +96,8 @@ pub async fn options(cluster: &Cluster, registries: &Registries) -> KimupOptions
     let mut options = KimupOptions::new(binary(), kubeconfig);
     options.args = registries.args();
     options.args.extend(["--namespace", "kimup-system", "--log-level", "info,kimup=debug"].map(str::to_owned));
+    // All scenarios ask the same few registries, some hundred times a minute.
+    options.args.extend(["--registry-rate", "25"].map(str::to_owned));
     options
 }
 

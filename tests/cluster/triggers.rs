@@ -13,7 +13,7 @@ const REQUESTED_AT: &str = "kimup.cloudavenue.io/requestedAt";
 
 /// What kimup wrote in a namespace so far, as audit Events.
 fn writes(cluster: &Cluster, namespace: &str) -> Vec<Value> {
-    let mut log = cluster.audit_log().unwrap();
+    let mut log = cluster.audit_log_with(namespace).unwrap();
     log.retain(|event| {
         event["user"]["username"] == "system:serviceaccount:kimup-system:kimup"
             && event["objectRef"]["namespace"] == namespace

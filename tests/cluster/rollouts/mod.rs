@@ -56,7 +56,7 @@ async fn revisions(shop: &Shop, kind: &str, app: &str) -> usize {
 
 /// The requests by which kimup changed a workload, as the audit log has them.
 fn writes(bed: &Bed, shop: &Shop, name: &str) -> usize {
-    let log = bed.cluster.audit_log().unwrap();
+    let log = bed.cluster.audit_log_with(&shop.namespace).unwrap();
     let ours = log.iter().filter(|event| {
         event["user"]["username"] == KIMUP
             && event["objectRef"]["namespace"] == *shop.namespace
