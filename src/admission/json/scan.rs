@@ -1,10 +1,17 @@
 //! Finds where a JSON value ends without reading it: 64 bytes at a time, as masks with a bit for each byte. Nothing but
 //! strings and brackets is looked at, so that a few operations tell of a block inside a large object that it does not end
 //! there. No recursion, and nothing is kept but a depth: what is nested costs no more than what is not.
+//!
+//! Large values are passed over with the widest vectors that the processor has, which is asked once; short strings with those
+//! that every processor of its kind has, as calling what is compiled for others would cost more than it saves.
+#![allow(clippy::inline_always)] // vectors are only used as such in functions that are compiled for them
+
+use fearless_simd::prelude::*;
+use fearless_simd::{Level, dispatch, u8x16, u8x64};
 
 /// What 64 bytes are, a bit for each: the lowest for the first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Masks {
+struct Masks {
     quotes: u64,
     backslashes: u64,
     /// `{` and `[`.
@@ -19,7 +26,7 @@ pub(super) struct Masks {
 pub(super) fn string_end(bytes: &[u8], from: usize) -> Option<(usize, bool)> {
     let mut at = from;
     while let Some(sixteen) = bytes.get(at..).and_then(<[u8]>::first_chunk) {
-        let found = chosen::specials(sixteen);
+        let found = dispatch!(Level::baseline(), simd => specials(simd, sixteen));
         if found != 0 {
             at += found.trailing_zeros() as usize;
             break;
@@ -37,10 +44,16 @@ pub(super) fn string_end(bytes: &[u8], from: usize) -> Option<(usize, bool)> {
 }
 
 /// The same from the first escape on.
+#[inline(never)] // few strings have one: the others need no room for this
 fn escaped_string_end(bytes: &[u8], from: usize) -> Option<usize> {
+    dispatch!(Level::new(), simd => escaped_string_end_with(simd, bytes, from))
+}
+
+#[inline(always)]
+fn escaped_string_end_with<S: Simd>(simd: S, bytes: &[u8], from: usize) -> Option<usize> {
     let (mut at, mut escapes) = (from, Escapes::default());
     loop {
-        let masks = masks(bytes, at)?;
+        let masks = masks_at(simd, bytes, at)?;
         let quotes = masks.quotes & !escapes.escaped(masks.backslashes);
         if quotes != 0 {
             return Some(at + quotes.trailing_zeros() as usize);
@@ -52,16 +65,21 @@ fn escaped_string_end(bytes: &[u8], from: usize) -> Option<usize> {
 /// The index after the bracket that closes the array or object whose content begins at `from`. Which of the two kinds of
 /// brackets it is does not matter. None if it is not closed.
 pub(super) fn nested_end(bytes: &[u8], from: usize) -> Option<usize> {
+    dispatch!(Level::new(), simd => nested_end_with(simd, bytes, from))
+}
+
+#[inline(always)]
+fn nested_end_with<S: Simd>(simd: S, bytes: &[u8], from: usize) -> Option<usize> {
     let (mut at, mut depth, mut escapes, mut in_string) = (from, 1, Escapes::default(), 0);
     loop {
-        let masks = masks(bytes, at)?;
+        let masks = masks_at(simd, bytes, at)?;
         let quotes = masks.quotes & !escapes.escaped(masks.backslashes);
         let strings = prefix_xor(quotes) ^ in_string;
         in_string = if strings >> 63 == 0 { 0 } else { !0 };
         let (opens, closes) = (masks.opens & !strings, masks.closes & !strings);
-        let ended = ones(closes);
+        let ended = closes.count_ones();
         if ended < depth {
-            depth = depth + ones(opens) - ended;
+            depth = depth + opens.count_ones() - ended;
         } else if let Some(end) = end_within(opens, closes, &mut depth) {
             return Some(at + end);
         }
@@ -69,21 +87,9 @@ pub(super) fn nested_end(bytes: &[u8], from: usize) -> Option<usize> {
     }
 }
 
-/// How many bits are set: a few mostly. The oldest processors that a binary for x86-64 is for cannot count them in one step, so
-/// that `count_ones` would take a dozen.
-#[inline]
-fn ones(mut bits: u64) -> usize {
-    let mut ones = 0;
-    while bits != 0 {
-        bits &= bits - 1;
-        ones += 1;
-    }
-    ones
-}
-
 /// Where in a block the depth becomes 0, if it does: the place after the closing bracket.
-#[inline]
-fn end_within(opens: u64, closes: u64, depth: &mut usize) -> Option<usize> {
+#[inline(always)]
+fn end_within(opens: u64, closes: u64, depth: &mut u32) -> Option<usize> {
     let mut left = opens | closes;
     while left != 0 {
         let lowest = left & left.wrapping_neg();
@@ -101,24 +107,47 @@ fn end_within(opens: u64, closes: u64, depth: &mut usize) -> Option<usize> {
 }
 
 /// The masks of the 64 bytes from `at` on, filled up with spaces at the end. None if there is nothing left.
-#[inline]
-fn masks(bytes: &[u8], at: usize) -> Option<Masks> {
+#[inline(always)]
+fn masks_at<S: Simd>(simd: S, bytes: &[u8], at: usize) -> Option<Masks> {
     let rest = bytes.get(at..)?;
     match rest.first_chunk() {
-        Some(block) => Some(chosen::masks(block)),
-        None => last_masks(rest),
+        Some(block) => Some(masks(simd, block)),
+        None => last_block(rest).map(|block| masks(simd, &block)),
     }
 }
 
 #[cold]
-fn last_masks(rest: &[u8]) -> Option<Masks> {
+fn last_block(rest: &[u8]) -> Option<[u8; 64]> {
     let mut block = [b' '; 64];
     block.get_mut(..rest.len()).filter(|rest| !rest.is_empty())?.copy_from_slice(rest);
-    Some(chosen::masks(&block))
+    Some(block)
+}
+
+#[inline(always)]
+fn masks<S: Simd>(simd: S, block: &[u8; 64]) -> Masks {
+    let bytes: u8x64<S> = (*block).simd_into(simd);
+    // `[` and `]` become `{` and `}`, and nothing else does but what is written so.
+    let lower = bytes | 0x20;
+    let equal = |bytes: u8x64<S>, wanted: u8| bytes.simd_eq(wanted).to_bitmask();
+    Masks {
+        quotes: equal(bytes, b'"'),
+        backslashes: equal(bytes, b'\\'),
+        opens: equal(lower, b'{'),
+        closes: equal(lower, b'}'),
+    }
+}
+
+/// Which bytes end the text of a string or must not stand in it, a bit for each.
+#[inline(always)]
+fn specials<S: Simd>(simd: S, bytes: &[u8; 16]) -> u64 {
+    let bytes: u8x16<S> = (*bytes).simd_into(simd);
+    let controls = bytes.min(0x1f).simd_eq(bytes); // without comparing by size, which the oldest processors cannot
+    (bytes.simd_eq(b'"') | bytes.simd_eq(b'\\') | controls).to_bitmask()
 }
 
 /// Each bit becomes the parity of itself and those below: with the quotes, what is inside of strings, the opening quote
 /// included.
+#[inline(always)]
 fn prefix_xor(mut bits: u64) -> u64 {
     for shift in [1, 2, 4, 8, 16, 32] {
         bits ^= bits << shift;
@@ -134,6 +163,7 @@ struct Escapes {
 }
 
 impl Escapes {
+    #[inline(always)]
     fn escaped(&mut self, backslashes: u64) -> u64 {
         const EVEN: u64 = 0x5555_5555_5555_5555;
         if backslashes == 0 {
@@ -147,110 +177,6 @@ impl Escapes {
         let (ends, carried) = odd_starts.overflowing_add(escaping);
         self.first = u64::from(carried);
         (EVEN ^ (ends << 1)) & after
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-use sse2 as chosen;
-#[cfg(not(target_arch = "x86_64"))]
-use words as chosen;
-
-/// With the vectors that every x86-64 has.
-#[cfg(target_arch = "x86_64")]
-mod sse2 {
-    use safe_arch::{
-        bitor_m128i, cmp_eq_mask_i8_m128i, load_unaligned_m128i, m128i, min_u8_m128i, move_mask_i8_m128i,
-        set_splat_i8_m128i,
-    };
-
-    use super::Masks;
-
-    #[inline]
-    pub fn masks(block: &[u8; 64]) -> Masks {
-        let (quarters, _) = block.as_chunks();
-        let mut masks = Masks::default();
-        for quarter in quarters.iter().rev() {
-            let bytes = load_unaligned_m128i(quarter);
-            // `[` and `]` become `{` and `}`, and nothing else does but what is written so.
-            let lower = bitor_m128i(bytes, set_splat_i8_m128i(0x20));
-            masks.quotes = masks.quotes << 16 | u64::from(equal(bytes, b'"'));
-            masks.backslashes = masks.backslashes << 16 | u64::from(equal(bytes, b'\\'));
-            masks.opens = masks.opens << 16 | u64::from(equal(lower, b'{'));
-            masks.closes = masks.closes << 16 | u64::from(equal(lower, b'}'));
-        }
-        masks
-    }
-
-    #[inline]
-    pub fn specials(bytes: &[u8; 16]) -> u16 {
-        let bytes = load_unaligned_m128i(bytes);
-        let quotes = cmp_eq_mask_i8_m128i(bytes, set_splat_i8_m128i(b'"'.cast_signed()));
-        let backslashes = cmp_eq_mask_i8_m128i(bytes, set_splat_i8_m128i(b'\\'.cast_signed()));
-        let controls = cmp_eq_mask_i8_m128i(min_u8_m128i(bytes, set_splat_i8_m128i(0x1f)), bytes);
-        mask(bitor_m128i(bitor_m128i(quotes, backslashes), controls))
-    }
-
-    #[inline]
-    fn equal(bytes: m128i, wanted: u8) -> u16 {
-        mask(cmp_eq_mask_i8_m128i(bytes, set_splat_i8_m128i(wanted.cast_signed())))
-    }
-
-    #[inline]
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // 16 bits
-    fn mask(bytes: m128i) -> u16 {
-        move_mask_i8_m128i(bytes) as u16
-    }
-}
-
-/// With words of 64 bits, where there are no vectors that every processor of the kind has.
-#[cfg(any(test, not(target_arch = "x86_64")))]
-mod words {
-    use super::Masks;
-
-    const ONES: u64 = u64::MAX / 0xff;
-    const LOW_BITS: u64 = ONES * 0x7f;
-
-    #[inline]
-    pub fn masks(block: &[u8; 64]) -> Masks {
-        let (eighths, _) = block.as_chunks();
-        let mut masks = Masks::default();
-        for eighth in eighths.iter().rev() {
-            let bytes = u64::from_le_bytes(*eighth);
-            let lower = bytes | (ONES * 0x20);
-            masks.quotes = masks.quotes << 8 | equal(bytes, b'"');
-            masks.backslashes = masks.backslashes << 8 | equal(bytes, b'\\');
-            masks.opens = masks.opens << 8 | equal(lower, b'{');
-            masks.closes = masks.closes << 8 | equal(lower, b'}');
-        }
-        masks
-    }
-
-    #[inline]
-    pub fn specials(bytes: &[u8; 16]) -> u16 {
-        let (halves, _) = bytes.as_chunks();
-        let found = halves.iter().rev().fold(0, |found, half| {
-            let bytes = u64::from_le_bytes(*half);
-            // Controls have none of the upper three bits.
-            let upper = (bytes >> 5 | bytes >> 6 | bytes >> 7) & ONES;
-            found << 8 | equal(bytes, b'"') | equal(bytes, b'\\') | gather(upper ^ ONES)
-        });
-        #[allow(clippy::cast_possible_truncation)] // 16 bits
-        let mask = found as u16;
-        mask
-    }
-
-    /// A bit for each byte, in the lowest eight.
-    #[inline]
-    fn equal(bytes: u64, wanted: u8) -> u64 {
-        let differs = bytes ^ (ONES * u64::from(wanted));
-        // The top bit of each byte that is zero; without carries from one to the next.
-        gather(!(((differs & LOW_BITS) + LOW_BITS) | differs | LOW_BITS) >> 7)
-    }
-
-    /// The lowest bits of the bytes, of which each is moved to another place in the top byte.
-    #[inline]
-    fn gather(bits: u64) -> u64 {
-        bits.wrapping_mul(0x0102_0408_1020_4080) >> 56
     }
 }
 
@@ -286,21 +212,23 @@ mod tests {
         None
     }
 
+    /// On each kind of vectors that this processor has.
     #[test]
     fn every_byte_is_told_apart_in_every_place() {
+        let level = Level::new();
         for byte in 0..=u8::MAX {
             for other in [b' ', b'"', 0x1f, 0x80, byte ^ 0x80, byte ^ 0x20, byte.wrapping_sub(1)] {
                 for at in 0..64 {
                     let mut block = [other; 64];
                     block[at] = byte;
                     let expected = plain(&block);
-                    assert_eq!(chosen::masks(&block), expected, "{byte} among {other}");
-                    assert_eq!(words::masks(&block), expected, "{byte} among {other}");
-                    let first = block.first_chunk().unwrap();
-                    let special = |at: usize| u16::from(block[at] < b' ' || b"\"\\".contains(&block[at])) << at;
+                    assert_eq!(dispatch!(level, simd => masks(simd, &block)), expected, "{byte} among {other}");
+                    assert_eq!(dispatch!(Level::baseline(), simd => masks(simd, &block)), expected, "{byte} among {other}");
+                    let special = |at: usize| u64::from(block[at] < b' ' || b"\"\\".contains(&block[at])) << at;
                     let expected = (0..16).map(special).fold(0, std::ops::BitOr::bitor);
-                    assert_eq!(chosen::specials(first), expected, "{byte} among {other}");
-                    assert_eq!(words::specials(first), expected, "{byte} among {other}");
+                    let first = block.first_chunk().unwrap();
+                    let found = dispatch!(Level::baseline(), simd => specials(simd, first));
+                    assert_eq!(found, expected, "{byte} among {other}");
                 }
             }
         }
