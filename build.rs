@@ -1,4 +1,4 @@
-//! Packs the relocations of a release binary (DT_RELR): unpacked they are 0.7 MB that the loader reads at each start and
+//! Packs the relocations of a release binary (`DT_RELR`): unpacked they are 0.7 MB that the loader reads at each start and
 //! that stay in memory. Whoever runs such a binary needs glibc 2.36 (Debian 12), so it is done where that builds it.
 
 use std::env;

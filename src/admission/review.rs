@@ -68,7 +68,8 @@ pub struct Plan<'a> {
     room: usize,
     /// The value of the `applied` annotation as it came.
     annotation: Option<&'a str>,
-    applied: Vec<Applied>,
+    /// The containers in it with their entries.
+    applied: Vec<(Cow<'a, str>, String)>,
     failure_policy: FailurePolicy,
     warnings: Vec<String>,
     slots: Vec<Slot<'a>>,
@@ -208,7 +209,7 @@ fn decide<'b>(
         has_annotations: metadata.has_annotations(),
         room: MAX_ANNOTATIONS.saturating_sub(metadata.annotation_bytes()),
         annotation: own.get(annotations::APPLIED).map(String::as_str),
-        applied: view.applied().to_vec(),
+        applied: view.applied().iter().map(|known| (known.container.clone().into(), known.text())).collect(),
         failure_policy,
         warnings,
         slots: Vec::new(),
@@ -325,7 +326,7 @@ impl<'a> Plan<'a> {
                     if reference != slot.text {
                         images.push(SetImage { list: slot.list, position: slot.position, reference });
                     }
-                    self.note(applied);
+                    self.note(slot.name, applied);
                 }
                 Answer::Keep { warning } => self.warnings.extend(warning),
                 Answer::Refuse { image, reason } => {
@@ -339,11 +340,11 @@ impl<'a> Plan<'a> {
     }
 
     /// Takes in a container's entry, in the place of the one it had: sent again, a Pod has the same entries in the same order.
-    fn note(&mut self, applied: Applied) {
-        let of_it = |known: &Applied| known.container == applied.container;
+    fn note(&mut self, container: &'a str, entry: String) {
+        let of_it = |(known, _): &(Cow<'_, str>, String)| *known == container;
         let place = self.applied.iter().position(of_it).unwrap_or(self.applied.len());
         self.applied.retain(|known| !of_it(known));
-        self.applied.insert(place, applied);
+        self.applied.insert(place, (container.into(), entry));
     }
 
     fn conclude(mut self, problems: &[Problem], images: Vec<SetImage>) -> Verdict {
@@ -380,7 +381,7 @@ impl<'a> Plan<'a> {
         if self.applied.is_empty() {
             return None;
         }
-        let value = Applied::join(&self.applied);
+        let value = Applied::join(self.applied.iter().map(|(_, entry)| entry.as_str()));
         if self.annotation == Some(&value) {
             return None;
         }

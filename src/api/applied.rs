@@ -1,6 +1,6 @@
 //! The `applied` annotation: what admission did to a Pod, in words that a person reads and sync reads back.
 
-use std::fmt::{self, Write as _};
+use std::fmt;
 
 use super::annotations::{APPLIED, Map};
 
@@ -10,36 +10,52 @@ const NO_TAG: &str = "(no tag)";
 /// Most entries that are read of a Pod: more containers than admission answers for.
 const MAX_ENTRIES: usize = 1000;
 
+/// Between two entries.
+const SEPARATOR: &str = "; ";
+
+/// Room for a usual entry, in bytes.
+const ROOM: usize = 128;
+
 /// One container's entry: `app: 1.0.0 -> 1.4.2 (Image web, rollout ab12)`, or `app: 1.4.2 (Image web)` if admission left
 /// the tag as it was. Entries are separated by `"; "`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Applied {
+pub struct Applied<S = String> {
     /// Name of the container.
-    pub container: String,
+    pub container: S,
     /// The own tag of the container's text; none if it had no tag.
-    pub from: Option<String>,
+    pub from: Option<S>,
     /// The tag the container runs.
-    pub to: String,
+    pub to: S,
     /// Name of the Image that decided, if it was known.
-    pub image: Option<String>,
+    pub image: Option<S>,
     /// The rollout that stamped the Pod, if one did.
-    pub rollout: Option<String>,
+    pub rollout: Option<S>,
 }
 
-impl fmt::Display for Applied {
+impl<S: AsRef<str>> Applied<S> {
+    /// The entry as it is written.
+    pub fn text(&self) -> String {
+        let (to, from) = (self.to.as_ref(), self.from.as_ref().map(S::as_ref));
+        let mut text = String::with_capacity(ROOM);
+        let mut push = |parts: &[&str]| parts.iter().for_each(|part| text.push_str(part));
+        push(&[self.container.as_ref(), ": "]);
+        if from != Some(to) {
+            push(&[from.unwrap_or(NO_TAG), " -> "]);
+        }
+        push(&[to]);
+        match (self.image.as_ref().map(S::as_ref), self.rollout.as_ref().map(S::as_ref)) {
+            (Some(image), Some(rollout)) => push(&[" (Image ", image, ", rollout ", rollout, ")"]),
+            (Some(image), None) => push(&[" (Image ", image, ")"]),
+            (None, Some(rollout)) => push(&[" (rollout ", rollout, ")"]),
+            (None, None) => {}
+        }
+        text
+    }
+}
+
+impl<S: AsRef<str>> fmt::Display for Applied<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let from = self.from.as_deref().unwrap_or(NO_TAG);
-        write!(f, "{}: ", self.container)?;
-        if self.from.as_deref() != Some(&self.to) {
-            write!(f, "{from} -> ")?;
-        }
-        write!(f, "{}", self.to)?;
-        match (&self.image, &self.rollout) {
-            (Some(image), Some(rollout)) => write!(f, " (Image {image}, rollout {rollout})"),
-            (Some(image), None) => write!(f, " (Image {image})"),
-            (None, Some(rollout)) => write!(f, " (rollout {rollout})"),
-            (None, None) => Ok(()),
-        }
+        f.write_str(&self.text())
     }
 }
 
@@ -49,17 +65,19 @@ impl Applied {
         let Some(value) = annotations.get(APPLIED) else {
             return Vec::new();
         };
-        value.split("; ").filter_map(Self::parse).take(MAX_ENTRIES).collect()
+        value.split(SEPARATOR).filter_map(Self::parse).take(MAX_ENTRIES).collect()
     }
 
-    /// The value of the annotation.
-    pub fn join(entries: &[Self]) -> String {
-        let mut text = String::new();
+    /// The value of the annotation with these entries, as [`text`](Self::text) writes them.
+    pub fn join<'a>(entries: impl Iterator<Item = &'a str>) -> String {
+        let mut value = String::new();
         for entry in entries {
-            let separator = if text.is_empty() { "" } else { "; " };
-            let _ = write!(text, "{separator}{entry}"); // writing to a String cannot fail
+            if !value.is_empty() {
+                value.push_str(SEPARATOR);
+            }
+            value.push_str(entry);
         }
-        text
+        value
     }
 
     fn parse(entry: &str) -> Option<Self> {
@@ -104,7 +122,8 @@ mod tests {
                 .collect();
             assert_eq!(found, expected, "{value:?}");
             if !expected.is_empty() {
-                assert_eq!(Applied::join(&entries), value);
+                let texts: Vec<String> = entries.iter().map(Applied::text).collect();
+                assert_eq!(Applied::join(texts.iter().map(String::as_str)), value);
             }
         }
         check(

@@ -23,8 +23,8 @@ pub enum Answer {
     Run {
         /// The image reference.
         reference: String,
-        /// The container's entry.
-        applied: Applied,
+        /// The container's entry of the `applied` annotation.
+        applied: String,
     },
     /// The Image has no tag on record, or annotations ask for one that is not known: ask sync, then [`Open::answered`]
     /// or [`Open::not_covered`].
@@ -65,12 +65,13 @@ impl Open {
         Answer::Run {
             reference: tag.image(&self.reference),
             applied: Applied {
-                container: self.container.clone(),
-                from: self.reference.tag().map(str::to_owned),
-                to: tag.tag.clone(),
-                image: Some(image.to_owned()),
+                container: &*self.container,
+                from: self.reference.tag(),
+                to: &tag.tag,
+                image: Some(image),
                 rollout: None,
-            },
+            }
+            .text(),
         }
     }
 
@@ -206,8 +207,8 @@ fn stamped(
             )),
         };
     };
-    let image = entry.map(|entry| entry.name().to_owned());
-    run(container, reference, &target, image, stamp.reference.clone(), pod.rollout().map(str::to_owned))
+    let image = entry.map(|entry| entry.name());
+    run(container, reference, &target, image, stamp.reference.clone(), pod.rollout())
 }
 
 /// A reference that may be run for another: it parses and is of the same repository. Nobody who may write annotations
@@ -233,28 +234,20 @@ fn recorded(
     covering: [Option<&Arc<Entry>>; 2],
 ) -> Option<Answer> {
     let (uid, hash) = pod.revision()?;
-    let by_entry = |entry: &'_ Arc<Entry>| Some((entry.name().to_owned(), entry.record(uid, hash, container)?));
+    let by_entry = |entry: &Arc<Entry>| Some((Arc::clone(entry), entry.record(uid, hash, container)?));
     let elsewhere = || pod.on_record(known.filter(|_| pod.may_be_on_record())?).iter().find_map(by_entry);
     let found = covering.into_iter().flatten().find_map(by_entry).or_else(elsewhere);
-    let (image, stamp) = found.filter(|(_, stamp)| stamp.text == text)?;
+    let (entry, stamp) = found.filter(|(_, stamp)| stamp.text == text)?;
     let target = same_repository(reference, &stamp.reference)?;
-    Some(run(container, reference, &target, Some(image), stamp.reference, None))
+    Some(run(container, reference, &target, Some(entry.name()), stamp.reference, None))
 }
 
 /// What a held workload's container runs: not the tag that somebody left.
 fn held(pod: &PodView<'_>, container: &str, reference: &Reference, entry: &Entry) -> Option<Answer> {
     let (tag, _) = pod.held(entry, container, reference)?;
-    let image = Some(entry.name().to_owned());
-    Some(Answer::Run {
-        reference: tag.image(reference),
-        applied: Applied {
-            container: container.to_owned(),
-            from: reference.tag().map(str::to_owned),
-            to: tag.tag,
-            image,
-            rollout: None,
-        },
-    })
+    let applied =
+        Applied { container, from: reference.tag(), to: &tag.tag, image: Some(entry.name()), rollout: None }.text();
+    Some(Answer::Run { reference: tag.image(reference), applied })
 }
 
 fn newer(entry: &Entry, container: &str, reference: &Reference, settled: &str, digest: Option<&str>) -> Answer {
@@ -264,35 +257,21 @@ fn newer(entry: &Entry, container: &str, reference: &Reference, settled: &str, d
     if let Some(digest) = digest.filter(|_| to == settled) {
         image.extend(["@", digest]);
     }
-    Answer::Run {
-        reference: image,
-        applied: Applied {
-            container: container.to_owned(),
-            from: reference.tag().map(str::to_owned),
-            to: to.to_owned(),
-            image: Some(entry.name().to_owned()),
-            rollout: None,
-        },
-    }
+    let applied = Applied { container, from: reference.tag(), to, image: Some(entry.name()), rollout: None }.text();
+    Answer::Run { reference: image, applied }
 }
 
 fn run(
     container: &str,
     own: &Reference,
     target: &Reference,
-    image: Option<String>,
+    image: Option<&str>,
     reference: String,
-    rollout: Option<String>,
+    rollout: Option<&str>,
 ) -> Answer {
     // A reference by digest alone has no tag to name.
     let to = target.tag().or(target.digest()).unwrap_or("latest");
-    let applied = Applied {
-        container: container.to_owned(),
-        from: own.tag().map(str::to_owned),
-        to: to.to_owned(),
-        image,
-        rollout,
-    };
+    let applied = Applied { container, from: own.tag(), to, image, rollout }.text();
     Answer::Run { reference, applied }
 }
 

@@ -223,7 +223,11 @@ mod tests {
                     block[at] = byte;
                     let expected = plain(&block);
                     assert_eq!(dispatch!(level, simd => masks(simd, &block)), expected, "{byte} among {other}");
-                    assert_eq!(dispatch!(Level::baseline(), simd => masks(simd, &block)), expected, "{byte} among {other}");
+                    assert_eq!(
+                        dispatch!(Level::baseline(), simd => masks(simd, &block)),
+                        expected,
+                        "{byte} among {other}"
+                    );
                     let special = |at: usize| u64::from(block[at] < b' ' || b"\"\\".contains(&block[at])) << at;
                     let expected = (0..16).map(special).fold(0, std::ops::BitOr::bitor);
                     let first = block.first_chunk().unwrap();

@@ -53,7 +53,8 @@ fn said(snapshot: &Snapshot, pod: &PodView<'_>, text: &str) -> String {
     match answer(snapshot, pod, "app", text) {
         Answer::Run { reference, applied } => {
             let tag = reference.rsplit_once(':').unwrap().1.to_owned();
-            format!("run {tag} by {}", applied.image.unwrap_or_default())
+            let image = applied.rsplit_once("(Image ").map_or("", |(_, image)| image.trim_end_matches(')'));
+            format!("run {tag} by {image}")
         }
         Answer::Ask(Open { question, .. }) => match question.pod {
             Some(pod) => format!("ask {}", pod.images.join(" or ")),
