@@ -1,18 +1,18 @@
 //! The time by the API server's clock. What decides over a rollout is written there: when it was stamped, when its Pods came
 //! to be, turned ready, or were given up. A clock of this machine that is minutes ahead would reject what has only begun.
 //!
-//! The server tells its time with each answer (`Date`, RFC 9110, 6.6.1).
+//! The server tells its time with each answer (`Date`, RFC 9110, 6.6.1). Between answers time goes on by the steady clock of
+//! this machine: a step of its other one (NTP, an operator who repairs it) moves nothing.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::{HeaderMap, Request, header::DATE};
 use jiff::fmt::rfc2822::DateTimeParser;
 use jiff::{SignedDuration, Timestamp};
 use kube::client::Body;
-use tokio::time::Instant;
 
 use crate::telemetry::Metrics;
 
@@ -32,8 +32,12 @@ pub struct Clock {
 }
 
 struct Inner {
-    /// What the server's clock is ahead, in milliseconds; 0 while that is not worth it.
+    /// The time when this was made, by both clocks of this machine.
+    start: (Timestamp, Instant),
+    /// What the server's clock is ahead of the time since then, in milliseconds; 0 while that is not worth it.
     ahead: AtomicI64,
+    /// Whether people were told that the clocks differ.
+    wrong: AtomicBool,
     seen: Mutex<VecDeque<SignedDuration>>,
     metrics: Metrics,
 }
@@ -47,13 +51,25 @@ impl std::fmt::Debug for Clock {
 impl Clock {
     /// That of this machine, until an answer tells better.
     pub fn new(metrics: Metrics) -> Self {
-        Self { inner: Arc::new(Inner { ahead: AtomicI64::default(), seen: Mutex::default(), metrics }) }
+        Self::starting(metrics, Timestamp::now())
+    }
+
+    fn starting(metrics: Metrics, wall: Timestamp) -> Self {
+        let start = (wall, Instant::now());
+        let (ahead, wrong, seen) = (AtomicI64::default(), AtomicBool::default(), Mutex::default());
+        Self { inner: Arc::new(Inner { start, ahead, wrong, seen, metrics }) }
     }
 
     /// The time there.
     pub fn now(&self) -> Timestamp {
         let ahead = SignedDuration::from_millis(self.inner.ahead.load(Ordering::Relaxed));
-        Timestamp::now().checked_add(ahead).unwrap_or(Timestamp::MAX)
+        self.steady().checked_add(ahead).unwrap_or(Timestamp::MAX)
+    }
+
+    /// The time of this machine, had nobody set it since the start.
+    fn steady(&self) -> Timestamp {
+        let (wall, steady) = self.inner.start;
+        wall.checked_add(steady.elapsed()).unwrap_or(Timestamp::MAX)
     }
 
     /// A client like this one that notes the server's time with each answer.
@@ -62,7 +78,7 @@ impl Clock {
         let service = tower::service_fn(move |request: Request<Body>| {
             let (inner, clock) = (inner.clone(), clock.clone());
             async move {
-                let (sent_at, sent) = (Timestamp::now(), Instant::now());
+                let (sent_at, sent) = (clock.steady(), Instant::now());
                 let response = inner.send(request).await?;
                 clock.see(response.headers(), sent_at, sent.elapsed());
                 Ok::<_, kube::Error>(response)
@@ -85,18 +101,21 @@ impl Clock {
             }
             middle(seen.iter().copied())
         };
-        self.inner.metrics.set_clock_offset(offset.as_secs_f64());
         self.follow(offset);
+        // What people are told is about the clock that they can set.
+        self.tell(offset + self.steady().duration_since(Timestamp::now()));
     }
 
     /// Goes by the server's clock from now on, if that is worth it.
     fn follow(&self, offset: SignedDuration) {
         let ahead = if offset.abs() < LEAST { SignedDuration::ZERO } else { offset };
-        let millis = i64::try_from(ahead.as_millis()).unwrap_or_default();
-        let before = SignedDuration::from_millis(self.inner.ahead.swap(millis, Ordering::Relaxed));
-        let (was_wrong, is_wrong) = (before.abs() > WRONG, ahead.abs() > WRONG);
-        let seconds = offset.as_secs();
-        match (was_wrong, is_wrong) {
+        self.inner.ahead.store(i64::try_from(ahead.as_millis()).unwrap_or_default(), Ordering::Relaxed);
+    }
+
+    fn tell(&self, offset: SignedDuration) {
+        self.inner.metrics.set_clock_offset(offset.as_secs_f64());
+        let (seconds, wrong) = (offset.as_secs(), offset.abs() > WRONG);
+        match (self.inner.wrong.swap(wrong, Ordering::Relaxed), wrong) {
             (false, true) => tracing::warn!(
                 seconds,
                 "the clock of this machine differs from the API server's, which is so many seconds ahead: kimup goes by the API server's; check time synchronisation (NTP) on both"
@@ -204,5 +223,25 @@ mod tests {
             check(&clock, &metrics, ahead);
         }
         assert_eq!(clock.inner.ahead.load(Ordering::Relaxed), 0, "a second is no difference");
+    }
+
+    /// A machine whose clock was ten minutes wrong when kimup started, and is set right after that.
+    #[tokio::test]
+    async fn setting_the_clock_of_the_machine_moves_nothing() {
+        for wrong in [600, -600] {
+            let metrics = Metrics::new();
+            let started = Timestamp::now() + SignedDuration::from_secs(wrong);
+            let clock = Clock::starting(metrics.clone(), started);
+            let api: Api<ConfigMap> = Api::default_namespaced(server(&clock, 0));
+            for answers in 0..COUNTED {
+                let ahead = clock.now().duration_since(Timestamp::now()).as_secs_f64();
+                let expected = if answers == 0 { f64::from(i32::try_from(wrong).unwrap()) } else { 0.0 };
+                assert!((ahead - expected).abs() < 1.6, "{ahead} after {answers} answers");
+                api.get("a").await.unwrap();
+            }
+            let told = metrics.encode();
+            let told = told.lines().find_map(|line| line.strip_prefix("kimup_clock_offset_seconds ")).unwrap();
+            assert!(told.parse::<f64>().unwrap().abs() < 1.6, "it is right by now, not {told}");
+        }
     }
 }
