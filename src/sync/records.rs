@@ -86,6 +86,12 @@ pub fn merge<'a>(records: &mut Vec<RevisionRecord>, image: &str, pods: impl Into
     }
 }
 
+/// Whether it is on record what the revision of a Pod gives a container.
+pub fn is_on_record(records: &[RevisionRecord], pod: &PodRecord, container: &str) -> bool {
+    let same = |record: &&RevisionRecord| record.uid == pod.uid && record.hash == pod.hash;
+    records.iter().find(same).is_some_and(|record| record.containers.contains_key(container))
+}
+
 /// Drops the records of owners that are gone: nothing can make Pods of them again.
 pub fn prune(records: &mut Vec<RevisionRecord>, gone: impl Fn(&RevisionRecord) -> bool) {
     records.retain(|record| !gone(record));

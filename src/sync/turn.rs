@@ -174,7 +174,7 @@ fn stage(user: &User, state: Option<&State>, tag: &Tagged, order: &Order) -> Sta
         _ if containers().all(stamped) => Stage::Moving,
         Some(State::Done) => Stage::Ready,
         Some(State::Moving) => Stage::Moving,
-        Some(State::Waiting) => Stage::Waiting,
+        Some(State::Waiting | State::Returning) => Stage::Waiting,
         _ => Stage::Unknown,
     }
 }

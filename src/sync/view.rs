@@ -26,6 +26,8 @@ pub(super) enum State {
     Moving,
     /// Its Pods are to be replaced, and that has not begun.
     Waiting,
+    /// The same, but it goes back or to where it is held: that waits for nothing.
+    Returning,
     /// Not known yet.
     Undecided,
     /// Keeps another tag, and nothing else is left to do.
@@ -130,7 +132,6 @@ impl Sync {
         let Some(workload) = self.world.workload(key) else {
             return;
         };
-        let rolling = !plan.changes.is_empty() && failure.is_none();
         let use_of = |target: &Target| {
             let image = &target.image;
             let of_image = |holds: &[Hold]| -> Vec<Held> {
@@ -141,15 +142,12 @@ impl Sync {
             let (held, released) = (of_image(&plan.holds), of_image(&plan.released));
             let changes = plan.changes.iter().any(|change| change.image == *image);
             let containers = targets.values().filter(|t| t.image == *image).count();
+            let all_held = held.len() == containers;
             let state = match failure {
                 // One that is sent to its tag takes part in nothing, but says if it cannot be.
-                failure if held.len() == containers && !(changes && failure.is_some()) => State::Held,
+                failure if all_held && !(changes && failure.is_some()) => State::Held,
                 Some(cause) => State::Failed(cause.to_owned()),
-                None if plan.blocked.is_some() => State::Undecided,
-                None if rolling => State::Waiting,
-                None if !workload.complete => State::Moving,
-                None if held.is_empty() => State::Done,
-                None => State::Held,
+                None => state(image, plan, workload.complete, held.is_empty()),
             };
             let on_record = targets.iter().filter(|(_, t)| t.image == *image);
             let on_record =
@@ -263,9 +261,29 @@ impl Sync {
     }
 }
 
+/// How far a workload is whose plan could be written, seen from an Image of which not all containers are held.
+fn state(image: &str, plan: &Plan, complete: bool, free: bool) -> State {
+    let mut own = plan.changes.iter().filter(|change| change.image == image).peekable();
+    let returns = own.peek().is_some() && own.all(|change| change.back.is_some());
+    if plan.blocked.is_some() {
+        State::Undecided
+    } else if returns {
+        State::Returning
+    } else if !plan.changes.is_empty() {
+        State::Waiting
+    } else if !complete {
+        State::Moving
+    } else if free {
+        State::Done
+    } else {
+        State::Held
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rollout::Change;
     use k8s_openapi::api::apps::v1::Deployment;
     use serde_json::json;
 
@@ -278,6 +296,31 @@ mod tests {
         }))
         .unwrap();
         Workload::from_deployment(&object).unwrap()
+    }
+
+    /// Gates are said to hold up what waits, and nothing else.
+    #[test]
+    fn what_goes_back_does_not_wait() {
+        /// Changes as Image and whether it goes back.
+        #[track_caller]
+        fn check(changes: &[(&str, bool)], complete: bool, free: bool, expected: &State) {
+            let change = |(image, back): &(&str, bool)| {
+                let back = back.then(|| "rejected".to_owned());
+                Change { image: (*image).to_owned(), back, ..Change::default() }
+            };
+            let plan = Plan { changes: changes.iter().map(change).collect(), ..Plan::default() };
+            assert_eq!(state("web", &plan, complete, free), *expected, "{changes:?}");
+        }
+        check(&[("web", false)], true, true, &State::Waiting);
+        check(&[("web", true)], true, true, &State::Returning);
+        check(&[("web", true), ("other", false)], true, true, &State::Returning);
+        check(&[("web", true), ("web", false)], true, true, &State::Waiting);
+        check(&[("other", true)], true, true, &State::Waiting);
+        check(&[], false, true, &State::Moving);
+        check(&[], true, true, &State::Done);
+        check(&[], true, false, &State::Held);
+        let blocked = Plan { blocked: Some(crate::rollout::Blocked::AwaitsPods), ..Plan::default() };
+        assert_eq!(state("web", &blocked, true, true), State::Undecided);
     }
 
     #[test]

@@ -20,6 +20,7 @@ use super::status::DUPLICATE;
 use super::unmutated::Unmutated;
 
 mod cover;
+mod pods;
 mod sources;
 mod unmutated;
 
@@ -65,6 +66,8 @@ struct Namespace {
     images: BTreeMap<String, Cached>,
     workloads: BTreeMap<WorkloadKey, Arc<Workload>>,
     pods: BTreeMap<String, Arc<PodRecord>>,
+    /// What Pods that are gone tell, and no status has yet. Oldest first.
+    unwritten: Vec<Arc<PodRecord>>,
     /// By name of the Pod.
     unmutated: BTreeMap<String, Unmutated>,
     /// Of workloads only those with annotations of ours.
@@ -79,6 +82,7 @@ impl Namespace {
             && self.images.is_empty()
             && self.workloads.is_empty()
             && self.pods.is_empty()
+            && self.unwritten.is_empty()
             && self.unmutated.is_empty()
             && self.sources.is_empty()
             && self.jobs.is_empty()
@@ -106,12 +110,13 @@ impl World {
     /// Takes in an Image, unless a newer one is known already (our own writes arrive before the watch tells of them).
     pub fn put_image(&self, key: &ImageKey, image: Cached) -> bool {
         let mut namespaces = self.lock();
-        let images = &mut namespaces.entry(key.namespace.clone()).or_default().images;
+        let namespace = namespaces.entry(key.namespace.clone()).or_default();
         let version = |image: &Cached| (image.metadata().uid.clone(), image.metadata().resource_version.clone());
-        if images.get(&key.name).is_some_and(|known| is_newer(&version(known), &version(&image))) {
+        if namespace.images.get(&key.name).is_some_and(|known| is_newer(&version(known), &version(&image))) {
             return false;
         }
-        images.insert(key.name.clone(), image);
+        namespace.images.insert(key.name.clone(), image);
+        namespace.drop_written();
         drop(namespaces);
         self.changed.send_modify(|version| *version += 1);
         true
@@ -120,7 +125,10 @@ impl World {
     /// Forgets an Image; returns it.
     pub fn remove_image(&self, key: &ImageKey) -> Option<Cached> {
         let mut removed = None;
-        self.edit(&key.namespace, |namespace| removed = namespace.images.remove(&key.name));
+        self.edit(&key.namespace, |namespace| {
+            removed = namespace.images.remove(&key.name);
+            namespace.drop_written();
+        });
         self.changed.send_modify(|version| *version += 1);
         removed
     }
@@ -221,28 +229,6 @@ impl World {
         let namespaces = self.lock();
         let all = namespaces.values().flat_map(|known| known.workloads.values());
         all.filter(|workload| holds(workload)).cloned().collect()
-    }
-
-    /// Takes in what a Pod tells of its revision.
-    pub fn put_pod(&self, namespace: &str, name: &str, record: PodRecord) -> bool {
-        let mut namespaces = self.lock();
-        let pods = &mut namespaces.entry(namespace.to_owned()).or_default().pods;
-        let known = pods.get(name).is_some_and(|known| **known == record);
-        if !known {
-            pods.insert(name.to_owned(), Arc::new(record));
-        }
-        !known
-    }
-
-    /// Forgets a Pod.
-    pub fn remove_pod(&self, namespace: &str, name: &str) {
-        self.edit(namespace, |namespace| _ = namespace.pods.remove(name));
-        self.remove_unmutated(namespace, name);
-    }
-
-    /// What the Pods of a namespace tell.
-    pub fn pods(&self, namespace: &str) -> Vec<Arc<PodRecord>> {
-        self.lock().get(namespace).map(|n| n.pods.values().cloned().collect()).unwrap_or_default()
     }
 
     /// Namespace and name of every known object of a kind, of the namespace `within` or of all, that a complete list did

@@ -136,6 +136,13 @@ impl ApiStub {
         self.shared.requests.load(Ordering::SeqCst)
     }
 
+    /// How many watches are open.
+    pub fn watches(&self) -> usize {
+        let state = lock(&self.shared.state);
+        let all = state.kinds.values().flat_map(|kind| &kind.watches);
+        all.filter(|(_, watch)| !watch.is_closed()).count()
+    }
+
     /// Creates or replaces a Namespace, Image or Secret (by its `kind`), and tells those who watch.
     pub fn put(&self, object: Value) -> Result<()> {
         let plural = match object["kind"].as_str() {

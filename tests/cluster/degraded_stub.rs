@@ -17,7 +17,7 @@ use tokio::net::UnixListener;
 use crate::degraded::age;
 use crate::support::{DEADLINE, binary, image};
 
-/// More than a page of a list (500).
+/// More than a page of a list.
 const IMAGES: usize = 600;
 /// Reviews a second.
 const RATE: u32 = 50;
@@ -207,8 +207,8 @@ async fn a_known_image_costs_no_connection() {
     let kimup = bed.start().await;
     let client = bed.client(&kimup);
     let reviews = reviews("app-042", "1.0.0");
-    // One page of Namespaces, two of Images, and the watches that follow them.
-    eventually(DEADLINE, "it watches", async || bed.api.requests() >= 5).await;
+    // It is ready once it has listed; the watches of Namespaces and Images follow.
+    eventually(DEADLINE, "it watches", async || bed.api.watches() == 2).await;
     let requests = bed.api.requests();
     let posts = futures::stream::iter(0..ADMISSIONS).map(|number| {
         let (client, reviews) = (&client, &reviews);

@@ -334,6 +334,8 @@ async fn a_duplicate_keeps_its_holds() {
     bed.cluster.kubectl_ok(&["-n", &stage.shop.namespace, "rollout", "undo", "deployment/web"]).await.unwrap();
     let held = |s: &ImageStatus| s.held.iter().any(|h| (h.tag.as_str(), h.left.as_str()) == ("1.2.0", "1.3.0"));
     let before = stage.shop.status_is("img", "is held", held).await.held;
+    // The older Image knows no tag: while it counts, no Pod is made.
+    stage.runs("web", "1.2.0").await;
     edit(&stage.shop, "older", &json!({"image": stage.image})).await;
     let is_duplicate = |s: &ImageStatus| condition(s, "Ready").contains("Duplicate");
     stage.shop.annotate_image("img", "kimup.cloudavenue.io/requestedAt", Some("now")).await;

@@ -75,7 +75,9 @@ pub async fn nothing_happens(shop: &Shop, kind: &str, name: &str, image: &str) {
         let before = object(shop, kind, name).await;
         shop.sync(image).await;
         let after = object(shop, kind, name).await;
-        if before == after { Ok(after) } else { Err(after["status"].to_string()) }
+        // Until its controller has seen it, it may well look the same twice.
+        let observed = after["status"]["observedGeneration"] == after["metadata"]["generation"];
+        if observed && before == after { Ok(after) } else { Err(after["status"].to_string()) }
     })
     .await;
     let held = shop.status(image).await.held;

@@ -1,4 +1,5 @@
 use super::*;
+use crate::api::annotations::Stamp;
 use crate::rollout;
 use crate::sync::source::JobSeen;
 use k8s_openapi::api::apps::v1::Deployment;
@@ -190,6 +191,58 @@ fn a_namespace_of_which_nothing_is_left_is_forgotten() {
 fn record() -> PodRecord {
     let (created, owner, uid, hash) = ("now".to_owned(), "ReplicaSet/web".to_owned(), "u".to_owned(), "h".to_owned());
     PodRecord { created, owner, uid, hash, containers: Vec::new() }
+}
+
+/// A Pod may be replaced before anything of it is written.
+#[test]
+fn what_a_pod_told_stays_until_it_is_on_record() {
+    /// Of a Pod that ran containers of these Images, once it is gone: whether what it told is known, before and after
+    /// this status of `a` is seen (none: it is deleted).
+    #[track_caller]
+    fn check(images: &[&str], status: Option<&Value>, kept: bool, kept_then: bool) {
+        let world = World::default();
+        put(&world, image("a", &json!({})));
+        let gave = |image: &&str| {
+            let stamp = Stamp { text: "app:1.0.0".to_owned(), reference: "app:1.0.0".to_owned() };
+            ((*image).to_owned(), format!("of-{image}"), stamp)
+        };
+        let told = PodRecord { containers: images.iter().map(gave).collect(), ..record() };
+        world.put_pod("shop", "web", told.clone());
+        world.remove_pod("shop", "web");
+        let known = || world.pods("shop").iter().any(|pod| **pod == told);
+        assert_eq!(known(), kept, "{images:?}");
+        if let Some(status) = status {
+            put(&world, image("a", &json!({"metadata": {"resourceVersion": "8"}, "status": status})));
+        } else {
+            world.remove_image(&key("a"));
+        }
+        assert_eq!(known(), kept_then, "{images:?} {status:?}");
+        world.remove_image(&key("a"));
+        assert_eq!(world.lock().len(), 0, "nothing is left");
+    }
+    let records = |uid: &str, container: &str| json!({"revisions": [{"owner": "ReplicaSet/web", "uid": uid, "hash": "h", "containers": {container: "app:1.0.0 app:1.0.0"}}]});
+    check(&["a"], Some(&json!({"tag": "1.1.0"})), true, true);
+    check(&["a"], Some(&records("u", "of-a")), true, false);
+    check(&["a"], Some(&records("other", "of-a")), true, true);
+    check(&["a"], Some(&records("u", "other")), true, true);
+    check(&["a"], None, true, false);
+    check(&["a", "gone"], Some(&records("u", "of-a")), true, false);
+    check(&["gone"], Some(&json!({})), false, false);
+    check(&[], Some(&json!({})), false, false);
+}
+
+#[test]
+fn what_pods_told_is_bounded() {
+    let world = World::default();
+    put(&world, image("a", &json!({})));
+    let stamp = Stamp { text: "app:1.0.0".to_owned(), reference: "app:1.0.0".to_owned() };
+    for number in 0..300 {
+        let containers = vec![("a".to_owned(), "app".to_owned(), stamp.clone())];
+        world.put_pod("shop", "web", PodRecord { uid: number.to_string(), containers, ..record() });
+        world.remove_pod("shop", "web");
+    }
+    let known: Vec<String> = world.pods("shop").iter().map(|pod| pod.uid.clone()).collect();
+    assert_eq!(known, (100..300).map(|number: i32| number.to_string()).collect::<Vec<_>>());
 }
 
 #[test]
