@@ -425,15 +425,15 @@ mod tests {
             let container = "app".to_owned();
             let (tag, left, what) = ("1.0.0".to_owned(), "1.2.0".to_owned(), what.map(str::to_owned));
             let hold = Hold { image: "img".to_owned(), container, tag, left, by, what };
-            let held = on_record(&key, &hold, after, false);
-            assert_eq!(held.why, format!("{expected}kubectl annotate deployment/web -n shop {ACTION}={RESUME}"));
-            assert_eq!(held_before(&held), hold.what.as_deref());
+            let said = on_record(&key, &hold, after, false);
+            assert_eq!(said.why, format!("{expected}kubectl annotate deployment/web -n shop {ACTION}={RESUME}"));
+            assert_eq!(held_before(&said), hold.what.as_deref());
             // Planned anew, nothing says from where it came but the record.
             let later = Hold { what: None, ..hold.clone() };
             let went_on = |record: Held| went_on(&later, Some(&Holding { record: Some(record), ..Holding::default() }));
-            assert_eq!(went_on(held.clone()), hold);
-            assert_eq!(went_on(Held { tag: "1.0.5".to_owned(), ..held.clone() }), later);
-            assert_eq!(went_on(Held { released: Some("then".to_owned()), ..held }), later);
+            assert_eq!(went_on(said.clone()), hold);
+            assert_eq!(went_on(Held { tag: "1.0.5".to_owned(), ..said.clone() }), later);
+            assert_eq!(went_on(Held { released: Some("then".to_owned()), ..said }), later);
         }
         use HeldBy::{Manifest, RolloutFailed, Undo};
         for by in [Undo, Manifest, RolloutFailed] {

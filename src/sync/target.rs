@@ -95,10 +95,10 @@ pub(super) fn further(image: &Image, target: &Target, text: &str, rejections: &[
         let own = own.as_ref().filter(|own| order.compare(&own.tag, &way.tag) == Some(Ordering::Greater));
         own.cloned().unwrap_or_else(|| pinned(way))
     };
-    let older = |way: &Tagged| order.compare(&way.tag, &at.tag) == Some(Ordering::Less) && way.tag != left.tag;
+    let is_older = |way: &Tagged| order.compare(&way.tag, &at.tag) == Some(Ordering::Less) && way.tag != left.tag;
     let ways = status::ways_back(&status, rejections);
     let mut ways: Vec<Tagged> =
-        ways.iter().map(floor).filter(|way| older(way) && !way.is_in(&target.rejected)).collect();
+        ways.iter().map(floor).filter(|way| is_older(way) && !way.is_in(&target.rejected)).collect();
     ways.sort_by(|a, b| order.compare(&b.tag, &a.tag).unwrap_or(Ordering::Equal));
     ways.dedup();
     ways
