@@ -62,7 +62,7 @@ pub struct Hold {
     pub left: String,
     /// What holds it.
     pub by: HeldBy,
-    /// Who takes its stamps away, or the tag of the annotation that cannot be had.
+    /// Who takes its stamps away, the tag of the annotation that cannot be had, or the rejected one where it was held.
     pub what: Option<String>,
 }
 
@@ -279,7 +279,13 @@ impl Case<'_> {
         }
         // Also where a person put it back: without a stamp nobody would be held there either.
         if self.is_rejected(&ran) {
-            return self.roll(&ran);
+            return self.sent_further(&ran).unwrap_or_else(|| self.roll(&ran));
+        }
+        // It is there already, before that was on record.
+        if let Some(hold) =
+            self.held_further().filter(|_| self.target.holding.further.as_ref().is_some_and(|to| ran.is(to)))
+        {
+            return hold;
         }
         let want = self.want();
         // Where only digests are followed, a stamp with another tag is of a rule before: it is not taken back.
@@ -328,6 +334,9 @@ impl Case<'_> {
         if let Some((tag, by)) = self.held_at().filter(|_| stays) {
             return self.keep_at(&tag, &running, by);
         }
+        if let Some(hold) = self.held_further().filter(|_| stays) {
+            return hold;
+        }
         let Some(oldest) = running.iter().min_by(|a, b| self.order(a, b)).cloned() else {
             return self.without_pods(facts);
         };
@@ -335,7 +344,7 @@ impl Case<'_> {
             return ContainerPlan::Keep;
         }
         if let Some(rejected) = running.iter().find(|ran| self.is_rejected(ran)) {
-            return self.roll(rejected);
+            return self.sent_further(rejected).unwrap_or_else(|| self.roll(rejected));
         }
         let recorded = self.target.left.is_some() && facts.revisions.len() > 1;
         let went_back = recorded || self.newer_stamps(facts, &oldest).next().is_some();

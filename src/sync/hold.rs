@@ -10,11 +10,12 @@ use tokio::time::Instant;
 
 use crate::api::annotations::{ACTION, HOLD, RESUME};
 use crate::api::{self, AfterRollback, Held, HeldBy, Image, ImageStatus, Tagged};
-use crate::notify::{Audit, Reason};
+use crate::notify::{Audit, KIMUP, Reason};
 use crate::policy::Reference;
 use crate::registry::{ManifestRequest, RegistryError};
 use crate::rollout::{
-    self, ApplyError, FIELD_MANAGER, FactsError, Hold, Plan, Stay, TIMES, Target, WITHIN, Workload, WorkloadKey,
+    self, ApplyError, FIELD_MANAGER, FactsError, Hold, Holding, Plan, Stay, TIMES, Target, WITHIN, Workload,
+    WorkloadKey,
 };
 
 use super::engine::{Key, Sync};
@@ -28,6 +29,10 @@ use super::write::{self, WriteError};
 
 /// How long it counts that a registry does not have a tag: it may be pushed.
 const ABSENT: Duration = Duration::from_secs(60);
+
+/// How the record of a hold begins whose tag was rejected, and how it goes on behind that.
+const WAS_HELD: &str = "it was held at ";
+const IS_REJECTED: &str = ", which is rejected, and went back further";
 
 /// What registries said of the tag of the annotation `hold`. Losing it costs one request for each Image.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -296,7 +301,13 @@ impl Sync {
         let (from, to) = if resumed { (&hold.tag, &hold.left) } else { (&hold.left, &hold.tag) };
         let of_image = resumed && image.annotations().get(ACTION).is_some_and(|action| action == RESUME);
         let manager = || workload.and_then(|workload| manager(workload, hold, resumed));
-        let by = if of_image { Some(request::who(image, ACTION)) } else { manager() };
+        let by = if of_image {
+            Some(request::who(image, ACTION))
+        } else if !resumed && held_before(hold).is_some() {
+            Some(KIMUP.to_owned())
+        } else {
+            manager()
+        };
         let by = by.unwrap_or_else(|| "unknown".to_owned());
         let (workload, by) = (&hold.workload, by.as_str());
         Audit { image: &name, workload, what, from, to, digest: "", rule: "", rollout: "", by }.log();
@@ -336,12 +347,32 @@ const fn what(by: HeldBy) -> &'static str {
     }
 }
 
+/// A hold with the rejected tag where it was before, as its record has that.
+pub(super) fn went_on(hold: &Hold, holding: Option<&Holding>) -> Hold {
+    let record = holding.and_then(Holding::in_force);
+    let same = record.filter(|record| record.tag == hold.tag && record.by == hold.by);
+    let before = same.and_then(|record| held_before(record)).map(str::to_owned);
+    Hold { what: hold.what.clone().or(before), ..hold.clone() }
+}
+
+/// The rejected tag where it was held before, if its record says so: kimup sent it further back then, no person.
+fn held_before(held: &Held) -> Option<&str> {
+    let tag = held.why.strip_prefix(WAS_HELD)?.split_once(IS_REJECTED)?.0;
+    Some(tag).filter(|_| held.by.is_behind())
+}
+
 /// A hold as the status has it, in words that say what releases it. `rejected`: its tag is.
 pub(super) fn on_record(key: &WorkloadKey, hold: &Hold, after: AfterRollback, rejected: bool) -> Held {
     let object = format!("{}/{} -n {}", key.kind.as_str().to_lowercase(), key.name, key.namespace);
     let resume = format!("kubectl annotate {object} {ACTION}={RESUME}");
     let (by, left) = (what(hold.by), &hold.left);
     let why = match (hold.by, &hold.what, after) {
+        (by, Some(rejected), AfterRollback::Next) if by.is_behind() => {
+            format!("{WAS_HELD}{rejected}{IS_REJECTED}; a newer tag than {left} ends this, or: {resume}")
+        }
+        (by, Some(rejected), AfterRollback::Hold) if by.is_behind() => {
+            format!("{WAS_HELD}{rejected}{IS_REJECTED}; it left {left}, and only a person ends this: {resume}")
+        }
         (HeldBy::Undo | HeldBy::Manifest, _, AfterRollback::Next) => {
             format!("{by}; a newer tag than {left} ends this, or: {resume}")
         }
@@ -378,4 +409,44 @@ fn fight(who: &str, resume: &str) -> String {
     format!(
         "{who} took kimup's stamp away {TIMES} times within {minutes} minutes; have it leave the stamp alone, then: {resume}"
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rollout::{Holding, Kind};
+
+    /// What a hold says, and what it says while it is on record as that.
+    #[test]
+    fn a_hold_that_went_further_back_says_so_for_as_long_as_it_lasts() {
+        #[track_caller]
+        fn check(by: HeldBy, what: Option<&str>, after: AfterRollback, expected: &str) {
+            let key = WorkloadKey { kind: Kind::Deployment, namespace: "shop".to_owned(), name: "web".to_owned() };
+            let container = "app".to_owned();
+            let (tag, left, what) = ("1.0.0".to_owned(), "1.2.0".to_owned(), what.map(str::to_owned));
+            let hold = Hold { image: "img".to_owned(), container, tag, left, by, what };
+            let said = on_record(&key, &hold, after, false);
+            assert_eq!(said.why, format!("{expected}kubectl annotate deployment/web -n shop {ACTION}={RESUME}"));
+            assert_eq!(held_before(&said), hold.what.as_deref());
+            // Planned anew, nothing says from where it came but the record.
+            let later = Hold { what: None, ..hold.clone() };
+            let went_on = |record: Held| went_on(&later, Some(&Holding { record: Some(record), ..Holding::default() }));
+            assert_eq!(went_on(said.clone()), hold);
+            assert_eq!(went_on(Held { tag: "1.0.5".to_owned(), ..said.clone() }), later);
+            assert_eq!(went_on(Held { released: Some("then".to_owned()), ..said }), later);
+        }
+        use HeldBy::{Manifest, RolloutFailed, Undo};
+        for by in [Undo, Manifest, RolloutFailed] {
+            let at = "it was held at 1.1.0, which is rejected, and went back further; ";
+            check(by, Some("1.1.0"), AfterRollback::Next, &format!("{at}a newer tag than 1.2.0 ends this, or: "));
+            let person = format!("{at}it left 1.2.0, and only a person ends this: ");
+            check(by, Some("1.1.0"), AfterRollback::Hold, &person);
+        }
+        check(
+            Undo,
+            None,
+            AfterRollback::Next,
+            "an older revision was put back; a newer tag than 1.2.0 ends this, or: ",
+        );
+    }
 }

@@ -8,13 +8,13 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use crate::api::annotations::{ACTION, RESUME, STAMP_PREFIX, Stamp, stamp_key};
-use crate::api::{Image, ImageStatus, Tagged};
+use crate::api::{HistoryEntry, Image, ImageStatus, Rejected, Tagged};
 use crate::policy::Reference;
-use crate::rollout::{self, FIELD_MANAGER, Facts, Plan, PodImages, Revision, Workload};
+use crate::rollout::{self, FIELD_MANAGER, Facts, Holding, Plan, PodImages, Revision, Workload};
 
-use super::hold::on_record;
+use super::hold::{on_record, went_on};
 use super::status::{Progress, Subject, after_progress, tests};
-use super::target::target;
+use super::target::{further, target};
 
 const TEXT: &str = "app:1.0.0";
 
@@ -33,6 +33,8 @@ enum Event {
     Newer,
     /// `action: resume`
     Resume,
+    /// The tag at which it is held is rejected.
+    Reject,
 }
 
 /// A revision: the stamp of its template, its rollout label, what its Pods run, and when it was made.
@@ -60,7 +62,7 @@ impl World {
             "metadata": {"name": "web", "namespace": "shop", "uid": "i"},
             "spec": {"image": "app", "triggers": [{"type": "webhook"}],
                 "rules": [{"name": "minor", "type": "minor", "actions": [{"type": "apply"}]}]},
-            "status": {"tag": "1.1.0"}});
+            "status": {"tag": "1.1.0", "history": [{"tag": "1.1.0", "outcome": "Settled"}]}});
         let object = json!({"metadata": {"name": "web", "namespace": "shop", "uid": "u", "resourceVersion": "7", "generation": 1},
             "spec": {"replicas": 1, "selector": {}, "template": {"spec": {"containers": [{"name": "app", "image": TEXT}]}}},
             "status": {"observedGeneration": 1, "replicas": 1, "updatedReplicas": 1, "availableReplicas": 1}});
@@ -82,6 +84,14 @@ impl World {
 
     fn wanted(&self) -> String {
         self.held.clone().or_else(|| self.image.status.as_ref()?.tag.clone()).unwrap()
+    }
+
+    fn rejections(&self) -> Vec<Rejected> {
+        self.image.status.as_ref().map(|status| status.rejected.clone()).unwrap_or_default()
+    }
+
+    fn is_rejected(&self, tag: &str) -> bool {
+        self.rejections().iter().any(|rejected| rejected.tag == tag)
     }
 
     fn runs(&self) -> &str {
@@ -108,6 +118,14 @@ impl World {
             self.revisions.push(Made { stamp, label, runs, created: self.clock });
             self.revisions.len() - 1
         });
+        // Without a stamp no Pod is given what was rejected since, but what is on record, or the settled tag.
+        let Made { stamp, runs, .. } = &self.revisions[self.current];
+        if stamp.is_none() && self.is_rejected(runs) {
+            let status = self.image.status.as_ref().unwrap();
+            let held = status.held.first().filter(|held| held.holds() && !self.is_rejected(&held.tag));
+            let runs = held.map(|held| held.tag.clone()).or_else(|| status.tag.clone()).unwrap();
+            self.revisions[self.current].runs = runs;
+        }
     }
 
     fn happens(&mut self, event: Event) {
@@ -124,7 +142,10 @@ impl World {
                     let newest = self.image.status.as_ref().and_then(|s| s.tag.clone()).unwrap();
                     // What ran without a stamp of its own nobody can tell afterwards.
                     let left = self.revisions.iter().any(|m| m.stamp.is_some() && number(&m.runs) >= number(&newest));
-                    self.held = Some(runs).filter(|runs| left && number(runs) < number(&newest));
+                    // One that was rejected is no place to be put back to.
+                    if !self.is_rejected(&runs) {
+                        self.held = Some(runs).filter(|runs| left && number(runs) < number(&newest));
+                    }
                     self.settle();
                 }
             }
@@ -147,12 +168,22 @@ impl World {
             }
             Event::Newer => {
                 let newer = number(self.status().tag.as_ref().unwrap()) + 1;
-                self.status().tag = Some(format!("1.{newer}.0"));
+                let tag = format!("1.{newer}.0");
+                let settled = HistoryEntry { tag: tag.clone(), outcome: "Settled".to_owned(), ..Default::default() };
+                self.status().history.insert(0, settled);
+                self.status().tag = Some(tag);
                 self.held = None;
             }
             Event::Resume => {
                 self.workload.annotations.insert(ACTION.to_owned(), RESUME.to_owned());
                 self.held = None;
+            }
+            Event::Reject => {
+                self.settle();
+                let Some(tag) = self.held.take() else { return };
+                self.status().rejected.push(Rejected { tag: tag.clone(), ..Rejected::default() });
+                let older = (1..number(&tag)).rev().map(|number| format!("1.{number}.0"));
+                self.held = older.into_iter().find(|tag| !self.is_rejected(tag));
             }
         }
     }
@@ -173,7 +204,10 @@ impl World {
 
     /// One look of kimup at the workload, and what the Image then says of it. True if there was something to do.
     fn step(&mut self) -> bool {
-        let target = target(&self.image, &self.workload, "app", &[]).unwrap();
+        let rejections = self.rejections();
+        let mut target = target(&self.image, &self.workload, "app", &rejections).unwrap();
+        target.holding.further = further(&self.image, &target, TEXT, &rejections).into_iter().next();
+        let holding = target.holding.clone();
         let plan = rollout::plan(&self.workload, &BTreeMap::from([("app".to_owned(), target)]), Some(&self.facts()));
         assert_eq!(plan.blocked, None);
         let mut busy = !plan.adopts.is_empty() || !plan.changes.is_empty();
@@ -188,7 +222,7 @@ impl World {
             self.template(Some(stamp), Some(change.rollout.clone()), &[FIELD_MANAGER]);
         }
         let before = self.status().held.clone();
-        self.report(&plan);
+        self.report(&plan, &holding);
         busy |= self.status().held != before;
         let released = plan.released.is_empty() || self.status().held.iter().all(|held| !held.holds());
         if self.workload.annotations.contains_key(ACTION) && released && plan.adopts.is_empty() {
@@ -198,14 +232,16 @@ impl World {
         busy
     }
 
-    fn report(&mut self, plan: &Plan) {
+    fn report(&mut self, plan: &Plan, holding: &Holding) {
         let key = self.workload.key.clone();
         let words = |holds: &[rollout::Hold]| {
-            holds.iter().map(|hold| on_record(&key, hold, crate::api::AfterRollback::Next, false)).collect()
+            let went_on = holds.iter().map(|hold| went_on(hold, Some(holding)));
+            went_on.map(|hold| on_record(&key, &hold, crate::api::AfterRollback::Next, false)).collect()
         };
         let waiting = plan.changes.first().map(|_| key.to_string()).into_iter().collect();
+        let rejected = Rejected::tags(&self.rejections());
         let (held, released) = (words(&plan.holds), words(&plan.released));
-        let progress = Progress { total: 1, held, released, undecided: waiting, ..Progress::default() };
+        let progress = Progress { total: 1, held, released, undecided: waiting, rejected, ..Progress::default() };
         let now = Timestamp::from_second(self.clock).unwrap();
         let subject = Subject { uid: "i", now, ..tests::subject(0, true) };
         after_progress(self.status(), &subject, &progress);
@@ -233,6 +269,7 @@ fn event() -> impl Strategy<Value = Event> {
         1 => Just(Event::Null),
         2 => Just(Event::Newer),
         1 => Just(Event::Resume),
+        2 => Just(Event::Reject),
     ]
 }
 

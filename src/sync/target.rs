@@ -1,9 +1,12 @@
 //! What an Image wants one container of a workload to run.
 
+use std::cmp::Ordering;
+
 use kube::ResourceExt;
 
 use crate::api::annotations::{ACTION, RESUME};
 use crate::api::{self, AfterRollback, HistoryEntry, Image, ImageStatus, Order, Rejected, Tagged};
+use crate::policy::Reference;
 use crate::rollout::{self, Holding, Target, Workload};
 
 use super::managed;
@@ -46,7 +49,9 @@ pub(super) fn target(image: &Image, workload: &Workload, container: &str, reject
             record: held.cloned(),
             rejected: held.is_some_and(|held| held.is_rejected(&rejected)),
             after: AfterRollback::of(&image.spec),
-            stay: None, // known to those who ask the registry
+            // Known to those who ask the registry.
+            further: None,
+            stay: None,
             resume: workload.annotations.get(ACTION).is_some_and(|action| action == RESUME),
         },
         tag: wanted.tag,
@@ -67,6 +72,36 @@ pub(super) fn ways(image: &Image, target: &Target, rejections: &[Rejected]) -> V
     }
     let ways = status::ways_back(&status, rejections);
     ways.iter().map(pinned).filter(|way| !is_target(way) && !way.is_in(&target.rejected)).collect()
+}
+
+/// Where a container with this text goes that is held at a tag which was rejected since, best first: to what ran before that.
+/// None if it follows its Image: where the settled tag ends the hold, or is older.
+pub(super) fn further(image: &Image, target: &Target, text: &str, rejections: &[Rejected]) -> Vec<Tagged> {
+    let (holding, status, order) = (&target.holding, status_of(image), &target.order);
+    let record = holding.in_force().filter(|record| record.by.is_behind() && holding.rejected);
+    let held = record.and_then(|record| Some((Tagged::parse(&record.tag)?, Tagged::parse(&record.left)?)));
+    let pinned = |way: &Tagged| status::pinned(api::pins_digest(&image.spec), way);
+    let settled = status.tag.as_ref().map(|tag| pinned(&Tagged::new(tag, status.digest.as_deref())));
+    let (Some((at, left)), Some(settled)) = (held, settled) else {
+        return Vec::new();
+    };
+    let ends = self::at(image, target, &settled).ends(&left) || settled.is_in(&target.rejected);
+    if ends || order.compare(&settled.tag, &at.tag) == Some(Ordering::Less) {
+        return Vec::new();
+    }
+    // Nobody is sent to an older tag than that of its text.
+    let own = Reference::parse(text).ok().and_then(|text| text.tag().map(|tag| Tagged::new(tag, None)));
+    let floor = |way: &Tagged| {
+        let own = own.as_ref().filter(|own| order.compare(&own.tag, &way.tag) == Some(Ordering::Greater));
+        own.cloned().unwrap_or_else(|| pinned(way))
+    };
+    let is_older = |way: &Tagged| order.compare(&way.tag, &at.tag) == Some(Ordering::Less) && way.tag != left.tag;
+    let ways = status::ways_back(&status, rejections);
+    let mut ways: Vec<Tagged> =
+        ways.iter().map(floor).filter(|way| is_older(way) && !way.is_in(&target.rejected)).collect();
+    ways.sort_by(|a, b| order.compare(&b.tag, &a.tag).unwrap_or(Ordering::Equal));
+    ways.dedup();
+    ways
 }
 
 /// The same target with a tag that it goes back to.
@@ -176,5 +211,68 @@ mod tests {
         // It is on its way to the settled tag.
         check(&json!({"tag": "1.4.0", "history": history}), "1.4.0", &["1.3.0"], &[]);
         check(&json!({"history": history}), "1.4.0", &["1.3.0"], &[]);
+    }
+
+    #[test]
+    fn where_a_hold_goes_whose_tag_is_rejected() {
+        #[track_caller]
+        fn check(status: &Value, text: &str, rejected: &[&str], expected: &[&str]) {
+            let past = |tag: &str, outcome: &str| json!({"tag": tag, "outcome": outcome});
+            let history = [
+                past("1.4.0", "Settled"),
+                past("1.0.0", "RolledBack"),
+                past("1.3.0", "Settled"),
+                past("1.1.5", "Rejected"),
+                past("1.1.0", "Settled"),
+                past("1.2.0", "Settled"),
+            ];
+            let held = json!([{"workload": "Deployment/web", "container": "app", "tag": "1.3.0", "left": "1.4.0",
+                "by": "Undo", "since": "", "why": ""}]);
+            let mut object = json!({
+                "apiVersion": "kimup.cloudavenue.io/v1alpha1", "kind": "Image", "metadata": {"name": "img", "uid": "i"},
+                "spec": {"image": "app", "triggers": [{"type": "interval", "value": "5m"}],
+                    "rules": [{"name": "minor", "type": "semver-minor", "actions": [{"type": "apply"}]}]},
+                "status": {"tag": "1.4.0", "history": history, "held": held},
+            });
+            json_patch::merge(&mut object, status);
+            let image: Image = serde_json::from_value(object).unwrap();
+            let of = |tag: &&str| Rejected { tag: (*tag).to_owned(), ..Rejected::default() };
+            let rejections: Vec<_> = rejected.iter().map(of).collect();
+            let object = json!({"metadata": {"name": "web", "namespace": "shop", "uid": "u", "resourceVersion": "7"},
+                "spec": {"selector": {}, "template": {"spec": {"containers": [{"name": "app", "image": text}]}}}});
+            let workload = Workload::from_deployment(&serde_json::from_value::<Deployment>(object).unwrap()).unwrap();
+            let target = target(&image, &workload, "app", &rejections).unwrap();
+            let found: Vec<_> = further(&image, &target, text, &rejections).iter().map(ToString::to_string).collect();
+            assert_eq!(found, expected, "{status} {text} {rejected:?}");
+        }
+        let (as_is, text) = (json!({}), "app:1.0.0");
+        // The newest first, whenever they ran.
+        check(&as_is, text, &["1.3.0"], &["1.2.0", "1.1.0", "1.0.0"]);
+        check(&as_is, text, &["1.2.0", "1.3.0"], &["1.1.0", "1.0.0"]);
+        check(&as_is, text, &["1.2.0", "1.3.0", "1.1.0", "1.0.0"], &[]);
+        check(&as_is, text, &["1.2.0"], &[]);
+        // A tag in flight has not settled.
+        check(&json!({"status": {"rollout": {"tag": "1.5.0"}}}), text, &["1.3.0"], &["1.2.0", "1.1.0", "1.0.0"]);
+        // The settled tag ends it, or is older, or about to be left itself.
+        check(&json!({"status": {"tag": "1.5.0"}}), text, &["1.3.0"], &[]);
+        let person = json!({"spec": {"rollout": {"afterRollback": "hold"}}, "status": {"tag": "1.5.0"}});
+        check(&person, text, &["1.3.0"], &["1.2.0", "1.1.0", "1.0.0"]);
+        check(&json!({"status": {"tag": "1.2.0"}}), text, &["1.3.0"], &[]);
+        check(&as_is, text, &["1.3.0", "1.4.0"], &[]);
+        // Nobody goes below its own text, and who names the rejected tag stays there.
+        check(&as_is, "app:1.1.5", &["1.3.0"], &["1.2.0", "1.1.5"]);
+        check(&as_is, "app:1.2.5", &["1.3.0"], &["1.2.5"]);
+        check(&as_is, "app:1.2.5", &["1.3.0", "1.2.5"], &[]);
+        check(&as_is, "app:1.3.0", &["1.3.0"], &[]);
+        // What is held for other reasons, or no longer.
+        let by = |by: &str| {
+            json!({"status": {"held": [{"workload": "Deployment/web", "container": "app",
+            "tag": "1.3.0", "left": "1.4.0", "by": by, "since": "", "why": ""}]}})
+        };
+        check(&by("RolloutFailed"), text, &["1.3.0"], &["1.2.0", "1.1.0", "1.0.0"]);
+        check(&by("Annotation"), text, &["1.3.0"], &[]);
+        let mut released = by("Undo");
+        released["status"]["held"][0]["released"] = json!("then");
+        check(&released, text, &["1.3.0"], &[]);
     }
 }

@@ -11,7 +11,7 @@ use crate::policy::Repository;
 use crate::rollout::{Facts, Hold, Plan, Stamps, Target, Workload, WorkloadKey};
 
 use super::engine::{Key, Sync};
-use super::hold::{Asked, on_record};
+use super::hold::{self, Asked, on_record};
 use super::status::Progress;
 use super::target::wanted;
 use super::way_back::Way;
@@ -57,7 +57,7 @@ pub(super) struct View {
     pub(super) unsupported: Vec<String>,
     /// What was seen of its stamps.
     pub(super) stamps: Stamps,
-    /// Where it can go back to, by Image.
+    /// Where it can go back to, by Image; where a hold goes, by Image and container.
     pub(super) ways: BTreeMap<String, Way>,
     /// What registries said of the tag of the annotation `hold`.
     pub(super) asked: Option<Asked>,
@@ -137,7 +137,8 @@ impl Sync {
             let of_image = |holds: &[Hold]| -> Vec<Held> {
                 let rejected = |hold: &Hold| Tagged::parse(&hold.tag).is_some_and(|tag| tag.is_in(&target.rejected));
                 let of_it = holds.iter().filter(|hold| hold.image == *image);
-                of_it.map(|hold| on_record(key, hold, target.holding.after, rejected(hold))).collect()
+                let of_it = of_it.map(|hold| hold::went_on(hold, targets.get(&hold.container).map(|t| &t.holding)));
+                of_it.map(|hold| on_record(key, &hold, target.holding.after, rejected(&hold))).collect()
             };
             let (held, released) = (of_image(&plan.holds), of_image(&plan.released));
             let changes = plan.changes.iter().any(|change| change.image == *image);

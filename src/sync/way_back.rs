@@ -94,25 +94,51 @@ impl Sync {
         let Some(image) = self.image(workload, &target.image) else {
             return Ok(None);
         };
+        // Not to what a person left: if the newer tag fails, its hold goes on there.
+        if let Some(to) = &target.holding.further {
+            let mut back = target::at(&image, target, to);
+            back.holding.further = None;
+            return Ok(Some(back));
+        }
         let mut ways = target::ways(&image, target, &self.world.rejections(&image));
         ways.truncate(MAX_WAYS);
         if ways.is_empty() {
             return Ok(None);
         }
+        let to = self.first_way(workload, &image, &target.image, &ways).await;
+        to.map(|to| Some(target::at(&image, target, &to))).ok_or(ways)
+    }
+
+    /// Says where containers are held from now on whose hold is at a tag that was rejected since.
+    pub(super) async fn hold_further(&self, workload: &Workload, targets: &mut BTreeMap<String, Target>) {
+        for (name, target) in targets.iter_mut().filter(|(_, target)| target.holding.rejected) {
+            let container = workload.containers.iter().find(|container| container.name == *name);
+            let (Some(container), Some(image)) = (container, self.image(workload, &target.image)) else {
+                continue;
+            };
+            let mut ways = target::further(&image, target, &container.text, &self.world.rejections(&image));
+            ways.truncate(MAX_WAYS);
+            if !ways.is_empty() {
+                let key = format!("{} {name}", target.image);
+                target.holding.further = self.first_way(workload, &image, &key, &ways).await;
+            }
+        }
+    }
+
+    /// The first of these tags that the registry has. What it said is kept for a while under `key`.
+    async fn first_way(&self, workload: &Workload, image: &Image, key: &str, ways: &[Tagged]) -> Option<Tagged> {
         let known = {
             let views = self.views();
-            let way = views.get(&workload.key).and_then(|view| view.ways.get(&target.image));
+            let way = views.get(&workload.key).and_then(|view| view.ways.get(key));
             way.filter(|way| way.of == ways && way.at.elapsed() < ASKED).cloned()
         };
-        let to = if let Some(way) = known {
-            way.to
-        } else {
-            let to = self.first_there(&image, &ways).await;
-            let way = Way { of: ways.clone(), to: to.clone(), at: Instant::now() };
-            self.views().entry(workload.key.clone()).or_default().ways.insert(target.image.clone(), way);
-            to
-        };
-        to.map(|to| Some(target::at(&image, target, &to))).ok_or(ways)
+        if let Some(way) = known {
+            return way.to;
+        }
+        let to = self.first_there(image, ways).await;
+        let way = Way { of: ways.to_vec(), to: to.clone(), at: Instant::now() };
+        self.views().entry(workload.key.clone()).or_default().ways.insert(key.to_owned(), way);
+        to
     }
 
     /// Whether one of these changes takes a rejected tag away from a container.

@@ -58,6 +58,7 @@ impl Sync {
         };
         let mut targets = targets;
         self.stay(&workload, &mut targets).await;
+        self.hold_further(&workload, &mut targets).await;
         self.name_unsupported(&workload, &targets).await;
         let plan = match self.plan_without_fights(&workload, &mut targets).await {
             Ok(plan) => plan,

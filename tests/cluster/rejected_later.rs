@@ -5,8 +5,8 @@ use kimup::api::{HeldBy, ImageStatus};
 use kube::api::{Api, Patch, PatchParams};
 use serde_json::{Value, json};
 
-use crate::holds::{self, HOLD, nothing_is_held, said};
-use crate::rollback::{BROKEN, OURS, Stage, condition};
+use crate::holds::{self, HOLD, is_held, nothing_happens, nothing_is_held, object, said};
+use crate::rollback::{BROKEN, OURS, Stage, condition, count};
 use crate::support::Shop;
 
 const REJECT: &str = "kimup.cloudavenue.io/reject";
@@ -17,21 +17,63 @@ async fn freeze(shop: &Shop, value: Value) {
     namespaces.patch(&shop.namespace, &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
 }
 
-/// Nothing delays leaving it; only who names that very tag keeps it.
+/// Every workload of `img`: the one with a stamp, and one that runs by what its first Pods got.
+const BOTH: [&str; 2] = ["web", "bare"];
+
+async fn are_held(stage: &holds::Stage, by: HeldBy, tag: &str, left: &str) {
+    for name in BOTH {
+        let held = is_held(&stage.shop, "img", &format!("Deployment/{name}"), by, tag).await;
+        assert_eq!(held.left, left);
+        stage.shop.pods_run(name, 2, &format!("{}:{tag}", stage.image)).await;
+    }
+}
+
+async fn reject(stage: &holds::Stage, tag: &str) {
+    stage.shop.annotate_image("img", REJECT, Some(tag)).await;
+}
+
+/// Nothing delays leaving it, and not for what a person left; only who names that very tag keeps it.
 #[tokio::test]
 async fn nobody_is_held_at_a_rejected_tag_but_by_the_annotation() {
     let stage = holds::Stage::new("rl-held", "Deployment", &json!({})).await;
-    stage.undo(None).await;
-    stage.held(HeldBy::Undo, "1.1.0").await;
-    stage.stays("1.1.0").await;
-    freeze(&stage.shop, json!("true")).await;
-    stage.shop.annotate_image("img", REJECT, Some("1.1.0")).await;
-    stage.runs("1.2.0").await;
-    nothing_is_held(&stage.shop, "img").await;
-    for (kind, name) in [("Deployment", "web"), ("Image", "img")] {
-        assert_eq!(said(&stage.shop, kind, name, &["Resumed: ", "is no longer held at 1.1.0"]).await, 1);
+    let shop = &stage.shop;
+    let bare = holds::manifest("Deployment", "bare", &format!("{}:1.0.0", stage.image));
+    holds::apply(shop, "Deployment", holds::FLUX, &bare).await;
+    shop.pods_run("bare", 2, &format!("{}:1.2.0", stage.image)).await;
+    stage.rolls_to("1.3.0").await;
+    for name in BOTH {
+        let workload = format!("deployment/{name}");
+        stage.bed.cluster.kubectl_ok(&["-n", &shop.namespace, "rollout", "undo", &workload]).await.unwrap();
     }
+    are_held(&stage, HeldBy::Undo, "1.2.0", "1.3.0").await;
+    assert!(object(shop, "Deployment", "bare").await["spec"]["template"]["metadata"]["annotations"].is_null());
     stage.stays("1.2.0").await;
+
+    freeze(shop, json!("true")).await;
+    reject(&stage, "1.2.0").await;
+    are_held(&stage, HeldBy::Undo, "1.1.0", "1.3.0").await;
+    for name in BOTH {
+        let words = ["Held: ", "stays at 1.1.0", "it was held at 1.2.0, which is rejected", "action=resume"];
+        assert_eq!(said(shop, "Deployment", name, &words).await, 1);
+        assert_eq!(said(shop, "Deployment", name, &["RolledBack: ", "1.2.0 -> 1.1.0"]).await, 1);
+        let events = shop.events("Deployment", name).await;
+        assert_eq!(count(&events, &["Resumed: "]), 0, "{events:?}");
+        nothing_happens(shop, "Deployment", name, "img").await;
+    }
+    are_held(&stage, HeldBy::Undo, "1.1.0", "1.3.0").await;
+    let status = shop.status("img").await;
+    assert!(status.held.iter().all(|held| held.why.contains("a newer tag than 1.3.0 ends this")), "{status:?}");
+    assert_eq!(status.workloads.as_deref(), Some("0/2, 2 held"));
+
+    // Nothing older is there: they follow their Image.
+    stage.bed.registries.open.delete_tag("rl-held", "1.0.0").await.unwrap();
+    reject(&stage, "1.1.0").await;
+    nothing_is_held(shop, "img").await;
+    for name in BOTH {
+        shop.pods_run(name, 2, &format!("{}:1.3.0", stage.image)).await;
+        assert_eq!(said(shop, "Deployment", name, &["Resumed: ", "is no longer held at 1.1.0"]).await, 1);
+    }
+    stage.stays("1.3.0").await;
 
     stage.annotate(&json!({HOLD: "1.1.0"})).await;
     let held = stage.held(HeldBy::Annotation, "1.1.0").await;

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use crate::api::annotations::Stamp;
 use crate::api::{AfterRollback, Held, HeldBy, Tagged};
 
-use super::{Blocked, Case, Change, ContainerPlan, HOLD, Hold, ROLLBACK, Target, id, tagged};
+use super::{Blocked, Case, Change, ContainerPlan, HOLD, Hold, ROLLBACK, Target, back_id, id, tagged};
 use crate::rollout::facts::Facts;
 
 /// What is known of holds of one container.
@@ -18,6 +18,8 @@ pub struct Holding {
     pub record: Option<Held>,
     /// Its Image has rejected the tag of the record: no Pod is given that without a stamp.
     pub rejected: bool,
+    /// Then the tag that it goes back to and is held at instead: older, and there. None if it follows its Image.
+    pub further: Option<Tagged>,
     /// What ends a hold that a person's rollback made.
     pub after: AfterRollback,
     /// Where it must stay, whatever it runs.
@@ -41,7 +43,7 @@ pub enum Stay {
 
 impl Holding {
     /// The record, if nobody has released it.
-    fn in_force(&self) -> Option<&Held> {
+    pub fn in_force(&self) -> Option<&Held> {
         self.record.as_ref().filter(|record| record.holds() && !self.resume)
     }
 
@@ -78,6 +80,17 @@ impl Target {
         let alone = self.holding.in_force().filter(|record| record.by == HeldBy::RolloutFailed);
         self.rejected.iter().cloned().chain(alone.map(|record| record.left.clone())).collect()
     }
+
+    /// Whether its tag ends a hold since `left` was left.
+    pub fn ends(&self, left: &Tagged) -> bool {
+        if self.holding.after == AfterRollback::Hold {
+            return false;
+        }
+        let moved = self.tag == left.tag
+            && left.digest.is_some()
+            && self.digest.as_ref().is_some_and(|digest| left.digest.as_ref() != Some(digest));
+        moved || self.order.compare(&self.tag, &left.tag) == Some(Ordering::Greater)
+    }
 }
 
 impl Case<'_> {
@@ -92,6 +105,30 @@ impl Case<'_> {
             return Some(ContainerPlan::Hold(hold));
         }
         ran.is(&left).then(|| self.send(hold, ran, &tag))
+    }
+
+    /// What becomes of a hold whose tag was rejected: it is held further back, once that is on record. None if it follows
+    /// its Image.
+    pub(super) fn held_further(&self) -> Option<ContainerPlan> {
+        let holding = &self.target.holding;
+        let record = holding.in_force().filter(|record| record.by.is_behind() && holding.rejected)?;
+        let to = holding.further.as_ref().filter(|_| self.left().is_some_and(|left| !self.ends(&left)))?;
+        let hold = Hold { what: Some(record.tag.clone()), ..self.hold(to, record.by) };
+        Some(ContainerPlan::Hold(hold))
+    }
+
+    /// What is on record of a container that runs `ran`, which was rejected: where it was held, and is not any more. None
+    /// if nothing is, or its Image says what it runs.
+    pub(super) fn sent_further(&self, ran: &Tagged) -> Option<ContainerPlan> {
+        let holding = &self.target.holding;
+        if holding.rejected {
+            return self.held_further();
+        }
+        let record = holding.in_force().filter(|record| record.by.is_behind())?;
+        let (tag, left) = (Tagged::parse(&record.tag)?, self.left().filter(|left| !self.ends(left))?);
+        let was_held = self.compare(&tag.tag, &ran.tag) == Some(Ordering::Less)
+            && self.compare(&ran.tag, &left.tag) != Some(Ordering::Greater);
+        was_held.then(|| self.send(self.hold(&tag, record.by), ran, &tag))
     }
 
     /// What the annotation `hold` or a fight makes of it; none if there is neither.
@@ -159,21 +196,24 @@ impl Case<'_> {
     }
 
     fn send(&self, hold: Hold, from: &Tagged, tag: &Tagged) -> ContainerPlan {
-        let (from, to) = from.difference(tag);
+        let (ran, (from, to)) = (from, from.difference(tag));
+        let rejected = hold.by.is_behind() && self.is_rejected(ran);
         let why = match hold.by {
+            _ if rejected => &self.target.why_rejected,
             HeldBy::Annotation => "annotation",
             HeldBy::RolloutFailed => "its rollout failed",
             _ if self.workload.stamp(&self.container.name).is_some() => "its text names an older tag",
             _ => "its stamp was lost",
         };
+        let rollout = id(&self.target.rollout, &format!("{HOLD} {tag}"));
         let change = Change {
             container: self.container.name.clone(),
             from,
             to,
             digest: tag.digest.clone(),
             image: self.target.image.clone(),
-            rule: if hold.by == HeldBy::RolloutFailed { ROLLBACK } else { HOLD }.to_owned(),
-            rollout: id(&self.target.rollout, &format!("{HOLD} {tag}")),
+            rule: if rejected || hold.by == HeldBy::RolloutFailed { ROLLBACK } else { HOLD }.to_owned(),
+            rollout: if rejected { back_id(&rollout, &ran.to_string()) } else { rollout },
             back: Some(why.to_owned()),
         };
         let stamp = Stamp { text: self.container.text.clone(), reference: tag.image(self.reference) };
@@ -301,11 +341,14 @@ impl Case<'_> {
     /// revision), or the target's digest of the same tag, a person went back: it stays until there is a newer tag than the
     /// one that was left, or another digest of it.
     pub(super) fn put_back(&self, ran: &Tagged, left: Option<Tagged>, by: HeldBy) -> ContainerPlan {
+        // One on record keeps its words.
+        let known = self.on_record(ran).and(self.target.holding.record.as_ref()).map(|record| record.tag.clone());
         let hold = |ran: &Tagged, left: &Tagged| {
             let (image, container) = (self.target.image.clone(), self.container.name.clone());
             let whole = ran.tag == left.tag;
             let text = |tagged: &Tagged| if whole { tagged.to_string() } else { tagged.tag.clone() };
-            ContainerPlan::Hold(Hold { image, container, tag: text(ran), left: text(left), by, what: None })
+            let tag = known.clone().unwrap_or_else(|| text(ran));
+            ContainerPlan::Hold(Hold { image, container, tag, left: text(left), by, what: None })
         };
         let recorded = self.left();
         if let Some(recorded) = recorded.as_ref().filter(|left| !self.ends(left)) {
@@ -323,13 +366,7 @@ impl Case<'_> {
 
     /// Whether the target ends a hold since `left` was left.
     pub(super) fn ends(&self, left: &Tagged) -> bool {
-        if self.target.holding.after == AfterRollback::Hold {
-            return false;
-        }
-        let target = self.target();
-        let moved =
-            target.tag == left.tag && left.digest.is_some() && target.digest.is_some_and(|d| left.digest != Some(d));
-        moved || self.compare(&target.tag, &left.tag) == Some(Ordering::Greater)
+        self.target.ends(left)
     }
 
     /// What revisions that were stamped for this container ran, if newer than `ran`; the target's own counts also where

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::*;
-use crate::api::Held;
+use crate::api::{Held, HeldBy};
 
 fn hold(workload: &str, left: &str) -> Held {
     Held { workload: workload.to_owned(), container: "app".to_owned(), left: left.to_owned(), ..Held::default() }
@@ -80,4 +80,25 @@ fn it_is_said_that_a_rejected_tag_holds_nobody_any_more() {
     check(&at("1.0.0"), &[], &[], false);
     check(&Held { released: Some("then".to_owned()), ..at("1.1.0") }, &[], &[], false);
     check(&Held { by: crate::api::HeldBy::Annotation, ..at("1.1.0") }, &[], &[], false);
+}
+
+#[test]
+fn a_hold_that_goes_further_back_is_the_same_hold() {
+    #[track_caller]
+    fn check(known: &Held, held: &Held, rejected: &str, since: &str) {
+        let subject = super::tests::subject(0, true);
+        let rejected = BTreeSet::from([rejected.to_owned()]);
+        let progress = Progress { total: 1, held: vec![held.clone()], rejected, ..Progress::default() };
+        let mut status = ImageStatus { held: vec![known.clone()], ..ImageStatus::default() };
+        let found = after_progress(&mut status, &subject, &progress);
+        assert_eq!((found.began.len(), found.ended.len()), (1, 0), "{known:?} {held:?}");
+        let since = if since.is_empty() { rfc3339(subject.now) } else { since.to_owned() };
+        assert_eq!((status.held[0].tag.as_str(), &status.held[0].since), (held.tag.as_str(), &since));
+    }
+    let at = |tag: &str| Held { tag: tag.to_owned(), since: "then".to_owned(), ..hold("Deployment/web", "1.2.0") };
+    check(&at("1.1.0"), &at("1.0.0"), "1.1.0", "then");
+    // A person put something else there.
+    check(&at("1.1.0"), &at("1.0.0"), "1.0.5", "");
+    check(&at("1.1.0"), &Held { by: HeldBy::Manifest, ..at("1.0.0") }, "1.1.0", "");
+    check(&at("1.1.0"), &Held { left: "1.3.0".to_owned(), ..at("1.0.0") }, "1.1.0", "");
 }

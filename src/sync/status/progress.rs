@@ -106,7 +106,7 @@ pub fn after_progress(status: &mut ImageStatus, subject: &Subject<'_>, progress:
     holds
 }
 
-/// Records what keeps another tag. A hold that is on record already keeps its time.
+/// Records what keeps another tag. A hold that is on record already keeps its time, also where it goes further back.
 fn record_holds(status: &mut ImageStatus, subject: &Subject<'_>, progress: &Progress) -> Holds {
     let known = std::mem::take(&mut status.held);
     let mut holds = Holds::default();
@@ -116,7 +116,13 @@ fn record_holds(status: &mut ImageStatus, subject: &Subject<'_>, progress: &Prog
         let same = |k: &&Held| (&k.workload, &k.container, &k.tag) == (&hold.workload, &hold.container, &hold.tag);
         let before = known.iter().find(same).filter(|k| k.by == hold.by);
         let mut hold = hold.clone();
-        hold.since = before.map_or_else(|| rfc3339(subject.now), |before| before.since.clone());
+        // One whose tag was rejected goes on at another one.
+        let goes_on = |k: &&Held| {
+            let left = (&k.workload, &k.container, &k.left, k.by);
+            left == (&hold.workload, &hold.container, &hold.left, hold.by) && k.is_rejected(&progress.rejected)
+        };
+        let since = before.or_else(|| known.iter().find(goes_on)).map(|k| k.since.clone());
+        hold.since = since.unwrap_or_else(|| rfc3339(subject.now));
         hold.released = before.and_then(|before| before.released.clone());
         if let Some(before) = before.filter(|_| hold.why.is_empty()) {
             hold.why.clone_from(&before.why);

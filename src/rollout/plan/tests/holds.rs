@@ -407,3 +407,104 @@ fn nobody_is_held_at_a_tag_that_is_rejected_later() {
     let text = case("app:1.1.0", "1.2.0").stamp(LEFT, &[OURS]);
     check(rejecting(text.record(record(HeldBy::Manifest, "1.2.0"))), "Manifest at 1.1.0");
 }
+
+/// 1.1.0 was rejected, and 1.0.5 is what ran before it.
+fn further(case: Case) -> Case {
+    let mut case = rejecting(case);
+    case.target.holding.further = Some(Tagged::new("1.0.5", None));
+    case
+}
+
+/// The same once that is on record.
+fn recorded(mut case: Case) -> Case {
+    case.target.rejected.insert("1.1.0".to_owned());
+    case.target.why_rejected = "it crashes".to_owned();
+    case
+}
+
+#[test]
+fn who_is_held_at_a_tag_that_is_rejected_later_goes_back_and_not_to_what_was_left() {
+    use HeldBy::{Manifest, RolloutFailed, Undo};
+    let at = |by| Held { tag: "1.0.5".to_owned(), ..record(by, "1.2.0") };
+    let older = |tag: &str| case("app:1.0.0", tag).stamp("app:1.0.0 app:1.0.5", &[OURS]);
+    for by in [Undo, Manifest, RolloutFailed] {
+        let stays = format!("{by:?} at 1.0.5");
+        let goes = format!("1.1.0 -> app:1.0.0 app:1.0.5 as rollback, {stays}");
+        let follows = "1.1.0 -> app:1.0.0 app:1.2.0 as minor";
+        // On record first; who wrote the stamp does not matter, and it is adopted by nobody.
+        check(further(ours("1.2.0").record(record(by, "1.2.0"))), &stays);
+        check(further(undone("1.2.0").record(record(by, "1.2.0"))), &stays);
+        check(recorded(ours("1.2.0").record(at(by))), &goes);
+        check(recorded(undone("1.2.0").record(at(by))), &goes);
+        check(recorded(ours("1.2.0").record(at(by)).paused()), &stays);
+        check(recorded(older("1.2.0").record(at(by))), &stays);
+        // Nothing older is there.
+        check(rejecting(ours("1.2.0").record(record(by, "1.2.0"))), follows);
+        // A newer tag ends it, but where only a person does; so does a person.
+        let newer = "1.1.0 -> app:1.0.0 app:1.3.0 as minor";
+        check(further(ours("1.3.0").record(record(by, "1.2.0"))), newer);
+        check(recorded(ours("1.3.0").record(at(by)).facts(&[OLD, LEFT], &[])), newer);
+        check(further(ours("1.3.0").record(record(by, "1.2.0")).after(AfterRollback::Hold)), &stays);
+        check(recorded(ours("1.3.0").record(at(by)).after(AfterRollback::Hold)), &goes);
+        check(
+            further(ours("1.2.0").record(record(by, "1.2.0")).resume()),
+            &format!("{follows}, {by:?} at 1.1.0 released"),
+        );
+        let released = Held { released: Some("then".to_owned()), ..record(by, "1.2.0") };
+        check(further(ours("1.2.0").record(released)), follows);
+        // It went there while a newer tag could not go, which has failed since.
+        check(further(older("1.2.0").record(record(by, "1.2.0"))), &stays);
+        // Without a stamp the same: its Pods run the rejected tag, or none do.
+        let without = |running: &[&str]| case("app:1.0.0", "1.2.0").facts(&["-", LEFT, OLD], running);
+        for marked in [true, false] {
+            let lost = |mut case: Case| {
+                case.workload.marked = marked;
+                case
+            };
+            check(further(lost(without(&["app:1.1.0"]).record(record(by, "1.2.0")))), &stays);
+            check(further(lost(without(&[]).record(record(by, "1.2.0")))), &stays);
+            check(recorded(lost(without(&["app:1.1.0"]).record(at(by)))), &goes);
+            check(recorded(lost(without(&["app:1.0.5", "app:1.1.0"]).record(at(by)))), &goes);
+            check(recorded(lost(without(&["app:1.0.5"]).record(at(by)))), &stays);
+            check(recorded(lost(without(&[]).record(at(by)))), &stays);
+        }
+        // Admission gave them what was left before it was on record.
+        check(further(without(&["app:1.2.0"]).record(record(by, "1.2.0")).unmarked()), &stays);
+        let rule = if by == RolloutFailed { "rollback" } else { "hold" };
+        let sent = format!("1.2.0 -> app:1.0.0 app:1.0.5 as {rule}, {stays}");
+        check(recorded(without(&["app:1.2.0"]).record(at(by)).unmarked()), &sent);
+    }
+    // An undo of that, to the rejected one; and further back than what is on record.
+    check(recorded(undone("1.2.0").record(at(Undo)).facts(&["app:1.0.0 app:1.0.5", LEFT, OLD], &[])), {
+        "1.1.0 -> app:1.0.0 app:1.0.5 as rollback, Undo at 1.0.5"
+    });
+    let further_back = case("app:1.0.0", "1.2.0").stamp("app:1.0.0 app:1.0.2", &["kubectl-rollout"]);
+    check(further(further_back.record(record(Undo, "1.2.0"))), "Undo at 1.0.2");
+    // Somebody's own text, or what somebody named.
+    let text = case("app:1.1.0", "1.2.0").stamp(LEFT, &[OURS]).record(record(Manifest, "1.2.0"));
+    check(further(text), "Manifest at 1.1.0");
+    let stay = Stay::At(Tagged::new("1.1.0", None));
+    check(rejecting(ours("1.2.0").record(record(HeldBy::Annotation, "")).stay(stay)), "Annotation at 1.1.0");
+}
+
+#[test]
+fn a_hold_on_record_keeps_its_digest() {
+    let digest = format!("sha256:{}", "a".repeat(64));
+    let (tag, stamp) = (format!("1.0.5@{digest}"), format!("app:1.0.0 app:1.0.5@{digest}"));
+    let held = Held { tag: tag.clone(), ..record(HeldBy::Undo, "1.2.0") };
+    let sent = format!("1.1.0 -> {stamp} as rollback, Undo at {tag}");
+    check(recorded(ours("1.2.0").record(held.clone())), &sent);
+    check(recorded(case("app:1.0.0", "1.2.0").stamp(&stamp, &[OURS]).record(held)), &format!("Undo at {tag}"));
+}
+
+#[test]
+fn a_hold_that_goes_further_back_says_from_where() {
+    let plan = |case: Case| plan(&case.workload, &BTreeMap::from([("app".to_owned(), case.target)]), None);
+    let pending = plan(further(ours("1.2.0").record(record(HeldBy::Undo, "1.2.0"))));
+    let said = &pending.holds[0];
+    assert_eq!((said.what.as_deref(), said.left.as_str()), (Some("1.1.0"), "1.2.0"));
+    let at = Held { tag: "1.0.5".to_owned(), ..record(HeldBy::Undo, "1.2.0") };
+    let sent = plan(recorded(ours("1.2.0").record(at)));
+    assert_eq!(sent.change_cause(), "kimup: app 1.1.0 -> 1.0.5 (Image web, rollback: it crashes)");
+    assert!(sent.goes_back());
+}
