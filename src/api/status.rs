@@ -68,6 +68,9 @@ pub struct ImageStatus {
     /// Tags whose rollout failed.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub rejected: Vec<Rejected>,
+    /// The group in which they were rejected, as a hash of its rules and filter; in another one they count for nobody.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
     /// Workloads that keep another tag than `tag`, and why.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub held: Vec<Held>,

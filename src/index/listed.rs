@@ -115,6 +115,7 @@ struct LeanStatus {
     /// One that a newer kimup wrote of another kind says nothing here, and makes nothing unreadable.
     held: Vec<serde_json::Value>,
     rejected: Vec<Rejected>,
+    group: Option<String>,
 }
 
 impl<'de> Deserialize<'de> for LeanMap {
@@ -153,6 +154,7 @@ impl From<LeanStatus> for ImageStatus {
             revisions: lean.revisions,
             held: lean.held.into_iter().filter_map(|held| serde_json::from_value::<Held>(held).ok()).collect(),
             rejected: lean.rejected,
+            group: lean.group,
             ..Self::default()
         }
     }
@@ -162,6 +164,14 @@ impl From<LeanStatus> for ImageStatus {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn the_group_of_what_was_rejected_is_read() {
+        let image = crate::index::testing::image(&json!({"status": {"group": "g", "rejected": [{"tag": "1.0.0"}]}}));
+        let listed: Listed = serde_json::from_str(&serde_json::to_string(&image).unwrap()).unwrap();
+        let status = listed.into_image().unwrap().status.unwrap();
+        assert_eq!((status.group.as_deref(), status.rejected.len()), (Some("g"), 1));
+    }
 
     #[test]
     fn a_hold_of_a_kind_that_is_not_known_makes_nothing_unreadable() {

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use crate::api::annotations::Stamp;
-use crate::api::{HeldBy, ImageStatus, Order, Rejected, RevisionRecord, Tagged};
+use crate::api::{HeldBy, ImageSpec, ImageStatus, Order, Rejected, RevisionRecord, Tagged};
 use crate::policy::Reference;
 
 use super::held::Holds;
@@ -23,11 +23,13 @@ pub struct Past {
 
 impl Past {
     /// What a status says; none if that is nothing. `other`: it speaks of another repository.
-    pub fn of(status: &ImageStatus, other: bool) -> Option<Box<Self>> {
+    pub fn of(status: &ImageStatus, other: bool, spec: &ImageSpec) -> Option<Box<Self>> {
         let mut past = Self::default();
         if !other {
             past.holds = Holds::of(status);
-            past.rejected = Rejected::tags(&status.rejected);
+            if !status.rejected_elsewhere(spec) {
+                past.rejected = Rejected::tags(&status.rejected);
+            }
             past.of_group = Arc::new(past.rejected.clone());
         }
         for record in &status.revisions {

@@ -186,7 +186,7 @@ impl Entry {
         let annotations = image.metadata.annotations.as_ref();
         let managed = labels.and_then(|l| l.get(MANAGED_BY)).is_some_and(|by| by == MANAGED_BY_KIMUP);
         let order = spec.order.following(&status).of_one_text(managed);
-        let past = Past::of(&status, other);
+        let past = Past::of(&status, other, &image.spec);
         let digest = status.digest.filter(|digest| spec.pins && !other && policy::Digest::parse(digest).is_ok());
         let trouble = spec.gate.is_some() || spec.error.is_some();
         let owner = image.metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));

@@ -24,7 +24,7 @@ use super::observe;
 use super::pace::{self, RETRY_MAX, Wanted};
 use super::records;
 use super::request::{self, Request};
-use super::retry::Recording;
+use super::retry::{Recording, Retrying};
 use super::status::{self, Failure, Holds, Outcome, Selected, Subject};
 use super::verify::{Checks, Chosen, Given};
 use super::world::{Cached, ImageKey, status_of};
@@ -54,6 +54,8 @@ pub(super) struct Memo {
     pub(super) checks: Checks,
     /// The approval that the last sync knew of: it is not a reason for another one.
     pub(super) approved: Option<Approved>,
+    /// Its own `action: retry`, while others have to forget for it.
+    pub(super) retrying: Option<Retrying>,
 }
 
 /// One look at an Image: what its status said, and what is learned.

@@ -287,9 +287,13 @@ pub enum Kind {
     Workloads(crate::rollout::Kind),
 }
 
-/// The status that counts: none of it if `spec.image` names another repository since.
+/// The status that counts: none of it if `spec.image` names another repository since, nothing rejected if the rules or the
+/// filter are others since.
 pub fn status_of(image: &Image) -> ImageStatus {
-    let status = image.status.clone().unwrap_or_default();
+    let mut status = image.status.clone().unwrap_or_default();
+    if status.rejected_elsewhere(&image.spec) {
+        (status.rejected, status.group) = (Vec::new(), None);
+    }
     let now = Repository::parse(&image.spec.image).map(|r| r.to_string()).ok();
     match (&status.repository, now) {
         (Some(then), Some(now)) if *then != now => ImageStatus { result: status.result, ..ImageStatus::default() },

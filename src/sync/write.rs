@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::api::annotations::ACTION;
-use crate::api::{Image, ImageStatus, SyncResult, condition};
+use crate::api::{Group, Image, ImageStatus, SyncResult, condition};
 
 use super::engine::{Key, Sync};
 use super::status::rfc3339;
@@ -48,6 +48,7 @@ pub(super) async fn status(
     image: &Image,
     status: &ImageStatus,
 ) -> Result<Arc<Image>, WriteError> {
+    let status = &of_its_group(image, status);
     if !sync.leadership.is_leader() {
         return Err(WriteError::NotLeader);
     }
@@ -72,6 +73,12 @@ pub(super) async fn status(
     sync.world.put_image(key, Cached::Read(written.clone()));
     sync.memos().entry(key.clone()).or_default().written = Some(Instant::now());
     Ok(written)
+}
+
+/// A status with the group in which its tags were rejected: who made it has left out those of another one.
+fn of_its_group(image: &Image, status: &ImageStatus) -> ImageStatus {
+    let group = (!status.rejected.is_empty()).then(|| Group::of(&image.spec).id());
+    ImageStatus { group, ..status.clone() }
 }
 
 /// Applies a status. If the Image has changed since it was read, in nothing that a status is made of, it is applied all the

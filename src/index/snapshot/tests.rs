@@ -189,4 +189,7 @@ fn what_the_group_rejected_is_given_to_nobody() {
     check(&json!({"spec": {"rules": approved}}), true, true);
     // It speaks of what it followed before.
     check(&json!({"status": {"repository": "ghcr.io/org/before"}}), true, true);
+    check(&json!({"status": {"group": "of-before"}}), true, true);
+    let group = crate::api::Group::of(&image(&json!({})).spec).id();
+    check(&json!({"status": {"group": group}}), false, false);
 }

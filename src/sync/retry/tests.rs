@@ -1,10 +1,17 @@
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
+use serde_json::json;
 
 use super::*;
 use crate::api::Rejected;
-use crate::sync::status;
+use crate::index::Scope;
+use crate::leader::Leadership;
+use crate::net::clock::Clock;
+use crate::notify::Events;
+use crate::registry;
+use crate::sync::{Options, status};
+use crate::telemetry::Metrics;
 
 #[test]
 fn what_a_retry_asks_for() {
@@ -33,6 +40,114 @@ fn what_a_retry_asks_for() {
     check("?", &["", ""], Step::Done);
     check("?", &["?"], Step::Done);
     check("?", &["?R"], Step::Wait);
+}
+
+#[test]
+fn each_is_asked_once_and_not_for_ever() {
+    let (began, mut retrying) = (Instant::now(), Retrying::new(Instant::now()));
+    let mut check = |others: &[&str], expected: &[&str]| {
+        let others: Vec<_> = others.iter().map(|name| key(name)).collect();
+        let asked: Vec<_> = retrying.ask(&others).into_iter().map(|key| key.name).collect();
+        assert_eq!(asked, expected, "{others:?}");
+    };
+    check(&["one", "two"], &["one", "two"]);
+    check(&["one", "two"], &[]);
+    check(&["two", "three"], &["three"]);
+    let retrying = Retrying::new(began);
+    assert!(!retrying.is_over(began));
+    assert!(!retrying.is_over(began + LIMIT - Duration::from_millis(1)));
+    assert!(retrying.is_over(began + LIMIT));
+}
+
+fn key(name: &str) -> ImageKey {
+    ImageKey { namespace: "shop".to_owned(), name: name.to_owned() }
+}
+
+/// One that remembers 1.3.0, or that asks.
+fn image(name: &str, asks: bool) -> Arc<Image> {
+    let annotations = if asks { json!({ACTION: RETRY}) } else { json!({}) };
+    let rejected = if asks { json!([]) } else { json!([{"tag": "1.3.0"}]) };
+    let image = json!({
+        "apiVersion": "kimup.cloudavenue.io/v1alpha1", "kind": "Image",
+        "metadata": {"name": name, "namespace": "shop", "uid": name, "annotations": annotations},
+        "spec": {"image": "app", "triggers": [{"type": "webhook"}],
+            "rules": [{"name": "r", "type": "semver", "actions": [{"type": "apply"}]}]},
+        "status": {"tag": "1.2.0", "rejected": rejected},
+    });
+    Arc::new(serde_json::from_value(image).unwrap())
+}
+
+/// Of an API server that refuses statuses and takes everything else.
+fn process() -> Sync {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let server = tower::service_fn(|request: http::Request<kube::client::Body>| async move {
+        let refused = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "reason": "Invalid", "message": "no", "code": 422});
+        let (code, body) = match request.uri().path() {
+            path if path.ends_with("/status") => (422, refused),
+            path => (200, json!(*image(path.rsplit('/').next().unwrap(), false))),
+        };
+        let body = kube::client::Body::from(body.to_string().into_bytes());
+        Ok::<_, std::io::Error>(http::Response::builder().status(code).body(body).unwrap())
+    });
+    let (client, metrics) = (kube::Client::new(server, "default"), Metrics::new());
+    let options = Options {
+        scope: Scope::All,
+        own_namespace: "kimup-system".to_owned(),
+        max_rollouts_per_namespace: 1,
+        max_rollouts: 1,
+        rollout_deadline: Duration::from_secs(600),
+        rollout_min_interval: Duration::ZERO,
+        status_heartbeat: Duration::from_secs(600),
+        clock: Clock::new(metrics.clone()),
+        question_timeout: Duration::from_secs(2),
+    };
+    let registry = registry::Client::new(registry::Config::default()).unwrap();
+    let events = Events::new(client.clone(), "test".to_owned(), metrics.clone());
+    let sync = Sync::new(client, registry, Leadership::always(), events, metrics, options);
+    for (name, asks) in [("asks", true), ("stuck", false)] {
+        sync.world.put_image(&key(name), Cached::Read(image(name, asks)));
+    }
+    sync
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_cannot_forget_stops_nobody_for_long() {
+    let (sync, began) = (process(), Instant::now());
+    let mut looks = 0;
+    let after = loop {
+        let after = sync.retry(&key("asks"), image("asks", true)).await.unwrap();
+        if after.is_some() {
+            break after;
+        }
+        loop {
+            let Key::Image(next) = sync.queue.next().await else { panic!("Images alone are asked for") };
+            sync.queue.done(&Key::Image(next.clone()));
+            if next == key("asks") {
+                break;
+            }
+            assert_eq!(next, key("stuck"));
+            looks += 1;
+            let refused = sync.retry(&next, image("stuck", false)).await;
+            assert!(matches!(refused, Err(WriteError::Refused(_))), "{refused:?}");
+        }
+    };
+    assert_eq!(looks, 1, "it has a pause of its own");
+    assert!((LIMIT..LIMIT + 2 * PAUSE).contains(&began.elapsed()), "{:?}", began.elapsed());
+    assert!(!after.unwrap().annotations().contains_key(ACTION), "the group goes on");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_asks_and_cannot_forget_itself_goes_on_too() {
+    let sync = process();
+    let mut asks = image("asks", true);
+    Arc::make_mut(&mut asks).status.clone_from(&image("stuck", false).status);
+    sync.world.remove_image(&key("stuck"));
+    sync.world.put_image(&key("asks"), Cached::Read(asks.clone()));
+    let refused = sync.retry(&key("asks"), asks.clone()).await;
+    assert!(matches!(refused, Err(WriteError::Refused(_))), "{refused:?}");
+    assert_eq!(sync.queue.next().await, Key::Image(key("asks")));
+    let after = sync.retry(&key("asks"), asks).await.unwrap().unwrap();
+    assert!(!after.annotations().contains_key(ACTION));
 }
 
 /// An Image of a group as the API server has it, and what one process does with it.

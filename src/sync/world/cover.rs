@@ -1,6 +1,6 @@
 //! Which Image counts for a container, and the containers for which an Image counts: the one place that knows.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use kube::ResourceExt;
@@ -10,7 +10,7 @@ use crate::api::{Group, Image, Rejected};
 use crate::policy::{Reference, Repository};
 use crate::rollout::{Container, Workload, WorkloadKey};
 
-use super::{Cached, Namespace, World, age, managed, status_of};
+use super::{Cached, Namespace, World, age, managed};
 use crate::sync::source::{Source, SourceKey};
 
 /// A workload, and those of its containers for which an Image counts.
@@ -123,15 +123,22 @@ impl World {
             Cached::Read(other) if other.metadata.uid != image.metadata.uid => Some(&**other),
             _ => None,
         });
-        let speaks = |other: &&Image| other.status.as_ref().is_some_and(|status| !status.rejected.is_empty());
-        let mut all = status_of(image).rejected;
-        for other in others.filter(speaks).filter(|other| same_group(image, other)) {
-            for rejected in status_of(other).rejected {
-                if all.iter().all(|known| known.tag != rejected.tag) {
+        let mut speakers = std::iter::once(image).chain(others).filter(|image| !recorded(image).is_empty()).peekable();
+        if speakers.peek().is_none() {
+            return Vec::new(); // most of them
+        }
+        let group = Membership::of(image);
+        let (mut tags, mut all) = (HashSet::new(), Vec::new());
+        for other in speakers.filter(|other| group.rejects(other)) {
+            for (at, rejected) in recorded(other).iter().enumerate() {
+                // Mostly they know the same, in the same order.
+                let known = all.get(at).is_some_and(|known: &&Rejected| known.tag == rejected.tag);
+                if !known && tags.insert(rejected.tag.as_str()) {
                     all.push(rejected);
                 }
             }
         }
+        let mut all: Vec<Rejected> = all.into_iter().cloned().collect();
         all.sort_by(|a, b| a.time.cmp(&b.time));
         all
     }
@@ -163,6 +170,36 @@ impl World {
             Cached::Broken(..) => false,
         });
         led.map(|(name, _)| name.clone()).collect()
+    }
+}
+
+/// What a status has on record as rejected, whether or not it still counts.
+fn recorded(image: &Image) -> &[Rejected] {
+    image.status.as_ref().map(|status| status.rejected.as_slice()).unwrap_or_default()
+}
+
+/// What an Image's group goes by, worked out once.
+struct Membership<'a> {
+    image: &'a Image,
+    repository: Option<String>,
+    id: String,
+}
+
+impl<'a> Membership<'a> {
+    fn of(image: &'a Image) -> Self {
+        let repository = Repository::parse(&image.spec.image).ok().map(|repository| repository.to_string());
+        Self { image, repository, id: Group::of(&image.spec).id() }
+    }
+
+    /// Whether what an Image has on record was rejected in this group, and it is still in it: as [`super::status_of`] has it.
+    fn rejects(&self, other: &Image) -> bool {
+        let Some(status) = &other.status else {
+            return false;
+        };
+        let here = |of: Option<&String>, now: Option<&String>| of.is_none() || now.is_none() || of == now;
+        same_group(self.image, other)
+            && here(status.repository.as_ref(), self.repository.as_ref())
+            && here(status.group.as_ref(), Some(&self.id))
     }
 }
 

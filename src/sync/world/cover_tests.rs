@@ -2,8 +2,10 @@
 
 use super::*;
 use crate::api::annotated::image_name;
+use crate::api::{Group, Rejected};
 use crate::rollout;
 use k8s_openapi::api::apps::v1::Deployment;
+use kube::ResourceExt;
 use serde_json::{Value, json};
 
 const P: &str = "kimup.cloudavenue.io";
@@ -164,4 +166,102 @@ fn credentials_are_those_of_the_owner_itself() {
     unlabelled.metadata.labels = None;
     check(&unlabelled, None);
     check(&image("user", &json!({})), None);
+}
+
+/// A rule of a type with an action.
+fn rules(kind: &str, action: &str) -> Value {
+    json!({"spec": {"rules": [{"name": "r", "type": kind, "actions": [{"type": action}]}]}})
+}
+
+/// An Image with a status that names the group of its rules, as every written one does.
+fn rejecting(name: &str, rules: &Value, tags: &[&str]) -> Arc<Image> {
+    let of = |tag: &&str| json!({"tag": tag, "reason": "failed", "time": "2026-01-01T00:00:00Z"});
+    let mut image = image(name, rules);
+    let group = Group::of(&image.spec).id();
+    let status = json!({"tag": "1.2.4", "group": group, "rejected": tags.iter().map(of).collect::<Vec<_>>()});
+    Arc::make_mut(&mut image).status = Some(serde_json::from_value(status).unwrap());
+    image
+}
+
+#[test]
+fn what_an_image_brings_into_another_group_counts_for_nobody() {
+    #[track_caller]
+    fn check(before: &Value, after: &Value, known: bool, expected: bool) {
+        let world = World::default();
+        let (mut joins, member) = (rejecting("joins", before, &["1.2.5"]), rejecting("member", after, &[]));
+        let mut joined = image("joins", after);
+        Arc::make_mut(&mut joined).status = Arc::make_mut(&mut joins).status.take();
+        if !known {
+            Arc::make_mut(&mut joined).status.as_mut().unwrap().group = None; // of a kimup that did not write it
+        }
+        for image in [&joined, &member] {
+            put(&world, image);
+        }
+        for image in [&joined, &member] {
+            let tags = Rejected::tags(&world.rejections(image));
+            assert_eq!(tags.contains("1.2.5"), expected, "{} {before} {after}", image.name_any());
+        }
+        assert_eq!(status_of(&joined).rejected.is_empty(), !expected);
+        assert_eq!(status_of(&joined).tag.as_deref(), Some("1.2.4"), "the rest counts");
+    }
+    let (patch, minor) = (rules("semver-patch", "apply"), rules("semver-minor", "apply"));
+    check(&minor, &minor, true, true);
+    check(&patch, &minor, true, false);
+    check(&patch, &minor, false, true);
+    // Who may not reject for a group that asks for approval must not do so by joining it.
+    check(&minor, &rules("semver-minor", "request-approval"), true, false);
+}
+
+#[test]
+fn who_joins_neither_gives_nor_keeps() {
+    use crate::sync::status;
+    let world = World::default();
+    let (patch, minor) = (rules("semver-patch", "apply"), rules("semver-minor", "apply"));
+    let one = rejecting("one", &patch, &["1.2.5"]);
+    let mut two = rejecting("two", &minor, &[]);
+    let three = rejecting("three", &minor, &["1.3.0"]);
+    // `two` was of the group of `one` when it learned this.
+    let status = Arc::make_mut(&mut two).status.as_mut().unwrap();
+    assert!(status::take_over(status, &world.rejections(&one)));
+    status.group = Some(Group::of(&one.spec).id());
+    for image in [&one, &two, &three] {
+        put(&world, image);
+    }
+    let tags = |image: &Image| Rejected::tags(&world.rejections(image)).into_iter().collect::<Vec<_>>();
+    assert_eq!(tags(&one), ["1.2.5"]);
+    assert_eq!(tags(&two), ["1.3.0"]);
+    assert_eq!(tags(&three), ["1.3.0"]);
+    // The next status that it writes has what its new group has rejected, and no more.
+    let mut next = status_of(&two);
+    assert!(status::take_over(&mut next, &world.rejections(&two)));
+    assert_eq!(Rejected::tags(&next.rejected), ["1.3.0".to_owned()].into());
+}
+
+#[test]
+fn each_rejected_tag_of_a_group_once_the_oldest_first() {
+    #[track_caller]
+    fn check(members: &[&[&str]], expected: &[&str]) {
+        let world = World::default();
+        for (i, tags) in members.iter().enumerate() {
+            let mut image = rejecting(&format!("i{i}"), &json!({}), tags);
+            for rejected in &mut Arc::make_mut(&mut image).status.as_mut().unwrap().rejected {
+                rejected.time = format!("2026-01-01T00:00:0{}Z", rejected.tag); // the tag is the second
+            }
+            put(&world, &image);
+        }
+        for i in 0..members.len() {
+            let Some(Cached::Read(image)) =
+                world.image(&ImageKey { namespace: "shop".to_owned(), name: format!("i{i}") })
+            else {
+                panic!("i{i} is known");
+            };
+            let tags: Vec<String> = world.rejections(&image).into_iter().map(|rejected| rejected.tag).collect();
+            assert_eq!(tags, expected, "{members:?} {i}");
+        }
+    }
+    check(&[&[], &[]], &[]);
+    check(&[&["1", "2"], &["1", "2"]], &["1", "2"]);
+    check(&[&["1", "3"], &["2", "3"], &[]], &["1", "2", "3"]);
+    check(&[&["3"], &["1", "2", "3"]], &["1", "2", "3"]);
+    check(&[&["2", "1"], &["1", "2"]], &["1", "2"]);
 }
