@@ -78,6 +78,13 @@ impl Target {
         let alone = self.holding.in_force().filter(|record| record.by == HeldBy::RolloutFailed);
         self.rejected.iter().cloned().chain(alone.map(|record| record.left.clone())).collect()
     }
+
+    /// Where a container goes back to that runs `ran`, if it alone fails with that: what is on record, whatever ends it.
+    pub fn back_alone(&self, ran: &Tagged) -> Option<Tagged> {
+        let holding = &self.holding;
+        let record = holding.in_force().filter(|record| record.by == HeldBy::RolloutFailed && !holding.rejected)?;
+        Tagged::parse(&record.left).filter(|left| ran.is(left)).and_then(|_| Tagged::parse(&record.tag))
+    }
 }
 
 impl Case<'_> {
