@@ -1,12 +1,13 @@
 //! A workload that fails with a tag that others of its group run well: it alone goes back, and is held there. Written first;
 //! its plan does the rest.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use kube::ResourceExt;
 
 use crate::api::annotations::{ACTION, RESUME};
-use crate::api::{AfterRollback, Held, HeldBy, Image, ImageStatus, Tagged};
+use crate::api::{AfterRollback, Held, HeldBy, Image, ImageStatus, Rejected, Tagged};
 use crate::notify::{Audit, KIMUP, Reason};
 use crate::rollout::WorkloadKey;
 
@@ -35,14 +36,9 @@ impl Sync {
         let Some((workload, container, left, reason)) = alone.min_by(|a, b| (&a.0, &a.1).cmp(&(&b.0, &b.1))) else {
             return Ok(false);
         };
-        let ways = &left.alone[..left.alone.len().min(MAX_WAYS)];
-        let Some(to) = self.first_there(image, ways).await else {
-            let gone: Vec<String> = ways.iter().map(ToString::to_string).collect();
-            let why = format!(
-                "others run {} well, and there is nothing to go back to: the registry has {} no longer",
-                left.tag,
-                gone.join(", ")
-            );
+        let ways = ways(&left, &Rejected::tags(&self.world.rejections(image)));
+        let Some(to) = self.first_there(image, &ways).await else {
+            let why = nowhere(&left, &ways);
             self.cannot_go_back(&workload, &why);
             return Ok(false);
         };
@@ -79,6 +75,21 @@ impl Sync {
     }
 }
 
+/// Where it can go back to, best first: nowhere that was rejected since its rollout was judged.
+fn ways(left: &Left, rejected: &BTreeSet<String>) -> Vec<Tagged> {
+    left.alone.iter().filter(|way| !way.is_in(rejected)).take(MAX_WAYS).cloned().collect()
+}
+
+/// Why it goes nowhere, if the registry has none of these ways.
+fn nowhere(left: &Left, ways: &[Tagged]) -> String {
+    let said = |tags: &[Tagged]| tags.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let why = match ways {
+        [] => format!("rejected since: {}", said(&left.alone)),
+        ways => format!("the registry has {} no longer", said(ways)),
+    };
+    format!("others run {} well, and there is nothing to go back to: {why}", left.tag)
+}
+
 /// Whether it is on record that a container goes back from this tag.
 fn is_on_record(status: &ImageStatus, workload: &str, container: &str, left: &Left) -> bool {
     let tag = left.tag.to_string();
@@ -97,4 +108,32 @@ fn because(workload: &WorkloadKey, tag: &Tagged, reason: &str, after: AfterRollb
         "its rollout failed with {tag}, which others of its group run well: {reason}; {ends}: kubectl annotate {object} \
          {ACTION}={RESUME}"
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_goes_nowhere_that_was_rejected_since() {
+        #[track_caller]
+        fn check(alone: &[&str], rejected: &[&str], expected: &[&str], why: &str) {
+            let tagged = |tag: &&str| Tagged::new(tag, None);
+            let left = Left {
+                image: "img".to_owned(),
+                tag: Tagged::new("1.4.0", None),
+                before: Tagged::new("1.3.0", None),
+                held: None,
+                alone: alone.iter().map(tagged).collect(),
+            };
+            let found = ways(&left, &rejected.iter().map(|&tag| tag.to_owned()).collect());
+            assert_eq!(found, expected.iter().map(tagged).collect::<Vec<_>>(), "{alone:?} {rejected:?}");
+            let said = format!("others run 1.4.0 well, and there is nothing to go back to: {why}");
+            assert_eq!(nowhere(&left, &found), said);
+        }
+        let gone = "the registry has 1.3.0, 1.2.0 no longer";
+        check(&["1.3.0", "1.2.0"], &[], &["1.3.0", "1.2.0"], gone);
+        check(&["1.3.0", "1.2.0"], &["1.3.0"], &["1.2.0"], "the registry has 1.2.0 no longer");
+        check(&["1.3.0", "1.2.0"], &["1.2.0", "1.3.0"], &[], "rejected since: 1.3.0, 1.2.0");
+    }
 }

@@ -411,14 +411,17 @@ impl Sync {
             return;
         }
         let known = judgements.entry(key.clone()).or_default();
-        // The first words stay: counts in them would be written again and again.
         let same = known.next.is_some_and(|(_, of)| of == workload.generation)
             && known.stopped.is_some() == stopped.is_some()
             && known.failing.is_some() == failing.is_some();
+        let mut changed = !same && (known.next.is_some() || next.is_some());
         if !same {
             (known.failing, known.stopped) = (failing, stopped);
+        } else if let (Some(known), Some(failing)) = (&mut known.failing, failing) {
+            // The first words stay: counts in them would be written again and again. Where it can go back to does not.
+            changed = known.tags != failing.tags;
+            known.tags = failing.tags;
         }
-        let changed = !same && (known.next.is_some() || next.is_some());
         known.next = next.map(|next| (next, workload.generation));
         drop(judgements);
         if let Some(next) = next {

@@ -27,7 +27,7 @@ pub(super) enum Waits {
 
 /// A rollout in flight.
 struct Moving {
-    namespace: String,
+    key: WorkloadKey,
     images: Vec<Arc<Image>>,
     /// When it counts as in flight no longer.
     due: Timestamp,
@@ -63,8 +63,8 @@ impl Sync {
         let images: BTreeSet<String> = plan.changes.iter().map(|change| change.image.clone()).collect();
         self.waiting().insert(key.clone(), Waits::Place(images.clone()));
         let images = self.read(&key.namespace, &images);
-        let moving = self.moving(Some(key));
-        if has_room(self, &moving, &key.namespace, &images) {
+        let moving = self.moving();
+        if has_room(self, &moving, key, &images) {
             return plan;
         }
         self.await_deadline(&moving);
@@ -115,12 +115,11 @@ impl Sync {
         begun.checked_add(longest).unwrap_or(Timestamp::MAX)
     }
 
-    /// The rollouts in flight, but one.
-    fn moving(&self, but: Option<&WorkloadKey>) -> Vec<Moving> {
+    /// The rollouts in flight.
+    fn moving(&self) -> Vec<Moving> {
         let moving: Vec<Arc<Workload>> = {
             let views = self.views();
-            let in_flight = |w: &Workload| Some(&w.key) != but && is_in_flight(&views, w);
-            self.world.workloads_that(in_flight)
+            self.world.workloads_that(|workload: &Workload| is_in_flight(&views, workload))
         };
         let now = self.now();
         let seen = moving.iter().map(|workload| {
@@ -133,7 +132,7 @@ impl Sync {
             };
             let due = self.due(workload);
             Moving {
-                namespace: workload.key.namespace.clone(),
+                key: workload.key.clone(),
                 rejected: images.iter().any(rejected),
                 images,
                 due,
@@ -183,17 +182,18 @@ impl Sync {
         if !self.waiting().values().any(waits) {
             return;
         }
-        let mut moving = self.moving(None);
+        let mut moving = self.moving();
         self.await_deadline(&moving);
         let mut waiting: Vec<_> = self.waiting().iter().map(|(key, waits)| (key.clone(), waits.clone())).collect();
         waiting.sort_by(|a, b| a.0.cmp(&b.0));
         let place = |key: &WorkloadKey, names: &BTreeSet<String>| {
             let images = self.read(&key.namespace, names);
-            let (namespace, tags) = (key.namespace.clone(), BTreeSet::new());
-            Moving { namespace, images, due: Timestamp::MAX, overdue: false, rejected: false, tags }
+            let (key, tags) = (key.clone(), BTreeSet::new());
+            Moving { key, images, due: Timestamp::MAX, overdue: false, rejected: false, tags }
         };
         for (key, waits) in &waiting {
             if let Waits::Offered(names) = waits {
+                moving.retain(|m| m.key != *key);
                 moving.push(place(key, names));
             }
         }
@@ -201,14 +201,17 @@ impl Sync {
             let Waits::Place(names) = waits else {
                 continue;
             };
+            // Whose own rollout is in flight may fit where nobody else does.
+            let others = moving.iter().filter(|m| !m.overdue && m.key != key).count();
+            if others >= self.options.max_rollouts {
+                continue;
+            }
             let place = place(&key, &names);
-            if has_room(self, &moving, &key.namespace, &place.images) {
+            if has_room(self, &moving, &key, &place.images) {
+                moving.retain(|m| m.key != key);
                 moving.push(place);
                 self.waiting().insert(key.clone(), Waits::Offered(names));
                 self.queue.add_now(Key::Workload(key));
-            }
-            if moving.iter().filter(|m| !m.overdue).count() >= self.options.max_rollouts {
-                return;
             }
         }
     }
@@ -247,10 +250,12 @@ impl Sync {
     }
 }
 
-/// Whether there is room for a rollout of these Images beside those that are in flight.
-fn has_room(sync: &Sync, moving: &[Moving], namespace: &str, images: &[Arc<Image>]) -> bool {
-    let counted = moving.iter().filter(|m| !m.overdue);
-    let here = counted.clone().filter(|m| m.namespace == namespace).count();
+/// Whether there is room for a rollout of a workload, for these Images, beside those in flight that are not its own: that one
+/// ends with it.
+fn has_room(sync: &Sync, moving: &[Moving], key: &WorkloadKey, images: &[Arc<Image>]) -> bool {
+    let others = moving.iter().filter(|m| m.key != *key);
+    let counted = others.clone().filter(|m| !m.overdue);
+    let here = counted.clone().filter(|m| m.key.namespace == key.namespace).count();
     if counted.count() >= sync.options.max_rollouts || here >= sync.options.max_rollouts_per_namespace {
         return false;
     }
@@ -259,9 +264,9 @@ fn has_room(sync: &Sync, moving: &[Moving], namespace: &str, images: &[Arc<Image
         // One that ended badly with another tag waits for this one, and must not be waited for.
         let failed = |m: &Moving| (m.overdue || m.rejected) && !m.tags.contains(&tag);
         let of_group = |m: &&Moving| {
-            m.namespace == namespace && !failed(m) && m.images.iter().any(|other| same_group(image, other))
+            m.key.namespace == key.namespace && !failed(m) && m.images.iter().any(|other| same_group(image, other))
         };
-        moving.iter().filter(of_group).count() < sync.world.max_concurrent(image)
+        others.clone().filter(of_group).count() < sync.world.max_concurrent(image)
     })
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::api::{Held, HeldBy, Image, Rejected, Tagged};
+use crate::api::{Held, HeldBy, Image, Tagged};
 use crate::notify::Reason;
 use crate::rollout::{self, Change, Plan, Target, Workload};
 use crate::telemetry::RolloutOutcome;
@@ -54,6 +54,10 @@ impl Sync {
         }
         let (mut back, mut gone) = (BTreeMap::new(), Vec::new());
         for (name, target) in targets {
+            if let Some(alone) = self.way_alone(workload, name, target) {
+                back.insert(name.clone(), alone);
+                continue;
+            }
             let way = match self.way(workload, target).await {
                 Ok(way) => way,
                 Err(ways) => {
@@ -141,11 +145,21 @@ impl Sync {
         to
     }
 
-    /// Whether one of these changes takes a rejected tag away from a container.
+    /// The target of a container that runs what it is to go back from alone. That this is there was asked as it was put on
+    /// record.
+    fn way_alone(&self, workload: &Workload, container: &str, target: &Target) -> Option<Target> {
+        let to = workload.stamped(container).and_then(|ran| target.back_alone(&ran))?;
+        Some(target::at(&*self.image(workload, &target.image)?, target, &to))
+    }
+
+    /// Whether one of these changes takes a tag away from a container that was rejected, or that it alone fails with.
     pub(super) fn leaves_rejected(&self, workload: &Workload, changes: &[Change]) -> bool {
         changes.iter().any(|change| {
             let image = self.image(workload, &change.image);
-            image.is_some_and(|image| leaves(workload, change, &self.world.rejections(&image)))
+            image.is_some_and(|image| {
+                let target = target::target(&image, workload, &change.container, &self.world.rejections(&image));
+                target.is_some_and(|target| leaves(workload, change, &target.left_behind()))
+            })
         })
     }
 
@@ -182,16 +196,17 @@ pub(super) fn went_back(workload: &Workload, uid: &str, tag: &Tagged, rejected: 
 }
 
 /// Whether a change takes one of these tags away: by what it says, or by the stamp that stands there.
-fn leaves(workload: &Workload, change: &Change, rejections: &[Rejected]) -> bool {
+fn leaves(workload: &Workload, change: &Change, tags: &BTreeSet<String>) -> bool {
     let ran = workload.stamped(&change.container);
     let left =
         |tag: &String| change.from == *tag || ran.as_ref().is_some_and(|ran| ran.is_in(&BTreeSet::from([tag.clone()])));
-    rejections.iter().any(|rejected| left(&rejected.tag))
+    tags.iter().any(left)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::Rejected;
     use k8s_openapi::api::apps::v1::Deployment;
     use serde_json::json;
 
@@ -232,8 +247,8 @@ mod tests {
             .unwrap();
             let workload = Workload::from_deployment(&object).unwrap();
             let change = Change { container: "app".to_owned(), from: from.to_owned(), ..Change::default() };
-            let rejected = Rejected { tag: rejected.to_owned(), ..Rejected::default() };
-            assert_eq!(leaves(&workload, &change, &[Rejected::default(), rejected]), expected, "{stamp:?} {from}");
+            let rejected = ["", rejected].map(str::to_owned).into();
+            assert_eq!(leaves(&workload, &change, &rejected), expected, "{stamp:?} {from}");
         }
         let digest = format!("sha256:{}", "a".repeat(64));
         check("app:1.0.0 app:1.3.0", "1.3.0", "1.3.0", true);
@@ -246,5 +261,65 @@ mod tests {
         check(&pinned, "1.3.0@sha256:aaaa", "1.3.0", true);
         check(&pinned, "1.3.0@sha256:aaaa", &format!("1.3.0@{digest}"), true);
         check("app:1.0.0 app:1.3.0", "1.3.0", &format!("1.3.0@{digest}"), false);
+    }
+
+    /// 1.4.0 has settled, and `web` fails with it alone; 1.5.0 is on its way and may not go yet.
+    #[test]
+    fn who_fails_alone_goes_back_before_a_newer_tag() {
+        #[track_caller]
+        fn check(stamp: &str, held: &serde_json::Value, rejected: &[&str], expected: Option<&str>) {
+            let mut object = json!({
+                "apiVersion": "kimup.cloudavenue.io/v1alpha1", "kind": "Image",
+                "metadata": {"name": "img", "namespace": "shop", "uid": "i"},
+                "spec": {"image": "app", "triggers": [{"type": "interval", "value": "5m"}],
+                    "rules": [{"name": "minor", "type": "semver-minor", "actions": [{"type": "apply"}]}]},
+                "status": {"tag": "1.4.0", "rollout": {"tag": "1.5.0", "rule": "minor"}, "held": [{
+                    "workload": "Deployment/web", "container": "app", "tag": "1.2.0", "left": "1.4.0",
+                    "by": "RolloutFailed", "since": "2026-01-01T00:00:00Z", "why": ""}]},
+            });
+            json_patch::merge(&mut object["status"]["held"][0], held);
+            let image: Image = serde_json::from_value(object).unwrap();
+            let key = "stamp.kimup.cloudavenue.io/app";
+            let fields = json!({"f:spec": {"f:template": {"f:metadata": {"f:annotations": {format!("f:{key}"): {}}}}}});
+            let object: Deployment = serde_json::from_value(json!({
+                "metadata": {"name": "web", "namespace": "shop", "uid": "u", "resourceVersion": "7",
+                    "managedFields": [{"manager": rollout::FIELD_MANAGER, "fieldsV1": fields}]},
+                "spec": {"selector": {}, "template": {"metadata": {"annotations": {key: format!("app:1.0.0 {stamp}")}},
+                    "spec": {"containers": [{"name": "app", "image": "app:1.0.0"}]}}},
+            }))
+            .unwrap();
+            let workload = Workload::from_deployment(&object).unwrap();
+            let of = |tag: &&str| Rejected { tag: (*tag).to_owned(), ..Rejected::default() };
+            let rejections: Vec<_> = rejected.iter().map(of).collect();
+            let target = target::target(&image, &workload, "app", &rejections).unwrap();
+            let plan = |target: &Target| {
+                let facts = rollout::Facts::default();
+                rollout::plan(&workload, &[("app".to_owned(), target.clone())].into(), Some(&facts))
+            };
+            let forward = plan(&target);
+            assert!(!forward.goes_back() && forward.changes[0].to == "1.5.0", "{forward:?}");
+            let ran = workload.stamped("app").unwrap();
+            let to = target.back_alone(&ran).filter(|_| leaves(&workload, &forward.changes[0], &target.left_behind()));
+            let found = to.map(|to| plan(&target::at(&image, &target, &to)));
+            let found = found.inspect(|plan| assert!(plan.goes_back() && plan.changes[0].rule == rollout::ROLLBACK));
+            assert_eq!(
+                found.map(|plan| plan.stamps["app"].clone()).as_deref(),
+                expected,
+                "{stamp} {held} {rejected:?}"
+            );
+        }
+        let as_is = json!({});
+        check("app:1.4.0", &as_is, &[], Some("app:1.0.0 app:1.2.0"));
+        // It is there, and waits for the newer one as everybody does.
+        check("app:1.2.0", &as_is, &[], None);
+        // A person has ended it, or held it.
+        check("app:1.4.0", &json!({"released": "2026-01-01T00:00:00Z"}), &[], None);
+        check("app:1.4.0", &json!({"by": "Undo"}), &[], None);
+        // That was rejected since.
+        check("app:1.4.0", &as_is, &["1.2.0"], None);
+        let digest = format!("sha256:{}", "a".repeat(64));
+        let pinned = json!({"tag": format!("1.2.0@{digest}"), "left": format!("1.4.0@{digest}")});
+        check(&format!("app:1.4.0@{digest}"), &pinned, &[], Some(&format!("app:1.0.0 app:1.2.0@{digest}")));
+        check("app:1.4.0", &pinned, &[], None);
     }
 }

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use crate::own::READY_AFTER;
 use crate::rollback::{Stage, condition, count, get, patch, stamp};
 use crate::support::{DEADLINE, ENABLED, Shop, image_of, is_ready};
+use crate::way_back::freeze;
 
 const LATE: &str = "Deployment/late";
 
@@ -113,4 +114,45 @@ async fn it_goes_back_alone_and_is_held_there() {
     let ends = |s: &ImageStatus| s.held.is_empty() && s.workloads.as_deref() == Some("2/2");
     shop.status_is("img", "is whole again", ends).await;
     assert!(stamp(&get(shop, "Deployment", "web").await).ends_with(":1.6.0"));
+}
+
+/// A newer tag is on its way and may not go yet: it goes back at once, and takes that one in its turn.
+#[tokio::test]
+async fn it_goes_back_although_a_newer_tag_waits() {
+    let stage = Stage::new("late-newer", &json!({"rollout": {"deadline": "10s", "minInterval": "0s"}})).await;
+    let shop = &stage.shop;
+    stage.workload("Deployment", "web", &json!({})).await;
+    let annotations = json!({ENABLED: "true", READY_AFTER: "1h"});
+    let one = json!({"spec": {"replicas": 1, "template": {"metadata": {"annotations": annotations}}}});
+    shop.create_deployment("late", &format!("{}:1.0.0", stage.image), &one).await;
+    is_well(&stage, "1.2.0").await;
+
+    comes_late_to(&stage, "1.4.0").await;
+    // Before it has failed: the other one stays, and then somebody stops everything.
+    patch(shop, "Deployment", "web", &json!({"spec": {"paused": true}})).await;
+    stage.push("1.5.0").await;
+    let newer = |s: &ImageStatus| s.rollout.as_ref().is_some_and(|r| r.tag == "1.5.0");
+    shop.status_is("img", "is on its way to 1.5.0", newer).await;
+    freeze(shop, json!("true")).await;
+    let held = |s: &ImageStatus| newer(s) && s.held.iter().any(|h| h.tag == "1.2.0" && h.left == "1.4.0");
+    shop.status_is("img", "holds it", held).await;
+    stage.is_stamped("Deployment", "late", "1.2.0").await;
+    is_well(&stage, "1.2.0").await;
+    let generation = get(shop, "Deployment", "late").await["metadata"]["generation"].clone();
+    for _ in 0..3 {
+        let status = shop.sync("img").await;
+        assert!(held(&status) && status.rejected.is_empty(), "{status:?}");
+    }
+    assert_eq!(get(shop, "Deployment", "late").await["metadata"]["generation"], generation);
+    stage.runs("web", "1.4.0").await;
+    let events = shop.events("Deployment", "late").await;
+    assert_eq!(count(&events, &["RolledBack: ", "1.4.0 -> 1.2.0", "others of its group run well"]), 1, "{events:?}");
+    assert_eq!(count(&events, &["Held: ", "1.2.0", "its rollout failed with 1.4.0"]), 1, "{events:?}");
+
+    patch(shop, "Deployment", "web", &json!({"spec": {"paused": false}})).await;
+    freeze(shop, Value::Null).await;
+    stage.is_stamped("Deployment", "late", "1.5.0").await;
+    is_well(&stage, "1.5.0").await;
+    stage.runs("web", "1.5.0").await;
+    assert_eq!(shop.settles("img", "1.5.0").await.held, []);
 }

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::rollback::{BROKEN, OURS, Stage, count, get};
 use crate::support::{DEADLINE, ENABLED, Shop, image_of};
 
-async fn freeze(shop: &Shop, value: Value) {
+pub async fn freeze(shop: &Shop, value: Value) {
     let namespaces: Api<k8s_openapi::api::core::v1::Namespace> = Api::all(shop.client.clone());
     let patch = json!({"metadata": {"annotations": {"kimup.cloudavenue.io/freeze": value}}});
     namespaces.patch(&shop.namespace, &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();

@@ -91,6 +91,13 @@ impl Target {
             && self.digest.as_ref().is_some_and(|digest| left.digest.as_ref() != Some(digest));
         moved || self.order.compare(&self.tag, &left.tag) == Some(Ordering::Greater)
     }
+
+    /// Where a container goes back to that runs `ran`, if it alone fails with that: what is on record, whatever ends it.
+    pub fn back_alone(&self, ran: &Tagged) -> Option<Tagged> {
+        let holding = &self.holding;
+        let record = holding.in_force().filter(|record| record.by == HeldBy::RolloutFailed && !holding.rejected)?;
+        Tagged::parse(&record.left).filter(|left| ran.is(left)).and_then(|_| Tagged::parse(&record.tag))
+    }
 }
 
 impl Case<'_> {

@@ -209,11 +209,11 @@ impl Model {
         for key in &self.wants {
             let workload = self.sync.world.workload(key).unwrap();
             let names = Self::plan(&workload).changes.into_iter().map(|change| change.image).collect();
-            let (images, moving) = (self.sync.read(&key.namespace, &names), self.sync.moving(Some(key)));
-            let room = has_room(&self.sync, &moving, &key.namespace, &images);
+            let (images, moving) = (self.sync.read(&key.namespace, &names), self.sync.moving());
+            let room = has_room(&self.sync, &moving, key, &images);
             assert!(!room, "{key} waits beside a place, {} s after the start", self.second - START);
         }
-        let counted = self.sync.moving(None).into_iter().filter(|moving| !moving.overdue).count();
+        let counted = self.sync.moving().into_iter().filter(|moving| !moving.overdue).count();
         assert!(counted <= LIMITS[0]);
     }
 }
@@ -270,6 +270,25 @@ fn a_deadline_that_somebody_shortens_counts_at_once() {
         }
         assert_eq!(model.wants, [key(5)].into());
         model.step(Step::Shorter(0)).await;
+        assert_eq!(model.wants, [].into());
+    });
+}
+
+/// Its own rollout, which the repair goes on with, takes no place from it.
+#[test]
+fn who_waits_with_a_repair_is_offered_its_place() {
+    paused().block_on(async {
+        let mut model = Model::new();
+        model.step(Step::Newer(0)).await;
+        model.step(Step::Newer(4)).await;
+        assert_eq!(model.wants, [].into());
+        model.put_image("one", "calm", &json!({"maxConcurrent": 1, "deadline": "600s"}));
+        // Its Pods came without the stamp: the same stamp once more.
+        model.wants.insert(key(0));
+        model.sync.queue.add_now(Key::Workload(key(0)));
+        model.run().await;
+        assert_eq!(model.wants, [key(0)].into());
+        model.step(Step::Ends(4)).await;
         assert_eq!(model.wants, [].into());
     });
 }
