@@ -457,9 +457,10 @@ impl Case<'_> {
         want.image(self.reference)
     }
 
-    /// Whether a hold is on record that has not ended.
+    /// Whether a hold is on record that has not ended, neither by its tag nor by a person.
     fn is_held(&self) -> bool {
-        self.target.left.as_deref().and_then(Tagged::parse).is_some_and(|left| !self.ends(&left))
+        let left = self.target.left.as_deref().filter(|_| !self.target.holding.resume).and_then(Tagged::parse);
+        left.is_some_and(|left| !self.ends(&left))
     }
 
     fn compare(&self, a: &str, b: &str) -> Option<Ordering> {

@@ -290,3 +290,19 @@ proptest! {
         world.settle();
     }
 }
+
+/// A person resumes what was to be held further back, before it has got there.
+#[test]
+fn who_is_resumed_on_the_way_back_follows() {
+    let mut world = World::new();
+    world.settle();
+    for event in [Event::Newer, Event::Undo(0), Event::Newer, Event::Undo(1), Event::Reject] {
+        world.happens(event);
+    }
+    world.step();
+    let held = world.status().held[0].tag.clone();
+    assert_eq!((world.runs(), &*held), ("1.2.0", "1.1.0"));
+    world.happens(Event::Resume);
+    world.settle();
+    assert_eq!(world.runs(), "1.3.0");
+}
