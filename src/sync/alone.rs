@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 use kube::ResourceExt;
 
-use crate::api::annotations::{ACTION, RESUME};
 use crate::api::{AfterRollback, Held, HeldBy, Image, ImageStatus, Rejected, Tagged};
 use crate::notify::{Audit, KIMUP, Reason};
 use crate::rollout::WorkloadKey;
 
 use super::engine::{Key, Sync};
 use super::failing::Left;
+use super::hold::resume_command;
 use super::report;
 use super::rollback::MAX_WAYS;
 use super::status;
@@ -99,15 +99,12 @@ fn is_on_record(status: &ImageStatus, workload: &str, container: &str, left: &Le
 
 /// In words that say what releases it.
 fn because(workload: &WorkloadKey, tag: &Tagged, reason: &str, after: AfterRollback) -> String {
-    let object = format!("{}/{} -n {}", workload.kind.as_str().to_lowercase(), workload.name, workload.namespace);
     let ends = match after {
         AfterRollback::Next => format!("a newer tag than {tag} ends this, or"),
         AfterRollback::Hold => "only a person ends this".to_owned(),
     };
-    format!(
-        "its rollout failed with {tag}, which others of its group run well: {reason}; {ends}: kubectl annotate {object} \
-         {ACTION}={RESUME}"
-    )
+    let resume = resume_command(workload);
+    format!("its rollout failed with {tag}, which others of its group run well: {reason}; {ends}: {resume}")
 }
 
 #[cfg(test)]

@@ -252,11 +252,11 @@ impl Sync {
             if before != tried.tag {
                 let held = self.held_before(workload, tried, past, evidence, (container, &before));
                 let (image, tag) = (tried.target.image.clone(), tried.tag.clone());
-                let ways =
-                    text(container).map(|text| self.ways_alone(workload, tried, past, evidence, container, text));
-                let ways = ways.filter(|_| tried.proven).unwrap_or_default();
+                let ways = text(container)
+                    .filter(|_| tried.proven)
+                    .map(|text| self.ways_alone(workload, tried, past, evidence, container, text));
                 let of = if tried.proven { &mut alone } else { &mut left };
-                of.insert(container.clone(), Left { image, tag, before, held, alone: ways });
+                of.insert(container.clone(), Left { image, tag, before, held, alone: ways.unwrap_or_default() });
             }
         }
         let left = to_blame(left, alone, troubled);

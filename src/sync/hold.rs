@@ -361,10 +361,19 @@ fn held_before(held: &Held) -> Option<&str> {
     Some(tag).filter(|_| held.by.is_behind())
 }
 
+/// A workload, as `kubectl` takes it.
+fn object(key: &WorkloadKey) -> String {
+    format!("{}/{} -n {}", key.kind.as_str().to_lowercase(), key.name, key.namespace)
+}
+
+/// What a person types to end a hold of a workload.
+pub(super) fn resume_command(key: &WorkloadKey) -> String {
+    format!("kubectl annotate {} {ACTION}={RESUME}", object(key))
+}
+
 /// A hold as the status has it, in words that say what releases it. `rejected`: its tag is.
 pub(super) fn on_record(key: &WorkloadKey, hold: &Hold, after: AfterRollback, rejected: bool) -> Held {
-    let object = format!("{}/{} -n {}", key.kind.as_str().to_lowercase(), key.name, key.namespace);
-    let resume = format!("kubectl annotate {object} {ACTION}={RESUME}");
+    let (object, resume) = (object(key), resume_command(key));
     let (by, left) = (what(hold.by), &hold.left);
     let why = match (hold.by, &hold.what, after) {
         (by, Some(rejected), AfterRollback::Next) if by.is_behind() => {

@@ -35,6 +35,8 @@ mod settle;
 mod source;
 mod status;
 mod target;
+#[cfg(test)]
+mod testing;
 mod timing;
 mod turn;
 mod unmutated;

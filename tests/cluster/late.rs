@@ -33,6 +33,17 @@ async fn is_well(stage: &Stage, tag: &str) {
     .await;
 }
 
+/// A stage on which `late`, whose Pods are ready only when they are told, runs as well as `web` does.
+async fn with_late(name: &str, deadline: &str) -> Stage {
+    let stage = Stage::new(name, &json!({"rollout": {"deadline": deadline, "minInterval": "0s"}})).await;
+    stage.workload("Deployment", "web", &json!({})).await;
+    let annotations = json!({ENABLED: "true", READY_AFTER: "1h"});
+    let one = json!({"spec": {"replicas": 1, "template": {"metadata": {"annotations": annotations}}}});
+    stage.shop.create_deployment("late", &format!("{}:1.0.0", stage.image), &one).await;
+    is_well(&stage, "1.2.0").await;
+    stage
+}
+
 async fn pause(shop: &Shop, paused: bool) {
     patch(shop, "Deployment", "late", &json!({"spec": {"paused": paused}})).await;
 }
@@ -72,13 +83,8 @@ async fn is_alone_at(stage: &Stage, at: &str, left: &str) {
 
 #[tokio::test]
 async fn it_goes_back_alone_and_is_held_there() {
-    let stage = Stage::new("late", &json!({"rollout": {"deadline": "3s", "minInterval": "0s"}})).await;
+    let stage = with_late("late", "3s").await;
     let shop = &stage.shop;
-    stage.workload("Deployment", "web", &json!({})).await;
-    let annotations = json!({ENABLED: "true", READY_AFTER: "1h"});
-    let one = json!({"spec": {"replicas": 1, "template": {"metadata": {"annotations": annotations}}}});
-    shop.create_deployment("late", &format!("{}:1.0.0", stage.image), &one).await;
-    is_well(&stage, "1.2.0").await;
 
     comes_late_to(&stage, "1.4.0").await;
     is_alone_at(&stage, "1.2.0", "1.4.0").await;
@@ -119,13 +125,8 @@ async fn it_goes_back_alone_and_is_held_there() {
 /// A newer tag is on its way and may not go yet: it goes back at once, and takes that one in its turn.
 #[tokio::test]
 async fn it_goes_back_although_a_newer_tag_waits() {
-    let stage = Stage::new("late-newer", &json!({"rollout": {"deadline": "10s", "minInterval": "0s"}})).await;
+    let stage = with_late("late-newer", "10s").await;
     let shop = &stage.shop;
-    stage.workload("Deployment", "web", &json!({})).await;
-    let annotations = json!({ENABLED: "true", READY_AFTER: "1h"});
-    let one = json!({"spec": {"replicas": 1, "template": {"metadata": {"annotations": annotations}}}});
-    shop.create_deployment("late", &format!("{}:1.0.0", stage.image), &one).await;
-    is_well(&stage, "1.2.0").await;
 
     comes_late_to(&stage, "1.4.0").await;
     // Before it has failed: the other one stays, and then somebody stops everything.

@@ -47,6 +47,11 @@ impl Holding {
         self.record.as_ref().filter(|record| record.holds() && !self.resume)
     }
 
+    /// That of a workload that went back alone.
+    fn alone(&self) -> Option<&Held> {
+        self.in_force().filter(|record| record.by == HeldBy::RolloutFailed)
+    }
+
     /// Whether a hold that keeps a stamp in place is on record.
     pub(super) fn keeps(&self, hold: &Hold) -> bool {
         let by = hold.by.is_behind() || hold.by == HeldBy::Annotation;
@@ -77,8 +82,7 @@ pub(super) fn released(target: &Target, container: &str, decision: &ContainerPla
 impl Target {
     /// Tags that none of its Pods should run any more: what was rejected, and what it alone went back from.
     pub fn left_behind(&self) -> BTreeSet<String> {
-        let alone = self.holding.in_force().filter(|record| record.by == HeldBy::RolloutFailed);
-        self.rejected.iter().cloned().chain(alone.map(|record| record.left.clone())).collect()
+        self.rejected.iter().cloned().chain(self.holding.alone().map(|record| record.left.clone())).collect()
     }
 
     /// Whether its tag ends a hold since `left` was left.
@@ -94,8 +98,7 @@ impl Target {
 
     /// Where a container goes back to that runs `ran`, if it alone fails with that: what is on record, whatever ends it.
     pub fn back_alone(&self, ran: &Tagged) -> Option<Tagged> {
-        let holding = &self.holding;
-        let record = holding.in_force().filter(|record| record.by == HeldBy::RolloutFailed && !holding.rejected)?;
+        let record = self.holding.alone().filter(|_| !self.holding.rejected)?;
         Tagged::parse(&record.left).filter(|left| ran.is(left)).and_then(|_| Tagged::parse(&record.tag))
     }
 }
@@ -105,7 +108,7 @@ impl Case<'_> {
     /// held there. None if it is not so, or a person has put something else there.
     pub(super) fn went_back_alone(&self, ran: &Tagged) -> Option<ContainerPlan> {
         let holding = &self.target.holding;
-        let record = holding.in_force().filter(|record| record.by == HeldBy::RolloutFailed && !holding.rejected)?;
+        let record = holding.alone().filter(|_| !holding.rejected)?;
         let (tag, left) = (Tagged::parse(&record.tag)?, self.left().filter(|left| !self.ends(left))?);
         let hold = self.hold(&tag, record.by);
         if ran.is(&tag) {

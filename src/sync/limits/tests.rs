@@ -7,14 +7,8 @@ use proptest::prelude::{Just, ProptestConfig, Strategy, prop_oneof, proptest};
 use serde_json::json;
 
 use super::*;
-use crate::index::Scope;
-use crate::leader::Leadership;
-use crate::net::clock::Clock;
-use crate::notify::Events;
-use crate::registry;
 use crate::rollout::Change;
-use crate::sync::Options;
-use crate::telemetry::Metrics;
+use crate::sync::testing;
 
 /// Rollouts of the cluster and of one namespace at a time.
 const LIMITS: [usize; 2] = [3, 2];
@@ -60,21 +54,7 @@ impl Model {
         let nobody = tower::service_fn(|_: http::Request<kube::client::Body>| async {
             Err::<http::Response<kube::client::Body>, _>(std::io::Error::other("nobody is asked"))
         });
-        let (client, metrics) = (kube::Client::new(nobody, "default"), Metrics::new());
-        let options = Options {
-            scope: Scope::All,
-            own_namespace: "kimup-system".to_owned(),
-            max_rollouts_per_namespace: LIMITS[1],
-            max_rollouts: LIMITS[0],
-            rollout_deadline: Duration::from_secs(600),
-            rollout_min_interval: Duration::ZERO,
-            status_heartbeat: Duration::from_secs(600),
-            clock: Clock::new(metrics.clone()),
-            question_timeout: Duration::from_secs(2),
-        };
-        let registry = registry::Client::new(registry::Config::default()).unwrap();
-        let events = Events::new(client.clone(), "model".to_owned(), metrics.clone());
-        let sync = Sync::new(client, registry, Leadership::always(), events, metrics, options);
+        let sync = testing::sync(kube::Client::new(nobody, "default"), LIMITS);
         let mut model = Self { sync, wants: BTreeSet::new(), second: START, looks: 0, version: 0 };
         model.now_is(START);
         for namespace in ["one", "two"] {

@@ -5,13 +5,7 @@ use serde_json::json;
 
 use super::*;
 use crate::api::Rejected;
-use crate::index::Scope;
-use crate::leader::Leadership;
-use crate::net::clock::Clock;
-use crate::notify::Events;
-use crate::registry;
-use crate::sync::{Options, status};
-use crate::telemetry::Metrics;
+use crate::sync::{status, testing};
 
 #[test]
 fn what_a_retry_asks_for() {
@@ -89,21 +83,7 @@ fn process() -> Sync {
         let body = kube::client::Body::from(body.to_string().into_bytes());
         Ok::<_, std::io::Error>(http::Response::builder().status(code).body(body).unwrap())
     });
-    let (client, metrics) = (kube::Client::new(server, "default"), Metrics::new());
-    let options = Options {
-        scope: Scope::All,
-        own_namespace: "kimup-system".to_owned(),
-        max_rollouts_per_namespace: 1,
-        max_rollouts: 1,
-        rollout_deadline: Duration::from_secs(600),
-        rollout_min_interval: Duration::ZERO,
-        status_heartbeat: Duration::from_secs(600),
-        clock: Clock::new(metrics.clone()),
-        question_timeout: Duration::from_secs(2),
-    };
-    let registry = registry::Client::new(registry::Config::default()).unwrap();
-    let events = Events::new(client.clone(), "test".to_owned(), metrics.clone());
-    let sync = Sync::new(client, registry, Leadership::always(), events, metrics, options);
+    let sync = testing::sync(kube::Client::new(server, "default"), [1, 1]);
     for (name, asks) in [("asks", true), ("stuck", false)] {
         sync.world.put_image(&key(name), Cached::Read(image(name, asks)));
     }
