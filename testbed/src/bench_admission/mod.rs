@@ -70,23 +70,36 @@ fn warn_of_others() {
     }
 }
 
-/// Loads kimup until this process is killed, for a look with a profiler: with reviews of 10 KB, or with new connections.
-pub fn hold(kimup: &Path, connections: bool) -> Result<bool> {
+/// What a profiler is to see.
+#[derive(Clone, Copy)]
+pub enum Load {
+    /// Reviews of 10 KB, as fast as they are answered.
+    Reviews,
+    /// New connections, as fast as they are made.
+    Connections,
+    /// Reviews of 4 KB at [`RATE`].
+    Paced,
+}
+
+/// Loads both servers in turn until this process is killed.
+pub fn hold(kimup: &Path, load: Load) -> Result<bool> {
     kimup_testbed::install_crypto_provider();
     server::move_to_load()?;
     let effort = Effort::of(true);
     let bench = Bench::start(kimup, cluster(IMAGES)?, effort)?;
     println!("under load: kimup is process {}, the no-op server {}", bench.kimup.id(), bench.noop.id());
-    let requests = requests(SIZES[1].0);
-    let minute = Duration::from_secs(60);
+    let (small, usual) = (requests(SIZES[0].0), requests(SIZES[1].0));
+    let turn = Duration::from_secs(10);
     loop {
         for server in [&bench.kimup, &bench.noop] {
-            let done = if connections {
-                client::handshakes(server.address, &bench.tls, CONNECTIONS, minute / 6)?
-            } else {
-                client::closed_loop(&mut bench.connect(server)?, &requests, minute / 6)?
+            let before = server.cpu_time()?;
+            let done = match load {
+                Load::Reviews => client::closed_loop(&mut bench.connect(server)?, &usual, turn)?,
+                Load::Connections => client::handshakes(server.address, &bench.tls, CONNECTIONS, turn)?,
+                Load::Paced => client::paced(&mut bench.connect(server)?, &small, RATE, turn)?.len() as u64,
             };
-            println!("{done} in 10 s by process {}", server.id());
+            let each = micros(server.cpu_time()?.saturating_sub(before)) / real(done);
+            println!("{done} in 10 s by process {}, {each:.1} us of CPU time each", server.id());
         }
     }
 }
