@@ -14,7 +14,7 @@ use crate::index::{Answer, PodFacts, PodView, answer};
 
 const READERS: usize = 3;
 /// Snapshots, one after the other.
-const SNAPSHOTS: usize = 2_000;
+const SNAPSHOTS: usize = 1_000;
 /// Every so many the writer is held while it makes one.
 const HELD: usize = 50;
 /// So many answers each reader gets meanwhile.
