@@ -27,8 +27,6 @@ use crate::support::DEADLINE;
 const ADMISSIONS: u64 = 10_000;
 /// At once, each on a connection of its own.
 const CONNECTIONS: usize = 8;
-/// What the API server calls the webhook.
-const SERVICE: &str = "kimup-webhook.kimup-system.svc";
 
 /// As long as this lives, the kernel gives a process no new descriptor.
 struct Sealed {
@@ -49,7 +47,7 @@ impl Sealed {
 
 impl Drop for Sealed {
     fn drop(&mut self) {
-        let _ = prlimit(Some(self.pid), Resource::Nofile, self.before.clone()); // it may be gone
+        let _ = prlimit(Some(self.pid), Resource::Nofile, self.before); // it may be gone
     }
 }
 
@@ -165,15 +163,22 @@ async fn the_webhook_makes_no_connection_for_a_known_image() {
     assert!(accepted.load(Ordering::SeqCst) > before.1);
 }
 
-/// Requests of kimup that the API server has had, but for the Lease's, as the audit log says: verb and address.
+/// What kimup asks for by the clock, however many Pods there are: its CA, its webhook configuration, and whether kinds are
+/// installed that need not be.
+const BY_THE_CLOCK: [&str; 4] = [
+    "/api/v1/namespaces/kimup-system/secrets/kimup-url-ca",
+    "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/kimup-url",
+    "/apis/argoproj.io/v1alpha1",
+    "/apis/apps.kruise.io/v1alpha1",
+];
+
+/// The requests of kimup that the API server has had, but for the Lease's, as the audit log says: verb and address.
 fn requests(own: &Own) -> Vec<String> {
     let text = |event: &Value, pointer: &str| event.pointer(pointer).and_then(Value::as_str).unwrap_or("").to_owned();
     let log = own.cluster.audit_log().unwrap();
     let mine = log.iter().filter(|event| text(event, "/user/username").ends_with(":kimup"));
     let others = mine.filter(|event| text(event, "/objectRef/resource") != "leases");
-    others
-        .map(|event| format!("{} {} {}", text(event, "/stage"), text(event, "/verb"), text(event, "/requestURI")))
-        .collect()
+    others.map(|event| format!("{} {}", text(event, "/verb"), text(event, "/requestURI"))).collect()
 }
 
 #[tokio::test]
@@ -190,8 +195,8 @@ async fn nor_does_a_process_that_syncs_as_well() {
     shop.create_image("app", &json!({"spec": {"image": image}})).await;
     shop.settles("app", "1.1.0").await;
     let secrets: Api<Secret> = Api::namespaced(own.cluster.client().await.unwrap(), SYSTEM);
-    let ca = secrets.get("kimup-ca").await.unwrap().data.unwrap().remove("ca.crt").unwrap();
-    let client = WebhookClient::new(kimup.webhook(), SERVICE, std::str::from_utf8(&ca.0).unwrap()).unwrap();
+    let ca = secrets.get("kimup-url-ca").await.unwrap().data.unwrap().remove("ca.crt").unwrap();
+    let client = WebhookClient::new(kimup.webhook(), "127.0.0.1", std::str::from_utf8(&ca.0).unwrap()).unwrap();
     let reviews =
         Reviews { namespace: shop.namespace.clone(), text: format!("{image}:1.0.0"), wanted: format!("{image}:1.1.0") };
     eventually(DEADLINE, "it knows the Image", async || reviews.check(0, &client.post(&reviews.body(0)).await?)).await;
@@ -204,7 +209,11 @@ async fn nor_does_a_process_that_syncs_as_well() {
     assert!(before.0 > 0);
     costs_nothing(&kimup, &client, &reviews).await;
     assert_eq!(asked().await, before);
-    assert_eq!(requests(&own)[had..], [""; 0]);
+    let all = requests(&own).split_off(had);
+    let is_of_clock = |request: &&String| request.strip_prefix("get ").is_some_and(|path| BY_THE_CLOCK.contains(&path));
+    let (of_clock, others): (Vec<_>, Vec<_>) = all.iter().partition(is_of_clock);
+    assert_eq!(others, [""; 0]);
+    assert!(of_clock.len() < 100, "{of_clock:?}"); // some a second at most
     // What is asked is counted.
     shop.sync("app").await;
     assert!(asked().await.0 > before.0);

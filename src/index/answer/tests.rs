@@ -1,5 +1,5 @@
 use super::*;
-use crate::api::annotations::{MANAGED_BY, MANAGED_BY_KIMUP, Map, NamespaceSettings};
+use crate::api::annotations::{Map, NamespaceSettings};
 use crate::index::testing::{image, put, snapshot};
 use crate::index::{Labels, Owner, PodFacts, Snapshot};
 use serde_json::{Value, json};
