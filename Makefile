@@ -30,9 +30,11 @@ unit: ## run the tests that need no cluster
 bench: ## measure the choice among 100,000 tags against the bars of docs/benchmarks.md, on a quiet machine
 	cargo bench --no-fail-fast --bench select --bench memory $(CARGOFLAGS)
 
-lint: ## check format and lints
+# The fuzz targets are a workspace of their own; without LLVM's library they compile on any machine.
+lint: ## check format and lints, and that the fuzz targets compile
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets $(CARGOFLAGS) -- -D warnings
+	cargo clippy --manifest-path fuzz/Cargo.toml --target-dir $(target) --no-default-features $(CARGOFLAGS) -- -D warnings
 
 # One build of both packages: `cargo run` would build the dependencies once more for the demo's package alone.
 demo: ## show the main job on a real cluster; KEEP=1 leaves it running
@@ -66,7 +68,7 @@ bench-admission: ## measure admission beside a server that does nothing (under 4
 FUZZ_SECONDS ?= 60
 fuzz: ## fuzz every target for a minute each; FUZZ_SECONDS=n
 	@command -v cargo-fuzz >/dev/null || { echo "cargo-fuzz is missing; install it: cargo install --locked cargo-fuzz" >&2; exit 1; }
-	@set -e; for name in $$(cargo fuzz list); do echo "== $$name"; cargo fuzz run --sanitizer none $$name -- -max_total_time=$(FUZZ_SECONDS) -verbosity=0; done
+	@set -e; for name in $$(cargo fuzz list); do echo "== $$name"; mkdir -p fuzz/corpus/$$name; cargo fuzz run --sanitizer none $$name fuzz/corpus/$$name $$(ls -d fuzz/seeds/$$name 2>/dev/null) -- -max_total_time=$(FUZZ_SECONDS) -verbosity=0; done
 
 release: ## build the release binary
 	cargo build --release -p kimup $(CARGOFLAGS)

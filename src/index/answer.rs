@@ -225,17 +225,17 @@ fn is_answered(pod: &PodView<'_>, container: &str, reference: &Reference) -> boo
 }
 
 /// What the first Pods of this revision got, whichever Image covered them then.
-fn recorded(
-    known: Option<&Namespace>,
+fn recorded<'s>(
+    known: Option<&'s Namespace>,
     pod: &PodView<'_>,
     container: &str,
     reference: &Reference,
     text: &str,
-    covering: [Option<&Arc<Entry>>; 2],
+    covering: [Option<&'s Arc<Entry>>; 2],
 ) -> Option<Answer> {
     let (uid, hash) = pod.revision()?;
-    let by_entry = |entry: &Arc<Entry>| Some((Arc::clone(entry), entry.record(uid, hash, container)?));
-    let elsewhere = || pod.on_record(known.filter(|_| pod.may_be_on_record())?).iter().find_map(by_entry);
+    let by_entry = |entry: &'s Arc<Entry>| Some((entry, entry.record(uid, hash, container)?));
+    let elsewhere = || known.filter(|_| pod.may_be_on_record())?.on_record(uid).find_map(by_entry);
     let found = covering.into_iter().flatten().find_map(by_entry).or_else(elsewhere);
     let (entry, stamp) = found.filter(|(_, stamp)| stamp.text == text)?;
     let target = same_repository(reference, &stamp.reference)?;

@@ -4,6 +4,7 @@
 //! no snapshot holds is asked by [`question`].
 
 mod answer;
+mod groups;
 mod held;
 mod listed;
 mod past;

@@ -44,6 +44,11 @@ impl Past {
         self.records.contains_key(uid)
     }
 
+    /// The UIDs of the controllers with records.
+    pub fn controllers(&self) -> impl Iterator<Item = &str> {
+        self.records.keys().map(String::as_str)
+    }
+
     /// What the first Pods of a revision got. No Pod is given what was rejected since, but where its own text names it.
     pub fn record(&self, uid: &str, hash: &str, container: &str) -> Option<Stamp> {
         let record = self.records.get(uid)?.iter().find(|record| record.hash == hash)?;

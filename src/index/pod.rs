@@ -1,7 +1,7 @@
 //! What counts of a Pod, whatever its container: whose Image may cover it, and what its own annotations say.
 
 use std::borrow::Cow;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use crate::api::annotated::{
     self, Annotated, Containers, Levels, PodHash, Wanted, bare_image_name, image_name, is_beside_policy, owners_of,
@@ -63,7 +63,7 @@ pub struct PodFacts<'a> {
     pub service_account: &'a str,
 }
 
-/// A Pod, read; for the answers of one snapshot, of which it keeps what costs more than a look-up.
+/// A Pod, read.
 #[derive(Clone, Debug, Default)]
 pub struct PodView<'a> {
     facts: PodFacts<'a>,
@@ -72,10 +72,6 @@ pub struct PodView<'a> {
     /// Whose annotations may count for it; empty if nobody knows: then only its own do.
     owners: Vec<(&'static str, String)>,
     annotated: Option<Annotated>,
-    /// [`Self::on_record`].
-    on_record: OnceLock<Vec<Arc<Entry>>>,
-    /// Whether sync made an Image for one of its owners.
-    has_managed: OnceLock<bool>,
 }
 
 /// Whether a container follows what covers it.
@@ -120,7 +116,7 @@ impl<'a> PodView<'a> {
         let containers = Containers { regular: &facts.regular, init: &facts.init };
         let annotated = counts.then(|| annotated::read(levels, containers));
         let applied = Applied::of(&facts.annotations);
-        Self { facts, applied, hash, owners, annotated, on_record: OnceLock::new(), has_managed: OnceLock::new() }
+        Self { facts, applied, hash, owners, annotated }
     }
 
     /// The namespace.
@@ -229,7 +225,7 @@ impl<'a> PodView<'a> {
         match known {
             _ if self.owners.is_empty() => Policy::Wrong,
             // Sync has read the owner's annotations, and this container is none of those they mean.
-            Some(known) if *self.has_managed.get_or_init(|| known.has_managed_for(&self.owners)) => Policy::None,
+            Some(known) if known.has_managed_for(&self.owners) => Policy::None,
             _ => Policy::Perhaps,
         }
     }
@@ -239,13 +235,6 @@ impl<'a> PodView<'a> {
     pub(super) fn may_be_on_record(&self) -> bool {
         let is_job = self.facts.controller.is_some_and(|controller| controller.kind == "Job");
         is_job || self.annotated.is_some()
-    }
-
-    /// The Images of its namespace with records of its controller's revisions: looked for once, whatever the number of its
-    /// containers.
-    pub(super) fn on_record(&self, namespace: &Namespace) -> &[Arc<Entry>] {
-        self.on_record
-            .get_or_init(|| self.facts.controller.map(|owner| namespace.on_record(owner.uid)).unwrap_or_default())
     }
 
     /// The question for a container whose Image is not known; none if it cannot even be named.

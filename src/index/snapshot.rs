@@ -13,6 +13,7 @@ use crate::api::annotations::{
 use crate::api::{HeldBy, Image, Order, Tagged};
 use crate::policy::{self, Repository};
 
+use super::groups::{ByOwner, ByRecord, ByRepository, Groups, owner_key};
 use super::listed::Listed;
 use super::past::Past;
 use super::specs::Specs;
@@ -34,21 +35,20 @@ pub struct Namespace {
     errors: Vec<AnnotationError>,
     images: Trie<Arc<Entry>>,
     /// Without the managed ones.
-    by_repository: Trie<SameRepository>,
-    /// How many of the Images are managed.
-    managed: usize,
+    by_repository: Groups<ByRepository>,
+    /// None without managed Images, so that nothing is spent then.
+    managed: Option<Box<Managed>>,
     /// How many of the Images have rejected tags on record.
     rejecting: usize,
 }
 
-/// The user's Images of a namespace for one repository.
-#[derive(Clone, Debug)]
-struct SameRepository {
-    /// The one that counts: the oldest.
-    first: Arc<Entry>,
-    /// The others by age. Mostly none, and then nothing is spent on them.
-    #[allow(clippy::box_collection)] // a pointer less than a Vec in every Image's place
-    others: Option<Box<Vec<Arc<Entry>>>>,
+/// What only a namespace with managed Images has.
+#[derive(Clone, Debug, Default)]
+struct Managed {
+    /// How many of its Images are managed.
+    count: usize,
+    by_owner: Groups<ByOwner>,
+    by_record: Groups<ByRecord>,
 }
 
 impl Keyed for Arc<Namespace> {
@@ -64,30 +64,6 @@ impl Keyed for Arc<Entry> {
 
     fn has_key(&self, key: &str) -> bool {
         self.name() == key
-    }
-}
-
-impl Keyed for SameRepository {
-    type Key = str;
-
-    fn has_key(&self, key: &str) -> bool {
-        self.first.repository() == Some(key)
-    }
-}
-
-impl SameRepository {
-    /// None if there is none.
-    fn of(mut images: Vec<Arc<Entry>>) -> Option<Self> {
-        images.sort_by(|a, b| a.age().cmp(&b.age()));
-        let mut images = images.into_iter();
-        let first = images.next()?;
-        let others: Vec<_> = images.collect();
-        Some(Self { first, others: Some(others).filter(|others| !others.is_empty()).map(Box::new) })
-    }
-
-    fn into_images(self) -> Vec<Arc<Entry>> {
-        let others = self.others.map(|others| *others).unwrap_or_default();
-        [self.first].into_iter().chain(others).collect()
     }
 }
 
@@ -272,7 +248,18 @@ impl Entry {
         self.owner.as_ref().is_some_and(|owner| (owner.0.as_str(), owner.1.as_str()) == (kind, name))
     }
 
-    fn age(&self) -> (i64, &str) {
+    /// Whether there are records of this controller's revisions.
+    pub(super) fn knows(&self, uid: &str) -> bool {
+        self.past.as_ref().is_some_and(|past| past.knows(uid))
+    }
+
+    /// The UIDs of the controllers with revisions on record.
+    fn controllers(&self) -> impl Iterator<Item = &str> {
+        self.past.iter().flat_map(|past| past.controllers())
+    }
+
+    /// By which they are sorted: of two of the same age the first by name counts.
+    pub(super) fn age(&self) -> (i64, &str) {
         (self.created, self.name())
     }
 }
@@ -284,8 +271,8 @@ impl Namespace {
 
     /// Its Images are these from now on.
     fn replace(&mut self, entries: Vec<Arc<Entry>>) {
-        (self.images, self.by_repository) = (Trie::default(), Trie::default());
-        (self.managed, self.rejecting) = (0, 0);
+        (self.images, self.by_repository) = Default::default();
+        (self.managed, self.rejecting) = (None, 0);
         let knows = |entry: &&Arc<Entry>| entry.past.as_ref().is_some_and(|past| !past.of_group.is_empty());
         let remembering: Vec<_> = entries.iter().filter(knows).cloned().collect();
         for entry in entries {
@@ -320,24 +307,25 @@ impl Namespace {
 
     /// The user's Image that counts for a repository.
     pub fn image(&self, repository: &Repository) -> Option<&Arc<Entry>> {
-        self.by_repository.get(repository.as_str()).map(|same| &same.first)
+        self.by_repository.first(repository.as_str())
     }
 
     /// Whether sync made any Image here: else nobody needs to look for one.
     pub fn has_managed(&self) -> bool {
-        self.managed > 0
+        self.managed.is_some()
     }
 
-    /// Whether sync made an Image for one of these workloads (kind and name), whatever the container. Cost: all Images.
+    /// Whether sync made an Image for one of these workloads (kind and name), whatever the container.
     pub fn has_managed_for(&self, owners: &[(&str, String)]) -> bool {
-        let made_for = |entry: &Arc<Entry>| owners.iter().any(|(kind, name)| entry.is_owned_by(kind, name));
-        self.has_managed() && self.images.iter().any(|entry| entry.managed && made_for(entry))
+        let is_there = |managed: &Managed| {
+            owners.iter().any(|(kind, name)| managed.by_owner.first(&owner_key(kind, name)).is_some())
+        };
+        self.managed.as_deref().is_some_and(is_there)
     }
 
-    /// The managed Images with records ([`Entry::record`]) of this controller's revisions. Cost: all Images.
-    pub fn on_record(&self, uid: &str) -> Vec<Arc<Entry>> {
-        let managed = self.images.iter().filter(|entry| self.has_managed() && entry.managed);
-        managed.filter(|entry| entry.past.as_ref().is_some_and(|past| past.knows(uid))).cloned().collect()
+    /// The managed Images with records ([`Entry::record`]) of this controller's revisions, the oldest first.
+    pub fn on_record(&self, uid: &str) -> impl Iterator<Item = &Arc<Entry>> {
+        self.managed.iter().flat_map(|managed| managed.by_record.all(uid))
     }
 
     fn put(&mut self, entry: Arc<Entry>) {
@@ -385,34 +373,43 @@ impl Namespace {
     fn place(&mut self, entry: Arc<Entry>) {
         self.take(entry.name());
         self.rejecting += usize::from(entry.has_rejected());
-        self.managed += usize::from(entry.managed);
-        if let Some(repository) = entry.repository().filter(|_| !entry.managed) {
-            let same = self.by_repository.remove(repository).map(SameRepository::into_images);
-            let same = same.into_iter().flatten().chain([Arc::clone(&entry)]).collect();
-            if let Some(same) = SameRepository::of(same) {
-                self.by_repository.insert(repository, same);
-            }
+        if entry.managed {
+            self.managed.get_or_insert_default().put(&entry);
+        } else if let Some(repository) = entry.repository() {
+            self.by_repository.put(repository, &entry);
         }
         self.images.insert(Arc::clone(&entry).name(), entry);
     }
 
     fn take(&mut self, name: &str) -> Option<Arc<Entry>> {
         let entry = self.images.remove(name)?;
-        self.managed -= usize::from(entry.managed);
         self.rejecting -= usize::from(entry.has_rejected());
-        let Some(repository) = entry.repository().filter(|_| !entry.managed) else {
-            return Some(entry);
-        };
-        let same = self.by_repository.remove(repository).map(SameRepository::into_images);
-        let left = same.into_iter().flatten().filter(|other| other.name() != entry.name()).collect();
-        if let Some(same) = SameRepository::of(left) {
-            self.by_repository.insert(repository, same);
+        if !entry.managed {
+            entry.repository().into_iter().for_each(|repository| self.by_repository.remove(repository, name));
+        } else if let Some(managed) = &mut self.managed {
+            managed.remove(&entry);
+            self.managed.take_if(|managed| managed.count == 0);
         }
         Some(entry)
     }
 
     fn is_empty(&self) -> bool {
         self.settings.is_none() && self.images.len() == 0
+    }
+}
+
+impl Managed {
+    fn put(&mut self, entry: &Arc<Entry>) {
+        self.count += 1;
+        entry.owner.iter().for_each(|owner| self.by_owner.put(&owner_key(&owner.0, &owner.1), entry));
+        entry.controllers().for_each(|uid| self.by_record.put(uid, entry));
+    }
+
+    fn remove(&mut self, entry: &Entry) {
+        self.count -= 1;
+        let name = entry.name();
+        entry.owner.iter().for_each(|owner| self.by_owner.remove(&owner_key(&owner.0, &owner.1), name));
+        entry.controllers().for_each(|uid| self.by_record.remove(uid, name));
     }
 }
 

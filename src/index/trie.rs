@@ -62,7 +62,25 @@ impl<T> Trie<T> {
             }
         })
         .flatten()
-        .map(|(_, value)| value)
+        .map(|(_, value)| {
+            #[cfg(test)]
+            looked::one_more();
+            value
+        })
+    }
+}
+
+/// How many values were looked at by this thread.
+#[cfg(test)]
+pub(super) mod looked {
+    thread_local!(static VALUES: std::cell::Cell<usize> = const { std::cell::Cell::new(0) });
+
+    pub fn one_more() {
+        VALUES.set(VALUES.get() + 1);
+    }
+
+    pub fn at() -> usize {
+        VALUES.get()
     }
 }
 
@@ -144,7 +162,13 @@ impl<T: Keyed> Node<T> {
 }
 
 fn position<T: Keyed>(values: &[(u64, T)], hash: u64, key: &T::Key) -> Option<usize> {
-    values.iter().position(|(of, value)| *of == hash && value.has_key(key))
+    values.iter().position(|(of, value)| {
+        *of == hash && {
+            #[cfg(test)]
+            looked::one_more();
+            value.has_key(key)
+        }
+    })
 }
 
 #[allow(clippy::cast_possible_truncation)] // of two bits

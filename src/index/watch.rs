@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -49,6 +50,8 @@ pub enum Scope {
 pub struct Index {
     snapshot: ArcSwap<Snapshot>,
     pulses: Vec<Pulse>,
+    /// Beside the channel, which takes a lock to tell.
+    is_ready: AtomicBool,
     ready: watch::Sender<bool>,
     annotated: watch::Sender<Arc<[String]>>,
     metrics: Metrics,
@@ -59,7 +62,7 @@ impl Index {
     pub fn fixed(snapshot: Snapshot) -> Arc<Self> {
         let index = Self::empty(Metrics::new(), Vec::new());
         index.publish(snapshot);
-        index.ready.send_replace(true);
+        index.set_ready();
         Arc::new(index)
     }
 
@@ -73,20 +76,21 @@ impl Index {
         Self {
             snapshot: ArcSwap::default(),
             pulses,
+            is_ready: AtomicBool::new(false),
             ready: watch::Sender::new(false),
             annotated: watch::Sender::new(Arc::default()),
             metrics,
         }
     }
 
-    /// The snapshot. Cheap; hold it for one request only.
+    /// The snapshot. Takes no lock, and never waits for one that is being made; hold it for one request only.
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.snapshot.load_full()
     }
 
     /// Whether Namespaces and Images have been listed once. It stays so: a failed watch keeps what is known.
     pub fn is_ready(&self) -> bool {
-        *self.ready.borrow()
+        self.is_ready.load(Ordering::Acquire)
     }
 
     /// Tells when [`Self::is_ready`] becomes true.
@@ -103,6 +107,12 @@ impl Index {
     /// The namespaces opted in by an annotation alone ([`Snapshot::annotated`]), told only when the list changes.
     pub fn annotated(&self) -> watch::Receiver<Arc<[String]>> {
         self.annotated.subscribe()
+    }
+
+    /// The snapshot is complete from now on.
+    fn set_ready(&self) {
+        self.is_ready.store(true, Ordering::Release);
+        self.ready.send_replace(true);
     }
 
     fn publish(&self, snapshot: Snapshot) {
@@ -159,7 +169,7 @@ async fn run(
             index.publish(collector.snapshot.clone());
         }
         if collector.is_complete() && !index.is_ready() {
-            index.ready.send_replace(true);
+            index.set_ready();
             tracing::info!(images = collector.snapshot.images(), "Namespaces and Images are listed");
         }
     }

@@ -10,9 +10,10 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetri
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
-use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric, Registry};
+
+use super::histogram::Histogram;
 
 /// Media type of [`Metrics::encode`] (`OpenMetrics` 1.0).
 pub const METRICS_CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -302,7 +303,7 @@ impl Metrics {
             admission_outcomes: AdmissionOutcome::ALL.iter().map(counter).collect(),
             admission_requests,
             admission_panics: Counter::default(),
-            admission_duration: Histogram::new(buckets),
+            admission_duration: Histogram::new(&buckets),
             server: ServerCounts::new(),
             questions: outcomes(QuestionOutcome::ALL.iter().map(|o| o.as_str())),
             syncs: Family::default(),
@@ -330,7 +331,7 @@ impl Metrics {
         if let Some(counter) = self.inner.admission_outcomes.get(outcome as usize) {
             counter.inc();
         }
-        self.inner.admission_duration.observe(took.as_secs_f64());
+        self.inner.admission_duration.observe(took);
     }
 
     /// `kimup_admission_panics_total`: answering a Pod panicked; it was answered by the failure policy.

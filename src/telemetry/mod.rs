@@ -3,6 +3,7 @@
 //! [`init`] installs the one subscriber of the process, [`Metrics`] is the one registry. Neither knows anything of the
 //! rest of kimup: every other module may use them.
 
+mod histogram;
 mod logging;
 mod metrics;
 mod seldom;

@@ -39,6 +39,7 @@ mod holds;
 mod hostile;
 mod killed;
 mod kinds;
+mod known_images;
 mod late;
 mod load;
 mod lost_status;

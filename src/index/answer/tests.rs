@@ -1,5 +1,5 @@
 use super::*;
-use crate::api::annotations::{MANAGED_BY, MANAGED_BY_KIMUP, Map, NamespaceSettings};
+use crate::api::annotations::{Map, NamespaceSettings};
 use crate::index::testing::{image, put, snapshot};
 use crate::index::{Labels, Owner, PodFacts, Snapshot};
 use serde_json::{Value, json};
@@ -468,21 +468,4 @@ fn a_pinned_image_is_run_by_its_digest() {
 fn an_image_of_another_namespace_covers_nothing() {
     let known = snapshot(&[json!({"metadata": {"namespace": "other"}})]);
     assert_eq!(ask(&known, BARE, "ghcr.io/org/app:1.0.0"), "keep");
-}
-
-#[test]
-fn records_are_looked_for_once_for_all_containers() {
-    let record = json!({"owner": "Job/x", "uid": "job", "hash": "", "containers": {"app": "a:1 a:2"}});
-    let managed = json!({"metadata": {"labels": {MANAGED_BY: MANAGED_BY_KIMUP}}, "status": {"revisions": [record]}});
-    let known = snapshot(&[managed]);
-    let namespace = known.namespace("shop").unwrap();
-    let check = |uid: &str, expected: usize| {
-        let pod = PodView::new(PodFacts { controller: controller("Job", "x", uid), ..facts() });
-        let found = pod.on_record(namespace);
-        assert_eq!(found.len(), expected);
-        assert!(std::ptr::eq(found, pod.on_record(namespace)));
-    };
-    check("", 0);
-    check("job", 1);
-    check("other", 0);
 }

@@ -75,6 +75,90 @@ proptest! {
     }
 }
 
+const UIDS: [&str; 3] = ["rs-1", "rs-2", "job-1"];
+const OWNERS: [(&str, &str); 4] =
+    [("Deployment", "web"), ("StatefulSet", "web"), ("Deployment", "api"), ("CronJob", "web")];
+
+/// An Image of the model: whether it is managed, of which owner, with whose records, and what it has rejected.
+type Made = (bool, Option<usize>, BTreeSet<usize>, bool);
+
+fn made(name: &str, (managed, owner, uids, rejects): &Made) -> Image {
+    let by = if *managed { MANAGED_BY_KIMUP } else { "nobody" };
+    let owner = owner
+        .map(|owner| OWNERS[owner])
+        .map(|(kind, name)| json!([{"apiVersion": "v1", "kind": kind, "name": name, "uid": "o", "controller": true}]));
+    let record = |uid: &usize| json!({"owner": "ReplicaSet/x", "uid": UIDS[*uid], "hash": "h", "containers": {"app": "a:1 a:2"}});
+    let records: Vec<_> = uids.iter().map(record).collect();
+    let rejected = if *rejects { json!([{"tag": "9"}]) } else { json!([]) };
+    image(&json!({
+        "metadata": {"namespace": "a", "name": name, "uid": name, "labels": {MANAGED_BY: by}, "ownerReferences": owner},
+        "status": {"revisions": records, "rejected": rejected},
+    }))
+}
+
+/// Those with records of a controller, by a walk over all.
+fn walk_on_record<'a>(namespace: &'a Namespace, uid: &str) -> BTreeSet<&'a str> {
+    let all = namespace.images.iter().filter(|entry| entry.managed && entry.knows(uid));
+    all.map(|entry| entry.name()).collect()
+}
+
+/// Whether one was made for a workload, by a walk over all.
+fn walk_managed_for(namespace: &Namespace, (kind, name): (&str, &str)) -> bool {
+    let is_of = |owner: &(String, String)| (owner.0.as_str(), owner.1.as_str()) == (kind, name);
+    namespace.images.iter().any(|entry| entry.managed && entry.owner.as_deref().is_some_and(is_of))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn one_look_up_finds_what_a_walk_over_all_images_finds(steps in prop::collection::vec(
+        (0..5_usize,
+         (any::<bool>(), prop::option::of(0..4_usize), prop::collection::btree_set(0..3_usize, 0..3), any::<bool>()),
+         0..6_u8), 0..40
+    )) {
+        let (mut snapshot, mut model) = (Snapshot::default(), BTreeMap::<&str, Made>::new());
+        for (name, known, what) in steps {
+            let name = NAMES[name];
+            match what {
+                0 => {
+                    model.remove(name);
+                    snapshot.remove_image("a", name);
+                }
+                1 => {
+                    let mut list = ImageList::default();
+                    for (name, known) in &model {
+                        let entry = Arc::new(Entry::read(&made(name, known), Timestamp::UNIX_EPOCH));
+                        list.push("a".to_owned(), (*name).to_owned(), Seen::Read(entry));
+                    }
+                    snapshot.replace_images(None, list);
+                }
+                _ => {
+                    put(&mut snapshot, &made(name, &known));
+                    model.insert(name, known);
+                }
+            }
+            let Some(namespace) = snapshot.namespace("a") else {
+                prop_assert!(model.is_empty());
+                continue;
+            };
+            prop_assert_eq!(namespace.has_managed(), model.values().any(|known| known.0));
+            for uid in UIDS.into_iter().chain(["nobody"]) {
+                let found: Vec<_> = namespace.on_record(uid).collect();
+                let names: BTreeSet<_> = found.iter().map(|entry| entry.name()).collect();
+                prop_assert_eq!(found.len(), names.len());
+                prop_assert_eq!(names, walk_on_record(namespace, uid));
+                // Not an Image as it was before.
+                prop_assert!(found.iter().all(|entry| Arc::ptr_eq(entry, namespace.images.get(entry.name()).unwrap())));
+            }
+            for owner in OWNERS.into_iter().chain([("Deployment", "nobody")]) {
+                let found = namespace.has_managed_for(&[("Job", "none".to_owned()), (owner.0, owner.1.to_owned())]);
+                prop_assert_eq!(found, walk_managed_for(namespace, owner));
+            }
+        }
+    }
+}
+
 #[test]
 fn the_list_of_annotated_namespaces_is_another_one_only_when_it_differs() {
     let on: Map = [("kimup.cloudavenue.io/enabled".to_owned(), "true".to_owned())].into();

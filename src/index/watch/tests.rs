@@ -3,6 +3,8 @@ use crate::index::testing::image;
 use crate::policy::Repository;
 use serde_json::{Value, json};
 
+mod readers;
+
 fn namespace(name: &str, labels: &Value, annotations: &Value) -> PartialObjectMeta<Namespace> {
     serde_json::from_value(json!({"metadata": {"name": name, "labels": labels, "annotations": annotations}})).unwrap()
 }

@@ -4,6 +4,7 @@ use super::*;
 use crate::api::annotated::{bare_image_name, image_name};
 use crate::api::annotations::{MANAGED_BY, MANAGED_BY_KIMUP};
 use crate::index::question::PodQuestion;
+use crate::index::trie::looked;
 
 const TEXT: &str = "ghcr.io/org/app:1.0.0";
 const APP: &[&str] = &["app"];
@@ -307,4 +308,40 @@ fn problems_are_told_where_they_stand() {
     check("interval=1m", rs, APP, &[]);
     check("interval=1m", "", APP, &["kimup.cloudavenue.io/interval has no effect without"]);
     check("interval./app=1m", "", TWO, &["interval.kimup.cloudavenue.io/app has no effect without"]);
+}
+
+#[test]
+fn an_answer_costs_the_same_however_many_images_there_are() {
+    // Of others, each with a record.
+    let other = |number: usize| {
+        let mut other = made_for("StatefulSet", &format!("other-{number}"), "app");
+        let containers = json!({"app": format!("{TEXT} ghcr.io/org/app:1.1.0")});
+        other["status"]["revisions"] =
+            json!([{"owner": "X/x", "uid": format!("uid-{number}"), "containers": containers}]);
+        other
+    };
+    let beside = |count: usize, own: &[Value]| snapshot(&(0..count).map(other).chain(own.to_vec()).collect::<Vec<_>>());
+    let check = |own: &[Value], text: &str, owner: &str, containers: &[&'static str], expected: &str| {
+        let cost = |count: usize| {
+            let (snapshot, pod) = (beside(count, own), pod(text, owner, containers, true));
+            let before = looked::at();
+            assert_eq!(said(&snapshot, &pod, TEXT), expected, "{text:?} {owner:?} beside {count}");
+            looked::at() - before
+        };
+        let (few, many) = (cost(3), cost(600));
+        assert!(few > 0 && few == many, "{text:?} {owner:?}: {few} with few, {many} with many");
+    };
+    let rs = "ReplicaSet web-5d8f";
+    let asked = format!("ask {}", image_name("Deployment", "web", "app"));
+    // A Job that somebody made, and a revision without a record.
+    check(&[], "", "Job x", APP, "keep");
+    check(&[], "policy=semver", rs, APP, &asked);
+    // Its policy may be for another container: its owner has an Image, or has none.
+    check(&[made_for("Deployment", "web", "proxy")], "policy=semver", rs, TWO, "keep");
+    check(&[], "policy=semver", rs, TWO, &asked);
+    // What its Job got before is on record with the Image of a CronJob.
+    let mut recorded = other(0);
+    recorded["metadata"]["name"] = json!("recorded");
+    recorded["status"]["revisions"][0]["uid"] = json!("uid");
+    check(&[recorded], "", "Job x", APP, "run 1.1.0 by recorded");
 }
