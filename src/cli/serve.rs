@@ -223,14 +223,19 @@ impl Process {
     }
 
     async fn try_ca(&self, store: &CaStore) -> anyhow::Result<Arc<CertificateAuthority>> {
-        if let Some(found) = store.load().await? {
-            return Ok(found.signing);
+        let found = store.load().await?;
+        if let Some(found) = &found
+            && let Ok(signing) = ca::first(store, found, true)
+        {
+            return Ok(signing);
         }
         // Where there is a configuration, a new CA must be published before anybody serves what it signed.
-        if !self.is_static() && configuration::exists(&self.client, self.names.name).await? {
-            anyhow::bail!("it is gone; the leader makes it again");
+        let asked = !self.is_static() && configuration::exists(&self.client, self.names.name).await?;
+        match found {
+            Some(found) => Ok(ca::first(store, &found, asked)?),
+            None if asked => anyhow::bail!("it is gone; the leader makes it again"),
+            None => Ok(store.load_or_create().await?.signing),
         }
-        Ok(store.load_or_create().await?.signing)
     }
 
     fn start_sync(

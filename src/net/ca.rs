@@ -14,7 +14,7 @@ use secrecy::{ExposeSecret, SecretString};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 pub use super::ca_bundle::{Bundle, Carried};
-pub use super::ca_follow::{Following, follow};
+pub use super::ca_follow::{Following, first, follow};
 pub use super::ca_leader::{Rotation, rotate};
 pub use super::ca_rotation::{CaState, Timing};
 pub use super::ca_secret::CaStore;
@@ -52,6 +52,16 @@ pub enum CaError {
         origin: String,
         /// When.
         not_after: Timestamp,
+    },
+    /// API servers do not trust the CA yet, and the replica has no other.
+    #[error(
+        "API servers do not trust the CA in `tls.crt` of {origin} yet: the leader publishes it in the webhook configuration, and after \
+         --ca-rotation-delay it signs; if that does not come, see whether one leads (`kubectl get lease -A`) and what its `/readyz?verbose` \
+         says of ca-rotation, or put back the pair that was there"
+    )]
+    Unpublished {
+        /// What was read (`Secret kimup-system/kimup-ca`).
+        origin: String,
     },
     /// The stored pair is no usable CA.
     #[error("{origin} is no usable certificate authority: {reason}; delete it and kimup makes a new one")]

@@ -80,6 +80,11 @@ impl Bundle {
         self.0.first()
     }
 
+    /// Whether these are its first ones, in this order.
+    pub fn begins_with(&self, others: &Self) -> bool {
+        self.0.starts_with(&others.0)
+    }
+
     /// Whether there is none in it.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -169,6 +174,25 @@ mod tests {
         check(&[pem_a, pem_b, &pem_a[..pem_a.len() / 2]], &both);
         check(&[std::str::from_utf8(&both.to_pem()).unwrap()], &both);
         assert!(both.to_pem().split(|byte| *byte == b'\n').all(|line| line.len() <= PEM_LINE));
+    }
+
+    #[test]
+    fn the_first_ones_are_compared_in_order() {
+        let authorities: Vec<_> = (0..3).map(|_| authority("2026-01-01T00:00:00Z")).collect();
+        let bundle = |numbers: &str| {
+            let ders = numbers.bytes().map(|number| authorities[usize::from(number - b'0')].der().clone());
+            Bundle::default().and(ders)
+        };
+        let check = |whole: &str, first: &str, expected: bool| {
+            assert_eq!(bundle(whole).begins_with(&bundle(first)), expected, "{whole} {first}");
+        };
+        check("", "", true);
+        check("01", "", true);
+        check("01", "0", true);
+        check("012", "01", true);
+        check("012", "10", false);
+        check("012", "1", false);
+        check("0", "01", false);
     }
 
     #[test]

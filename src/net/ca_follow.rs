@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::ca::CertificateAuthority;
+use super::ca::{CaError, CertificateAuthority};
 use super::ca_rotation::{CaState, Timing, takes};
 use super::ca_secret::CaStore;
 use super::probes::Condition;
@@ -27,6 +27,15 @@ pub struct Following {
     pub condition: Condition,
     /// Where failures are counted.
     pub metrics: Metrics,
+}
+
+/// The CA that a replica begins to sign with, if it may: none of its own vouches for it yet. `asked` says whether there is a
+/// webhook configuration, which a leader keeps.
+pub fn first(store: &CaStore, found: &CaState, asked: bool) -> Result<Arc<CertificateAuthority>, CaError> {
+    if takes(None, found, asked, Timestamp::now()) {
+        return Ok(found.signing.clone());
+    }
+    Err(CaError::Unpublished { origin: store.origin().to_owned() })
 }
 
 /// Follows the CA from `first` on, in a task until `shutdown`. The receiver has the one to sign with. Failures leave it as it is.
@@ -76,7 +85,7 @@ impl Follower {
     fn found(&mut self, state: &CaState, now: Timestamp) {
         let present = self.signing.borrow().clone();
         let another = present.der() != state.signing.der();
-        if another && (self.following.by_hand || takes(Some(&present), state, now)) {
+        if another && takes(Some(&present), state, !self.following.by_hand, now) {
             tracing::info!(secret = %self.following.store.origin(), not_after = %state.signing.not_after(), "another CA signs");
             self.signing.send_replace(state.signing.clone());
         }

@@ -1,20 +1,16 @@
 //! Rotations under load: servers, and clients that trust only what an API server would trust at that moment.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::routing::get;
 use jiff::{SignedDuration, Timestamp};
-use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, RootCertStore};
 use serde_json::json;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 
 use super::ca::{Bundle, Carried, Following, Rotation, Timing, follow, rotate};
@@ -23,6 +19,7 @@ use super::ca_testing::FakeApi;
 use super::probes::Readiness;
 use super::server::{ServerOptions, serve_https};
 use super::tls::{CertSource, Clock, SharedTls, start_every};
+use super::tls_testing::{ANSWER, Connection, Load, Tally, trusting};
 use crate::telemetry::Metrics;
 
 /// As in a cluster, faster.
@@ -30,7 +27,10 @@ const TIMING: Timing =
     Timing { delay: Duration::from_millis(200), overlap: Duration::from_millis(400), poll: Duration::from_millis(10) };
 /// How much later an API server sees the configuration, at most: within the delay.
 const LAG: Duration = Duration::from_millis(150);
-const CLIENTS: usize = 4;
+
+/// Requests in one connection, for each client: new connections, some that are kept for a while, and one that is kept through
+/// every rotation.
+const KEPT: [usize; 3] = [1, 10, usize::MAX];
 
 struct Replica {
     address: SocketAddr,
@@ -161,7 +161,7 @@ async fn replica(api: &FakeApi, first: &CaState, hours: &Arc<AtomicI64>, shutdow
     let (tls, _) = start_every(poll, source, None, clock, served, metrics, shutdown.clone()).await.unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let router = Router::new().route("/", get(|| async { "well" }));
+    let router = Router::new().route("/", get(|| async { ANSWER }));
     tokio::spawn(serve_https(listener, tls.clone(), router, ServerOptions::default(), shutdown.clone()));
     Replica { address, tls }
 }
@@ -179,58 +179,38 @@ fn late(mut live: watch::Receiver<Bundle>) -> watch::Receiver<Bundle> {
     seen
 }
 
-/// A handshake and a request, trusting what the API server knows now.
-async fn request(address: SocketAddr, trusted: Bundle) -> Result<(), String> {
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(trusted);
-    let config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
-    let stream = TcpStream::connect(address).await.map_err(|e| format!("connect: {e}"))?;
-    let name = ServerName::from(address.ip());
-    let mut stream =
-        TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(|e| format!("handshake: {e}"))?;
-    let head = b"GET / HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n";
-    stream.write_all(head).await.map_err(|e| format!("write: {e}"))?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.map_err(|e| format!("read: {e}"))?;
-    if answer.starts_with("HTTP/1.1 200") { Ok(()) } else { Err(answer) }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hundred_leaves_and_ten_cas_under_load() {
     let bed = Bed::start().await;
     bed.state_is("signing", |state| state.signing_since.is_some()).await;
-    let (done, failed) = (Arc::new(AtomicUsize::new(0)), Arc::new(Mutex::new(Vec::new())));
-    let (mut clients, enough) = (Vec::new(), CancellationToken::new());
-    for client in 0..CLIENTS {
-        let addresses: Vec<SocketAddr> = bed.replicas.iter().map(|replica| replica.address).collect();
-        let (view, enough) = (late(bed.live.now.clone()), enough.clone());
-        let (done, failed, live) = (done.clone(), failed.clone(), bed.live.clone());
-        clients.push(tokio::spawn(async move {
-            for address in addresses.iter().cycle().skip(client) {
-                if enough.is_cancelled() {
-                    break;
-                }
-                let trusted = view.borrow().clone();
-                match request(*address, trusted.clone()).await {
-                    Ok(()) => drop(done.fetch_add(1, Ordering::Relaxed)),
-                    Err(error) if live.is_promised(&trusted) => failed.lock().unwrap().push(error),
-                    Err(_) => {}
-                }
+    let addresses: Vec<SocketAddr> = bed.replicas.iter().map(|replica| replica.address).collect();
+    let views: Vec<_> = KEPT.iter().map(|_| late(bed.live.now.clone())).collect();
+    let live = bed.live.clone();
+    let load = Load::start(&KEPT, move |client, nth| {
+        let address = addresses[(client + nth) % addresses.len()];
+        let (trusted, live) = (views[client].borrow().clone(), live.clone());
+        async move {
+            match Connection::open(address, trusting(trusted.clone())).await {
+                Err(error) if live.is_promised(&trusted) => Err(error),
+                opened => Ok(opened.ok()),
             }
-        }));
-    }
+        }
+    });
+    let mut rotations = 0;
     for _ in 0..10 {
         for _ in 0..10 {
             bed.rotate_leaves().await;
+            load.goes_on().await;
+            rotations += 1;
         }
         bed.rotate_ca().await;
+        load.goes_on().await;
+        rotations += 1;
     }
-    enough.cancel();
-    for client in clients {
-        client.await.unwrap();
-    }
+    let Tally { served, dropped, failed } = load.end().await;
     bed.shutdown.cancel();
-    let (served, failed) = (done.load(Ordering::Relaxed), failed.lock().unwrap());
+    println!("{served} requests, {dropped} connections outside of what is promised");
     assert!(failed.is_empty(), "{served} served, {} failed: {:?}", failed.len(), failed.first());
-    assert!(served > 100, "{served}");
+    assert!(served >= rotations * KEPT.len() * 2, "{served} in {rotations} rotations");
+    assert!(dropped * 4 < served, "{served} served, {dropped} dropped");
 }

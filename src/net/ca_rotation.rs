@@ -77,6 +77,28 @@ pub(super) enum Step {
 }
 
 impl CaState {
+    /// What stands in a Secret: the pairs, the bundle as it was `written` and the times.
+    ///
+    /// A bundle is written with the CA that signs first and the next one behind it, so that it says which CAs the times were written
+    /// for. A pair that somebody put into the place of one of these is trusted by nobody yet.
+    pub(super) fn read(
+        signing: Arc<CertificateAuthority>,
+        next: Option<Arc<CertificateAuthority>>,
+        written: Bundle,
+        [signing_since, published_since]: [Option<Timestamp>; 2],
+        requested: bool,
+    ) -> Self {
+        let (both, signs) = (Self::pairs(&signing, next.as_ref()), written.first() == Some(signing.der()));
+        Self {
+            signing_since: signing_since.filter(|_| signs),
+            published_since: published_since.filter(|_| written.begins_with(&both)),
+            bundle: both.and(written),
+            signing,
+            next,
+            requested,
+        }
+    }
+
     /// A CA that nobody knows yet, beside others that are trusted.
     pub(super) fn fresh(trusted: Bundle, now: Timestamp) -> Result<Self, CaError> {
         let signing = Arc::new(CertificateAuthority::generate(CA_NAME, now)?);
@@ -101,8 +123,11 @@ impl CaState {
 
     /// The bundle without the past.
     fn present(&self) -> Bundle {
-        let both = [Some(&self.signing), self.next.as_ref()];
-        Bundle::default().and(both.into_iter().flatten().map(|ca| ca.der().clone()))
+        Self::pairs(&self.signing, self.next.as_ref())
+    }
+
+    fn pairs(signing: &Arc<CertificateAuthority>, next: Option<&Arc<CertificateAuthority>>) -> Bundle {
+        Bundle::default().and([Some(signing), next].into_iter().flatten().map(|ca| ca.der().clone()))
     }
 
     /// The state after a step. Only [`Step::Stage`] can fail: it makes a key.
@@ -169,10 +194,11 @@ pub(super) fn next_step(state: &CaState, carried: &Carried, timing: &Timing, now
     Step::Wait
 }
 
-/// Whether a replica that signs with `present` goes over to the CA of the Secret: not before that is trusted. Without one it
-/// has nothing to lose.
-pub(super) fn takes(present: Option<&CertificateAuthority>, found: &CaState, now: Timestamp) -> bool {
-    present.is_none_or(|present| found.signing_since.is_some() || present.not_after() <= now)
+/// Whether a replica signs with the CA of the Secret from now on: not before that is trusted. `present` is the one it has been
+/// signing with, none if it has just started. `asked` says whether there is a configuration by which API servers ask it, and in which
+/// a leader publishes the CA. Without, and with an expired one, a replica has nothing to lose.
+pub(super) fn takes(present: Option<&CertificateAuthority>, found: &CaState, asked: bool, now: Timestamp) -> bool {
+    !asked || found.signing_since.is_some() || present.is_some_and(|present| present.not_after() <= now)
 }
 
 fn over(since: Timestamp, duration: Duration, now: Timestamp) -> bool {

@@ -193,20 +193,10 @@ fn from_secret(origin: &str, secret: &Secret, now: Timestamp) -> Result<CaState,
     let next = data.filter(|data| data.contains_key(NEXT_CERTIFICATE)).map(|_| pair(NEXT_CERTIFICATE, NEXT_KEY));
     // Another is made when it is due; what signs now is not its fault.
     let next = next.and_then(|next| next.inspect_err(|error| tracing::debug!(%error, "the next CA is left out")).ok());
-    let both = [Some(&signing), next.as_ref()].into_iter().flatten().map(|ca| ca.der().clone());
-    let stored = data.and_then(|data| data.get(BUNDLE)).map_or_else(Bundle::default, |pem| Bundle::from_pem(&pem.0));
-    // The bundle begins with the CA that the time was written for. A pair that somebody put in its place is trusted by nobody yet.
-    let is_ours = stored.first() == Some(signing.der());
-    let bundle = Bundle::default().and(both).and(stored);
+    let written = data.and_then(|data| data.get(BUNDLE)).map_or_else(Bundle::default, |pem| Bundle::from_pem(&pem.0));
     let since = |key: &str| annotation(secret, key).and_then(|text| text.parse::<Timestamp>().ok());
-    Ok(CaState {
-        signing,
-        next,
-        bundle,
-        signing_since: since(SIGNING_SINCE).filter(|_| is_ours),
-        published_since: since(PUBLISHED_SINCE),
-        requested: annotation(secret, ACTION) == Some(ROTATE),
-    })
+    let times = [since(SIGNING_SINCE), since(PUBLISHED_SINCE)];
+    Ok(CaState::read(signing, next, written, times, annotation(secret, ACTION) == Some(ROTATE)))
 }
 
 fn text<'a>(origin: &str, secret: &'a Secret, key: &str) -> Result<&'a str, CaError> {

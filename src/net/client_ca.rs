@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use rustls::client::danger::HandshakeSignatureValid;
@@ -13,13 +12,10 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, RootCertStore, SignatureScheme};
 use tokio_util::sync::CancellationToken;
 
-use super::file;
+use super::file::{self, Look, Settling};
 use super::probes::Condition;
 use super::trouble::Trouble;
 use crate::telemetry::{CertificatePart, Metrics};
-
-/// How often the file is read.
-const POLL: Duration = Duration::from_secs(10);
 
 /// Why clients cannot be checked.
 #[derive(Debug, thiserror::Error)]
@@ -44,8 +40,8 @@ pub enum ClientCaError {
     },
 }
 
-/// A verifier of client certificates that follows `path` until `shutdown`: the file is read every 10 seconds and compared
-/// by bytes. One that cannot be used is not taken; the last good one stays in use, and if it lasts, `condition`, a metric
+/// A verifier of client certificates that follows `path` until `shutdown`: the file is read every 2 seconds and compared
+/// by bytes, and a new one is taken when two looks in a row find the same. One that cannot be used is not taken; the last good one stays in use, and if it lasts, `condition`, a metric
 /// and the log say why. Connections that are there already stay. The first one must be good.
 pub async fn start(
     path: PathBuf,
@@ -56,7 +52,7 @@ pub async fn start(
     let mut file = Watched::open(path, condition, metrics).await?;
     let verifier = Arc::clone(&file.verifier);
     tokio::spawn(async move {
-        while shutdown.run_until_cancelled(tokio::time::sleep(POLL)).await.is_some() {
+        while shutdown.run_until_cancelled(tokio::time::sleep(file::POLL)).await.is_some() {
             file.check().await;
         }
     });
@@ -67,6 +63,8 @@ pub async fn start(
 struct Watched {
     path: PathBuf,
     bytes: Vec<u8>,
+    /// Another content, seen once.
+    settling: Settling<Vec<u8>>,
     verifier: Arc<Following>,
     condition: Condition,
     trouble: Trouble,
@@ -78,14 +76,15 @@ impl Watched {
         let verifier = Arc::new(Following { current: ArcSwap::from_pointee(verifier(&path, &bytes)?) });
         condition.set(true, "");
         let trouble = Trouble::new(CertificatePart::Clients, metrics);
-        Ok(Self { path, bytes, verifier, condition, trouble })
+        Ok(Self { path, bytes, settling: Settling::new(), verifier, condition, trouble })
     }
 
     async fn check(&mut self) {
         match self.renew().await {
-            Ok(changed) => {
+            Ok(Look::Unsettled) => {}
+            Ok(look) => {
                 self.trouble.over();
-                if changed {
+                if look == Look::Taken {
                     tracing::info!(path = %self.path.display(), "checking clients against a new CA file");
                 }
             }
@@ -97,14 +96,21 @@ impl Watched {
         }
     }
 
-    async fn renew(&mut self) -> Result<bool, ClientCaError> {
-        let bytes = read(&self.path).await?;
+    async fn renew(&mut self) -> Result<Look, ClientCaError> {
+        let bytes = read(&self.path).await.inspect_err(|_| self.settling.forget())?;
         if bytes == self.bytes {
-            return Ok(false);
+            self.settling.forget();
+            return Ok(Look::Same);
         }
-        self.verifier.current.store(Arc::new(verifier(&self.path, &bytes)?));
+        let judged = verifier(&self.path, &bytes);
+        let settled = self.settling.settled(bytes);
+        let verifier = judged?;
+        let Some(bytes) = settled else {
+            return Ok(Look::Unsettled);
+        };
+        self.verifier.current.store(Arc::new(verifier));
         self.bytes = bytes;
-        Ok(true)
+        Ok(Look::Taken)
     }
 }
 

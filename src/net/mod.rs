@@ -22,5 +22,7 @@ pub mod server;
 pub mod shutdown;
 pub mod socket;
 pub mod tls;
+#[cfg(test)]
+mod tls_testing;
 mod trouble;
 pub mod vitals;

@@ -19,13 +19,11 @@ use tokio_util::sync::CancellationToken;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::ca::{CaError, CertificateAuthority, Validity};
-use super::file;
+use super::file::{self, Look, Settling};
 use super::probes::Condition;
 use super::trouble::Trouble;
 use crate::telemetry::{CertificatePart, Metrics};
 
-/// How often files are read.
-const POLL_FILES: Duration = Duration::from_secs(2);
 /// How often the age of a self-signed leaf is looked at.
 const POLL_LEAF: Duration = Duration::from_secs(60);
 
@@ -53,8 +51,9 @@ pub enum CertSource {
         ips: Vec<IpAddr>,
     },
     /// PEM files (`--tls-cert-file`, `--tls-key-file`), read every 2 seconds and compared by bytes, so that it does
-    /// not matter how they are renewed: in place, by rename or by a symlink. A pair that is half-written, mismatched, expired or
-    /// not yet valid is not taken; the old one stays in use, and if it lasts, the condition, a metric and the log say why.
+    /// not matter how they are renewed: in place, by rename or by a symlink. A new pair is taken when two looks in a row find
+    /// the same, so after two to four seconds. One that is half-written, mismatched, expired or not yet valid is not taken; the
+    /// old one stays in use, and if it lasts, the condition, a metric and the log say why.
     Files {
         /// The chain, leaf first.
         certificate: PathBuf,
@@ -102,7 +101,7 @@ pub async fn start(
 ) -> Result<(SharedTls, JoinHandle<()>), TlsError> {
     let poll = match source {
         CertSource::SelfManaged { .. } => POLL_LEAF,
-        CertSource::Files { .. } => POLL_FILES,
+        CertSource::Files { .. } => file::POLL,
     };
     start_every(poll, source, clients, clock, served, metrics, shutdown).await
 }
@@ -128,8 +127,8 @@ struct Pair {
     key: SecretSlice<u8>,
 }
 
-impl Pair {
-    fn same_bytes(&self, other: &Self) -> bool {
+impl PartialEq for Pair {
+    fn eq(&self, other: &Self) -> bool {
         self.chain == other.chain && self.key.expose_secret() == other.key.expose_secret()
     }
 }
@@ -143,6 +142,8 @@ struct Keeper {
     metrics: Metrics,
     shared: SharedTls,
     pair: Pair,
+    /// Another pair of files, seen once.
+    settling: Settling<Pair>,
     validity: Validity,
     /// The CA that signed the pair, if this process has it.
     signer: Option<Arc<CertificateAuthority>>,
@@ -162,7 +163,10 @@ impl Keeper {
         let (config, validity) = source.judge(&pair, clients.clone(), now)?;
         let shared = Arc::new(ArcSwap::from_pointee(config));
         let trouble = Trouble::new(CertificatePart::Serving, metrics.clone());
-        let keeper = Self { source, clients, clock, served, metrics, shared, pair, validity, signer, trouble };
+        // The first pair is taken at sight: there is nothing else to serve. If it was cut, the next looks find the rest.
+        let settling = Settling::new();
+        let keeper =
+            Self { source, clients, clock, served, metrics, shared, pair, settling, validity, signer, trouble };
         keeper.report(now);
         Ok(keeper)
     }
@@ -178,9 +182,10 @@ impl Keeper {
         let now = (self.clock)();
         if self.is_due(now) {
             match self.renewed(now).await {
-                Ok(changed) => {
+                Ok(Look::Unsettled) => {}
+                Ok(look) => {
                     self.trouble.over();
-                    if changed {
+                    if look == Look::Taken {
                         tracing::info!(not_after = %self.validity.not_after, "serving a new certificate");
                     }
                 }
@@ -201,16 +206,23 @@ impl Keeper {
             || self.validity.is_due(now)
     }
 
-    /// Takes the next pair if it is another and a good one.
-    async fn renewed(&mut self, now: Timestamp) -> Result<bool, TlsError> {
-        let (pair, signer) = self.source.next(now).await?;
-        if pair.same_bytes(&self.pair) {
-            return Ok(false);
+    /// Takes the next pair if it is another and a good one; of files, at the second look.
+    async fn renewed(&mut self, now: Timestamp) -> Result<Look, TlsError> {
+        let (pair, signer) = self.source.next(now).await.inspect_err(|_| self.settling.forget())?;
+        if pair == self.pair {
+            self.settling.forget();
+            return Ok(Look::Same);
         }
-        let (config, validity) = self.source.judge(&pair, self.clients.clone(), now)?;
+        let judged = self.source.judge(&pair, self.clients.clone(), now);
+        // What this process signs is whole.
+        let settled = if signer.is_some() { Some(pair) } else { self.settling.settled(pair) };
+        let (config, validity) = judged?;
+        let Some(pair) = settled else {
+            return Ok(Look::Unsettled);
+        };
         self.shared.store(Arc::new(config));
         (self.pair, self.validity, self.signer) = (pair, validity, signer);
-        Ok(true)
+        Ok(Look::Taken)
     }
 
     fn report(&self, now: Timestamp) {
@@ -318,5 +330,7 @@ async fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
     file::read(path).await.map_err(|source| TlsError::Read { path: path.to_owned(), source })
 }
 
+#[cfg(test)]
+mod load;
 #[cfg(test)]
 mod tests;

@@ -1,16 +1,19 @@
 //! The CA is rotated under load: no Pod fails, and the API server knows each CA before anybody serves what it signed.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use jiff::Timestamp;
+use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{Pod, Secret};
-use kimup::net::ca::Bundle;
-use kimup_testbed::{KimupProcess, WebhookUrl, eventually};
+use kimup::net::ca::{Bundle, CertificateAuthority};
+use kimup_testbed::{KimupOptions, KimupProcess, WebhookUrl, eventually, run_dir};
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore};
+use secrecy::ExposeSecret;
 use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
 
@@ -24,32 +27,38 @@ const DELAY: &str = "500ms";
 /// More than the 25 idle connections that the API server keeps: each burst opens new ones.
 const BURST: usize = 40;
 
+/// Where the connections of a Service go, in turn.
+type Endpoints = Arc<Mutex<Vec<SocketAddr>>>;
+
 struct Scene {
     own: Own,
     shop: Shop,
     replicas: Vec<KimupProcess>,
+    endpoints: Endpoints,
     /// Connections of the API server.
     connections: Arc<AtomicUsize>,
 }
 
 impl Scene {
+    /// Two replicas that do everything.
     async fn new() -> Self {
-        let own = Own::start().await;
-        let front = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let mut options = own.options("first").await;
-        options.webhook_url = WebhookUrl::At(front.local_addr().unwrap());
-        options.args.extend(["--ca-rotation-delay", DELAY].map(str::to_owned));
-        let first = KimupProcess::start(options.clone()).await.unwrap();
+        let (own, service) = (Own::start().await, Service::start().await);
+        let options = service.options(&own, "run", "first").await;
+        let first = KimupProcess::start(options).await.unwrap();
         leads(&first, DEADLINE).await;
-        "second".clone_into(&mut options.name);
+        let options = service.options(&own, "run", "second").await;
         let second = KimupProcess::start(options).await.unwrap();
-        let connections = Arc::new(AtomicUsize::new(0));
-        tokio::spawn(forward(front, [first.webhook(), second.webhook()], connections.clone()));
+        Self::of(own, service, vec![first, second]).await
+    }
+
+    async fn of(own: Own, service: Service, replicas: Vec<KimupProcess>) -> Self {
+        let Service { endpoints, connections, .. } = service;
+        endpoints.lock().unwrap().extend(replicas.iter().map(KimupProcess::webhook));
         own.registry.push("certificates", "1.0.0").await.unwrap();
         let shop = own.shop("certificates").await;
         shop.create_image("app", &json!({"spec": {"image": own.registry.image("certificates")}})).await;
         shop.settles("app", "1.0.0").await;
-        let scene = Self { own, shop, replicas: vec![first, second], connections };
+        let scene = Self { own, shop, replicas, endpoints, connections };
         admits(&scene.shop, &scene.image("0.9.0"), &scene.image("1.0.0")).await;
         scene
     }
@@ -85,21 +94,27 @@ impl Scene {
         }
     }
 
-    /// Both replicas serve what the configuration trusted a moment ago, and the CA that signs is among that.
-    async fn trusted_is_served(&self) {
+    /// The CA that signs is among what the configuration trusts.
+    async fn signing_is_trusted(&self) {
         let carried = self.carried().await;
         let secret = self.secrets().await.get_opt(SECRET).await.unwrap();
         if let Some(secret) = secret {
             let signing = Bundle::from_pem(&secret.data.unwrap()["tls.crt"].0).into_iter().next().unwrap();
             assert!(carried.contains(&signing), "the CA signs before it is published");
         }
-        for replica in &self.replicas {
-            handshake(replica.webhook(), carried.clone()).await.unwrap();
+    }
+
+    /// All endpoints serve what the configuration trusted a moment ago.
+    async fn trusted_is_served(&self) {
+        let carried = self.carried().await;
+        let endpoints = self.endpoints.lock().unwrap().clone();
+        for endpoint in endpoints {
+            handshake(endpoint, carried.clone()).await.unwrap();
         }
     }
 
     /// Pods and checks until the work is done.
-    async fn under_load<T>(&self, work: impl Future<Output = T>) -> T {
+    async fn under_load<T>(&self, also: impl AsyncFn(), work: impl Future<Output = T>) -> T {
         let done = AtomicBool::new(false);
         let pods = async {
             let mut bursts = 0;
@@ -112,6 +127,7 @@ impl Scene {
         let checks = async {
             while !done.load(Ordering::Relaxed) {
                 self.trusted_is_served().await;
+                also().await;
             }
         };
         let before = self.connections.load(Ordering::Relaxed);
@@ -127,6 +143,24 @@ impl Scene {
         result
     }
 
+    /// Somebody's own CA, as the pair of the Secret.
+    async fn put(&self, ca: &CertificateAuthority) {
+        let pair = [("tls.crt", ca.certificate_pem()), ("tls.key", ca.key_pem().expose_secret())]
+            .map(|(key, text)| (key.to_owned(), ByteString(text.as_bytes().to_vec())));
+        let patch = Patch::Merge(json!({"data": std::collections::BTreeMap::from(pair)}));
+        self.secrets().await.patch(SECRET, &PatchParams::default(), &patch).await.unwrap();
+    }
+
+    /// Waits until this CA is the only one that is trusted.
+    async fn rotated_to(&self, ca: &CertificateAuthority) {
+        let wanted = Bundle::from_pem(ca.certificate_pem().as_bytes());
+        eventually(DEADLINE, "it is the only CA", async || {
+            let carried = self.carried().await;
+            if carried == wanted { Ok(()) } else { Err(format!("{carried:?}")) }
+        })
+        .await;
+    }
+
     /// Waits until another CA than this signs and is the only one that is trusted.
     async fn rotated(&self, before: &Bundle) -> Bundle {
         eventually(DEADLINE, "another CA is the only one", async || {
@@ -138,13 +172,47 @@ impl Scene {
     }
 }
 
-/// A Service: each connection to the next replica.
-async fn forward(front: TcpListener, replicas: [SocketAddr; 2], connections: Arc<AtomicUsize>) {
+/// A Service in front of replicas.
+struct Service {
+    address: SocketAddr,
+    endpoints: Endpoints,
+    connections: Arc<AtomicUsize>,
+}
+
+impl Service {
+    async fn start() -> Self {
+        let front = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (endpoints, connections) = (Endpoints::default(), Arc::new(AtomicUsize::new(0)));
+        let address = front.local_addr().unwrap();
+        tokio::spawn(forward(front, endpoints.clone(), connections.clone()));
+        Self { address, endpoints, connections }
+    }
+
+    /// A replica behind it.
+    async fn options(&self, own: &Own, command: &str, name: &str) -> KimupOptions {
+        let mut options = own.options(name).await;
+        command.clone_into(&mut options.command);
+        options.webhook_url = WebhookUrl::At(self.address);
+        if command == "webhook" {
+            options.args.truncate(4); // it knows no registries
+        }
+        options.args.extend(["--ca-rotation-delay", DELAY].map(str::to_owned));
+        options
+    }
+}
+
+/// Each connection to the next endpoint.
+async fn forward(front: TcpListener, endpoints: Endpoints, connections: Arc<AtomicUsize>) {
     loop {
         let Ok((mut client, _)) = front.accept().await else { continue };
         let number = connections.fetch_add(1, Ordering::Relaxed);
+        let endpoint = {
+            let endpoints = endpoints.lock().unwrap();
+            endpoints.get(number % endpoints.len().max(1)).copied()
+        };
+        let Some(endpoint) = endpoint else { continue };
         tokio::spawn(async move {
-            let mut replica = TcpStream::connect(replicas[number % 2]).await?;
+            let mut replica = TcpStream::connect(endpoint).await?;
             tokio::io::copy_bidirectional(&mut client, &mut replica).await
         });
     }
@@ -175,7 +243,7 @@ async fn the_ca_is_rotated_under_load() {
             secrets.patch(SECRET, &PatchParams::default(), &rotate).await.unwrap();
             scene.rotated(&before).await
         };
-        scene.under_load(rotation).await;
+        scene.under_load(async || scene.signing_is_trusted().await, rotation).await;
         let annotations = secrets.get(SECRET).await.unwrap().metadata.annotations.unwrap();
         assert!(!annotations.contains_key("kimup.cloudavenue.io/action"), "{annotations:?}");
     }
@@ -184,7 +252,7 @@ async fn the_ca_is_rotated_under_load() {
         secrets.delete(SECRET, &DeleteParams::default()).await.unwrap();
         scene.rotated(&before).await
     };
-    scene.under_load(deletion).await;
+    scene.under_load(async || scene.signing_is_trusted().await, deletion).await;
     for replica in &scene.replicas {
         let failing = replica.metric("kimup_certificate_renewal_failing", &[]).await.unwrap();
         assert!(failing.abs() < 0.5, "{}", replica.log_text());
@@ -192,4 +260,61 @@ async fn the_ca_is_rotated_under_load() {
     for mut replica in scene.replicas.drain(..) {
         assert_eq!(replica.terminate(Duration::from_secs(25)).await.unwrap().code(), Some(0), "{}", replica.log_text());
     }
+}
+
+#[tokio::test]
+async fn nobody_starts_with_a_ca_that_is_put_in_and_not_published() {
+    let (own, service) = (Own::start().await, Service::start().await);
+    let socket = run_dir().unwrap().folder("certificates").unwrap().join("sync.sock").display().to_string();
+    let options = async |command: &str, name: &str| {
+        let mut options = service.options(&own, command, name).await;
+        options.args.extend(["--sync-socket".to_owned(), socket.clone()]);
+        options
+    };
+    let sync = options("sync", "sync").await;
+    let mut third = options("webhook", "third").await;
+    third.ready_within = None;
+    let first = KimupProcess::start(options("webhook", "first").await).await.unwrap();
+    let second = KimupProcess::start(options("webhook", "second").await).await.unwrap();
+    let mut leader = KimupProcess::start(sync.clone()).await.unwrap();
+    leads(&leader, DEADLINE).await;
+    let scene = Scene::of(own, service, vec![first, second]).await;
+    let signs = async || {
+        let secret = scene.secrets().await.get(SECRET).await.unwrap();
+        let annotations = secret.metadata.annotations.unwrap_or_default();
+        if annotations.contains_key("kimup.cloudavenue.io/ca-signing-since") {
+            Ok(())
+        } else {
+            Err(format!("{annotations:?}"))
+        }
+    };
+    eventually(DEADLINE, "the first CA signs", signs).await;
+
+    let made = CertificateAuthority::generate("own", Timestamp::now()).unwrap();
+    leader.kill(); // nobody leads, so nobody publishes
+    scene.put(&made).await;
+    let mut third = KimupProcess::start(third).await.unwrap();
+    let started = async {
+        says_that_it_waits(&third).await;
+        scene.burst().await; // the others serve on
+        scene.own.expire_lease(CONFIGURATION).await;
+        leader = KimupProcess::start(sync).await.unwrap();
+        third.wait_ready(DEADLINE).await.unwrap();
+        scene.endpoints.lock().unwrap().push(third.webhook());
+        scene.rotated_to(&made).await;
+    };
+    scene.under_load(async || (), started).await;
+    for replica in scene.replicas.iter().chain([&third]) {
+        handshake(replica.webhook(), Bundle::from_pem(made.certificate_pem().as_bytes())).await.unwrap();
+    }
+    third.check_running().unwrap();
+}
+
+async fn says_that_it_waits(replica: &KimupProcess) {
+    let reason = "API servers do not trust the CA in `tls.crt` of Secret kimup-system/kimup-url-ca yet";
+    eventually(DEADLINE, "it says that it waits", async || match replica.ready().await {
+        Err(error) if format!("{error:#}").contains(reason) => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await;
 }

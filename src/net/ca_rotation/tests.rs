@@ -132,15 +132,44 @@ fn a_request_waits_for_the_rotation_before() {
 #[test]
 fn a_replica_goes_over_when_it_may() {
     let row = Row::new();
-    let check = |present: Option<char>, signing: Option<i64>, expected: bool| {
-        let present = present.map(|name| row.0[&name].clone());
-        assert_eq!(takes(present.as_deref(), &row.state("a a", signing, None), at(0)), expected);
+    let check = |present: Option<char>, signing: Option<i64>, asked: bool, expected: bool| {
+        let by = present.map(|name| row.0[&name].clone());
+        let found = takes(by.as_deref(), &row.state("a a", signing, None), asked, at(0));
+        assert_eq!(found, expected, "{present:?} {signing:?} {asked}");
     };
-    check(None, None, true);
-    check(Some('b'), None, false);
-    check(Some('b'), Some(0), true);
-    check(Some('b'), Some(-5), true); // the leader's clock is ahead of this one
-    check(Some('x'), None, true);
+    check(None, Some(0), true, true);
+    check(None, None, true, false); // put in by hand, and not published yet
+    check(None, None, false, true); // the first one of all
+    check(Some('b'), None, true, false);
+    check(Some('b'), None, false, true); // by hand throughout
+    check(Some('b'), Some(0), true, true);
+    check(Some('b'), Some(-5), true, true); // the leader's clock is ahead of this one
+    check(Some('x'), None, true, true);
+}
+
+#[test]
+fn times_count_for_the_cas_that_they_were_written_for() {
+    let row = Row::new();
+    let check = |pairs: &str, written: &str, signing: bool, published: bool, bundle: &str| {
+        let state = row.state(&format!("{pairs} {written}"), None, None);
+        let times = [Some(at(-9)), Some(at(-8))];
+        let found = CaState::read(state.signing, state.next, state.bundle, times, false);
+        let expected = (times[0].filter(|_| signing), times[1].filter(|_| published), row.bundle(bundle));
+        assert_eq!((found.signing_since, found.published_since, found.bundle), expected, "{pairs} {written}");
+    };
+    check("a", "a", true, true, "a");
+    check("a", "ab", true, true, "ab");
+    check("a+b", "ab", true, true, "ab");
+    check("a+b", "abc", true, true, "abc");
+    // The pair that signs is another, the next one, or both.
+    check("c", "ab", false, false, "cab");
+    check("c+b", "ab", false, false, "cba");
+    check("a+c", "ab", true, false, "acb");
+    check("a+c", "a", true, false, "ac");
+    check("c", "", false, false, "c");
+    // Not among the first.
+    check("b", "ab", false, false, "ba");
+    check("b+a", "ab", false, false, "ba");
 }
 
 #[test]
@@ -170,7 +199,8 @@ struct World {
     trusted: Option<Bundle>,
     carried: Option<Carried>,
     signed: usize,
-    deleted: usize,
+    /// How often the Secret was deleted, or another CA put in.
+    meddled: usize,
 }
 
 impl World {
@@ -190,42 +220,61 @@ impl World {
             trusted: None,
             carried: None,
             signed: 0,
-            deleted: 0,
+            meddled: 0,
         }
     }
 
     fn happen(&mut self, (kind, which): (u8, usize)) {
         match kind {
-            0..=2 => self.lead(),
+            0..=2 => self.lead(true),
             3..=4 => self.keep(),
             5 => self.follow(which % 3),
-            6 => self.replicas[which % 3] = (self.secret.as_ref().map(|secret| secret.signing.clone()), self.now),
+            6 => {
+                self.replicas[which % 3].0 = None; // it starts again
+                self.follow(which % 3);
+            }
             7 => self.servers[which % 2] = self.bundles.len() - 1,
             8 => self.remember(which % 2),
             9 => (self.leader, self.trusted, self.carried) = (which % 2, None, None),
             10 => self.secret.iter_mut().for_each(|secret| secret.requested = true),
-            11 if which == 0 => (self.secret, self.deleted) = (None, self.deleted + 1),
+            11 if which == 0 && self.meddled < 8 => (self.secret, self.meddled) = (None, self.meddled + 1),
             12..=13 => self.pass([1, 5, 9][which % 3]),
             14 => self.pass_much(),
+            15 => self.lead(false),
+            16 if which < 2 => self.put_by_hand(which == 0),
             _ => {}
         }
     }
 
-    /// One step of the leader.
-    fn lead(&mut self) {
+    /// One step of the leader; only as far as it tells whom to trust if its write fails.
+    fn lead(&mut self, writes: bool) {
         self.remember(self.leader);
         let Some(carried) = &self.carried else { return };
         let Some(secret) = &self.secret else {
-            self.secret = Some(self.memory[self.leader].0.restored(self.now).unwrap());
+            self.secret = Some(self.memory[self.leader].0.restored(self.now).unwrap()).filter(|_| writes);
             return;
         };
         let step = next_step(secret, carried, &timing(), self.now);
-        self.signed += usize::from(step == Step::Sign);
-        if step == Step::Wait {
+        if !matches!(step, Step::Adopt(_)) {
             self.trusted = Some(secret.bundle.clone());
-        } else {
+        }
+        if writes {
+            self.signed += usize::from(step == Step::Sign);
             self.secret = Some(secret.after(&step, self.now).unwrap());
         }
+    }
+
+    /// Somebody puts in a CA of their own: only the pair, or a whole Secret with nothing else in it.
+    fn put_by_hand(&mut self, only_the_pair: bool) {
+        let Some(secret) = self.secret.clone().filter(|_| self.meddled < 8) else { return };
+        let own = Arc::new(CertificateAuthority::generate("own", self.now).unwrap());
+        let times = [secret.signing_since, secret.published_since];
+        self.secret = Some(if only_the_pair {
+            CaState::read(own, secret.next, secret.bundle, times, secret.requested)
+        } else {
+            CaState::read(own, None, Bundle::default(), [None, None], false)
+        });
+        self.meddled += 1;
     }
 
     fn remember(&mut self, candidate: usize) {
@@ -250,7 +299,7 @@ impl World {
         let (present, looked) = &mut self.replicas[replica];
         *looked = self.now;
         if let Some(secret) = &self.secret
-            && takes(present.as_deref(), secret, self.now)
+            && takes(present.as_deref(), secret, true, self.now)
         {
             *present = Some(secret.signing.clone());
         }
@@ -280,7 +329,7 @@ impl World {
     fn pass_much(&mut self) {
         for _ in 0..8 {
             self.pass(9);
-            self.lead();
+            self.lead(true);
             self.keep();
         }
     }
@@ -294,15 +343,15 @@ impl World {
             }
         }
         let all = self.secret.iter().map(|secret| secret.bundle.len()).max();
-        // Each deletion within an overlap leaves one more that may still be served.
-        assert!(all.is_none_or(|all| all <= 3 + self.deleted), "the bundle grows");
+        // Each within an overlap leaves one more that may still be served.
+        assert!(all.is_none_or(|all| all <= 3 + self.meddled), "the bundle grows");
     }
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
     #[test]
-    fn every_api_server_trusts_every_replica(events in prop::collection::vec((0..15u8, 0..6usize), 50..300)) {
+    fn every_api_server_trusts_every_replica(events in prop::collection::vec((0..17u8, 0..6usize), 50..300)) {
         let mut world = World::new();
         for event in events {
             world.happen(event);

@@ -83,12 +83,19 @@ async fn only_clients_of_the_ca_get_in() {
     check("one", Some(one.client()), true).await;
     std::fs::write(&path, two.pem()).unwrap();
     watched.check().await;
+    watched.check().await;
     said(false);
     check("one", Some(one.client()), false).await;
     check("two", Some(two.client()), true).await;
-    // Both, while one takes the other's place.
+    // Both, while one takes the other's place; a bundle that is cut behind its first CA is waited for.
+    std::fs::write(&path, one.pem()).unwrap();
+    watched.check().await;
+    check("two", Some(two.client()), true).await;
     std::fs::write(&path, one.pem() + &two.pem()).unwrap();
     watched.check().await;
+    check("two", Some(two.client()), true).await;
+    watched.check().await;
+    said(false);
     check("one", Some(one.client()), true).await;
     check("two", Some(two.client()), true).await;
     check("nobody", None, false).await;

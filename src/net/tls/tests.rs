@@ -1,4 +1,3 @@
-use std::path::Path;
 use std::sync::Mutex;
 
 use jiff::SignedDuration;
@@ -7,6 +6,7 @@ use secrecy::SecretString;
 use super::*;
 use crate::net::ca::Leaf;
 use crate::net::probes::Readiness;
+use crate::net::tls_testing::{Chains, Files, Parts, Way};
 
 /// A clock that stands still until it is set.
 #[derive(Clone)]
@@ -138,58 +138,6 @@ fn key_identifiers(der: &CertificateDer<'_>) -> Vec<Vec<u8>> {
     identifiers
 }
 
-/// How files are renewed.
-#[derive(Clone, Copy, Debug)]
-enum Way {
-    /// The same file is written again.
-    InPlace,
-    /// Another file takes the name.
-    Rename,
-    /// As the kubelet: the names are symlinks into `..data`, which is a symlink that is replaced.
-    Symlink,
-}
-
-/// A folder with `tls.crt` and `tls.key`.
-struct Files(tempfile::TempDir, Way);
-
-impl Files {
-    fn new(way: Way) -> Self {
-        Self(tempfile::tempdir().unwrap(), way)
-    }
-    fn path(&self, name: &str) -> PathBuf {
-        Path::new(self.0.path()).join(name)
-    }
-    fn write(&self, chain: &str, key: &SecretString) {
-        let files = [("tls.crt", chain), ("tls.key", key.expose_secret())];
-        match self.1 {
-            Way::InPlace => files.iter().for_each(|(name, text)| std::fs::write(self.path(name), text).unwrap()),
-            Way::Rename => {
-                for (name, text) in files {
-                    std::fs::write(self.path("new"), text).unwrap();
-                    std::fs::rename(self.path("new"), self.path(name)).unwrap();
-                }
-            }
-            Way::Symlink => {
-                let version = format!("..{:x}", fastrand::u64(..));
-                std::fs::create_dir(self.path(&version)).unwrap();
-                for (name, text) in files {
-                    std::fs::write(self.path(&version).join(name), text).unwrap();
-                    let _ = std::os::unix::fs::symlink(Path::new("..data").join(name), self.path(name));
-                }
-                let before = std::fs::read_link(self.path("..data"));
-                std::os::unix::fs::symlink(&version, self.path("..data_tmp")).unwrap();
-                std::fs::rename(self.path("..data_tmp"), self.path("..data")).unwrap();
-                if let Ok(before) = before {
-                    std::fs::remove_dir_all(self.path(before.to_str().unwrap())).unwrap();
-                }
-            }
-        }
-    }
-    fn source(&self) -> CertSource {
-        CertSource::Files { certificate: self.path("tls.crt"), key: self.path("tls.key") }
-    }
-}
-
 #[tokio::test]
 async fn files_are_taken_when_whole_matched_and_valid() {
     for way in [Way::InPlace, Way::Rename, Way::Symlink] {
@@ -201,34 +149,37 @@ async fn renewed_by(way: Way) {
     let bed = Bed::new();
     let ca = authority(&bed.hands);
     let now = bed.hands.now();
-    let files = Files::new(way);
+    let files = Files::new();
     let first = sign(&ca, now);
-    files.write(&first.chain, &first.key);
+    files.write(way, &first.chain, &first.key);
     let mut keeper = bed.keeper(files.source()).await.unwrap();
     let before = keeper.shared.load_full();
     let second = sign(&ca, now);
-    refused(&bed, &files, &mut keeper, (&first, &second)).await;
+    refused(&bed, (&files, way), &mut keeper, (&first, &second)).await;
 
-    files.write(&first.chain, &first.key);
+    files.write(way, &first.chain, &first.key);
     keeper.check().await;
     assert!(Arc::ptr_eq(&before, &keeper.shared.load_full()), "the same bytes are no change");
     assert_eq!((bed.failing(), bed.said().as_str()), (false, "[+] certificate\nok\n"), "well again");
 
-    files.write(&second.chain, &second.key);
+    files.write(way, &second.chain, &second.key);
+    keeper.check().await;
+    assert!(Arc::ptr_eq(&before, &keeper.shared.load_full()), "taken at first sight");
     keeper.check().await;
     assert!(!Arc::ptr_eq(&before, &keeper.shared.load_full()), "not taken");
     bed.hands.advance(91);
     keeper.check().await;
     assert!(!bed.readiness.is_ready(), "expired");
     let third = sign(&ca, bed.hands.now());
-    files.write(&third.chain, &third.key);
+    files.write(way, &third.chain, &third.key);
+    keeper.check().await;
     keeper.check().await;
     assert!(bed.readiness.is_ready(), "served again");
     assert_eq!(bed.expiry(), third.not_after);
 }
 
 /// What cannot be served is not taken; it is said when it lasts.
-async fn refused(bed: &Bed, files: &Files, keeper: &mut Keeper, (first, second): (&Leaf, &Leaf)) {
+async fn refused(bed: &Bed, (files, way): (&Files, Way), keeper: &mut Keeper, (first, second): (&Leaf, &Leaf)) {
     let ca = authority(&bed.hands);
     let now = bed.hands.now();
     let before = keeper.shared.load_full();
@@ -249,7 +200,7 @@ async fn refused(bed: &Bed, files: &Files, keeper: &mut Keeper, (first, second):
     ];
     for (chain, key, reason) in refused {
         keeper.trouble.over();
-        files.write(chain, key);
+        files.write(way, chain, key);
         keeper.check().await;
         assert!(!bed.failing(), "said at first sight: {reason}");
         keeper.check().await;
@@ -265,17 +216,66 @@ async fn refused(bed: &Bed, files: &Files, keeper: &mut Keeper, (first, second):
     assert!(bed.readiness.is_ready());
 }
 
+/// The old pair, its chain beside the new key, the new leaf alone, the new chain.
+fn state<'a>(name: char, old: &'a Parts, new: &'a Parts) -> (String, &'a SecretString) {
+    match name {
+        'o' => (old.chain(), &old.key),
+        'm' => (old.chain(), &new.key),
+        'c' => (new.leaf.clone(), &new.key),
+        _ => (new.chain(), &new.key),
+    }
+}
+
+#[tokio::test]
+async fn what_is_cut_between_two_certificates_is_waited_for() {
+    let (chains, bed) = (Chains::new(), Bed::new());
+    let (old, new) = (chains.sign(), chains.sign());
+    // What is there at the start, and at each look; what is served at the start, and after each look.
+    let check = async |looks: &str, expected: &str| {
+        let files = Files::new();
+        let write = |name: char| {
+            let (chain, key) = state(name, &old, &new);
+            files.write(Way::InPlace, &chain, key);
+        };
+        let (first, rest) = looks.split_at(1);
+        write(first.chars().next().unwrap());
+        let mut keeper = bed.keeper(files.source()).await.unwrap();
+        let mut served = String::new();
+        let mut note = |keeper: &Keeper| {
+            let is = |name: &char| keeper.pair.chain == state(*name, &old, &new).0.as_bytes();
+            served.push(['o', 'c', 'w'].into_iter().find(is).unwrap());
+        };
+        note(&keeper);
+        for look in rest.chars() {
+            write(look);
+            keeper.check().await;
+            assert!(keeper.trouble.reason().is_none(), "{looks}: {:?}", keeper.trouble);
+            note(&keeper);
+        }
+        assert_eq!(served, expected, "{looks}");
+    };
+    check("oww", "oow").await;
+    check("ocww", "ooow").await;
+    check("omcww", "oooow").await;
+    check("ocwcww", "ooooow").await;
+    check("ocowo", "ooooo").await;
+    check("owow", "oooo").await;
+    check("occ", "ooc").await; // it is meant so
+    check("cww", "ccw").await; // the first pair is taken at sight
+    check("ccww", "cccw").await;
+}
+
 #[tokio::test]
 async fn the_first_pair_must_be_good() {
     let bed = Bed::new();
-    let files = Files::new(Way::InPlace);
+    let files = Files::new();
     let check = async |reason: &str| {
         let error = bed.keeper(files.source()).await.err().expect("started").to_string();
         assert!(error.contains(reason) && error.contains("tls.crt"), "{error}");
     };
     check("cannot read").await;
     let ca = authority(&bed.hands);
-    files.write(&sign(&ca, bed.hands.now()).chain, &sign(&ca, bed.hands.now()).key);
+    files.write(Way::InPlace, &sign(&ca, bed.hands.now()).chain, &sign(&ca, bed.hands.now()).key);
     check("KeyMismatch").await;
     std::fs::write(files.path("tls.crt"), vec![b'x'; (1 << 20) + 1]).unwrap();
     check("larger than").await;
@@ -285,18 +285,20 @@ async fn the_first_pair_must_be_good() {
 async fn the_task_polls_and_ends() {
     let bed = Bed::new();
     let ca = authority(&bed.hands);
-    let files = Files::new(Way::InPlace);
+    let files = Files::new();
     let (first, second) = (sign(&ca, bed.hands.now()), sign(&ca, bed.hands.now()));
-    files.write(&first.chain, &first.key);
+    files.write(Way::InPlace, &first.chain, &first.key);
     let shutdown = CancellationToken::new();
     let served = bed.readiness.register("certificate");
     let (shared, task) =
         start(files.source(), None, bed.hands.clock(), served, bed.metrics.clone(), shutdown.clone()).await.unwrap();
     let before = shared.load_full();
-    files.write(&second.chain, &second.key);
+    files.write(Way::InPlace, &second.chain, &second.key);
+    let began = tokio::time::Instant::now();
     while Arc::ptr_eq(&before, &shared.load_full()) {
-        tokio::time::sleep(POLL_FILES).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
     shutdown.cancel();
     task.await.unwrap();
 }
