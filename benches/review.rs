@@ -22,15 +22,20 @@ fn main() -> anyhow::Result<()> {
     let snapshot = snapshot()?;
     println!("microseconds of one review, median of {ROUNDS} rounds\n");
     println!("{:>9} {:>9} {:>9} {:>9} {:>9} {:>9}", "bytes", "read", "GB/s", "decide", "write", "all");
-    for size in [4_000, 10_000, 76_000] {
-        let bodies = Reviews::of(size, IMAGES).bodies;
+    for (size, stamped) in [(4_000, false), (10_000, false), (10_000, true), (76_000, false)] {
+        let bodies = Reviews::of(size, IMAGES, stamped).bodies;
         let bytes = bodies.iter().map(Vec::len).sum::<usize>() / bodies.len();
         let read = median(&bodies, |body| Review::parse(body).is_ok());
         let decided = median(&bodies, |body| answer(body, &snapshot, false));
         let all = median(&bodies, |body| answer(body, &snapshot, true));
         #[allow(clippy::cast_precision_loss)]
         let speed = bytes as f64 / read / 1000.0;
-        println!("{bytes:9} {read:9.2} {speed:9.2} {:9.2} {:9.2} {all:9.2}", decided - read, all - decided);
+        println!(
+            "{bytes:9} {read:9.2} {speed:9.2} {:9.2} {:9.2} {all:9.2}{}",
+            decided - read,
+            all - decided,
+            if stamped { "  stamped" } else { "" }
+        );
     }
     Ok(())
 }

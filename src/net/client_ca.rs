@@ -41,8 +41,9 @@ pub enum ClientCaError {
 }
 
 /// A verifier of client certificates that follows `path` until `shutdown`: the file is read every 2 seconds and compared
-/// by bytes, and a new one is taken when two looks in a row find the same. One that cannot be used is not taken; the last good one stays in use, and if it lasts, `condition`, a metric
-/// and the log say why. Connections that are there already stay. The first one must be good.
+/// by bytes, and a new one is taken when two looks in a row find the same. One that cannot be used is not taken; the last
+/// good one stays in use, and if it lasts, `condition`, a metric and the log say why. Connections that are there already
+/// stay. The first one must be good.
 pub async fn start(
     path: PathBuf,
     condition: Condition,
