@@ -33,6 +33,7 @@ struct Parts {
     ask: Deduplicated<dyn Ask>,
     metrics: Metrics,
     unreadable: Seldom,
+    denied: Seldom,
 }
 
 impl Handler for Webhook {
@@ -95,7 +96,7 @@ impl Webhook {
     /// `timeoutSeconds`.
     pub fn new(index: Arc<Index>, ask: Arc<dyn Ask>, deadline: Duration, metrics: Metrics) -> Self {
         let ask = Deduplicated::new(ask, deadline, metrics.clone());
-        Self(Arc::new(Parts { index, ask, metrics, unreadable: Seldom::default() }))
+        Self(Arc::new(Parts { index, ask, metrics, unreadable: Seldom::default(), denied: Seldom::default() }))
     }
 
     async fn mutate(&self, body: &[u8]) -> Response<Body> {
@@ -120,8 +121,11 @@ impl Parts {
         let deciding = AssertUnwindSafe(self.decide(body, &snapshot)).catch_unwind();
         match deciding.await {
             Ok(Ok(verdict)) => {
-                if let Some(reason) = verdict.refusal() {
-                    tracing::info!(reason, "denied a Pod");
+                // Each is told to who made the Pod, and counted by the metric of outcomes.
+                if let Some(reason) = verdict.refusal()
+                    && let Some(left_out) = self.denied.pass(Instant::now())
+                {
+                    tracing::info!(reason, left_out, "denied a Pod; at most one of these lines a minute");
                 }
                 Ok(verdict)
             }
