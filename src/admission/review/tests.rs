@@ -162,6 +162,33 @@ fn a_namespace_that_is_not_known_yet_counts_as_opted_in() {
 }
 
 #[test]
+fn an_entry_that_selects_by_namespace_opts_in_one_that_seems_not_to_be() {
+    #[track_caller]
+    fn check(path: &str, namespace: &Value, own: &Value, changed: bool) {
+        let mut known = snapshot(&[json!({})]);
+        known.put_namespace("shop", &serde_json::from_value(namespace.clone()).unwrap(), &Map::new());
+        let body = review(&app(own)).to_string();
+        let review = Review::parse(body.as_bytes()).unwrap().by(Entry::of_path(path));
+        let Step::Done(verdict) = review.decide(&known).unwrap() else { panic!("asks") };
+        assert_eq!(patch_of(&verdict).is_some(), changed, "{path} {namespace} {own}");
+        assert!(verdict.warnings().is_empty());
+        // What cannot be answered for another reason goes by the same settings.
+        let opted_in = changed && !path.ends_with("-ignore");
+        assert_eq!(review.cannot(&known, "a bug").refusal().is_some(), opted_in, "{path} {namespace} {own}");
+    }
+    let (none, off) = (json!({}), json!({annotations::ENABLED: "false"}));
+    for stale in [&none, &off] {
+        check("/mutate", stale, &none, false);
+        check("/mutate/pods-fail", stale, &none, false);
+        for source in ["labelled", "annotated"] {
+            check(&format!("/mutate/{source}-fail"), stale, &none, true);
+            check(&format!("/mutate/{source}-ignore"), stale, &none, true);
+            check(&format!("/mutate/{source}-fail"), stale, &off, false);
+        }
+    }
+}
+
+#[test]
 fn a_pod_without_an_answer_goes_by_the_failure_policy() {
     #[track_caller]
     fn check(own: &str, label: &str, annotation: &str, denied: bool) {
