@@ -16,6 +16,8 @@ use crate::api::annotations::{
     ENABLED, ENABLED_PREFIX, FAILURE_POLICY, MIRROR_POD, POLICY, POLICY_PREFIX, ROLLOUT, STAMP_PREFIX,
 };
 
+use super::entry::{CASES, Case, PATH, Source};
+
 mod keep;
 
 pub use keep::{FIELD_MANAGER, Trust, delete, exists, keep};
@@ -31,7 +33,6 @@ const MAX_SEARCHED: usize = 2000;
 /// The label that the API server puts on every Namespace.
 const NAME_LABEL: &str = "kubernetes.io/metadata.name";
 const SYSTEM_NAMESPACES: [&str; 2] = ["kube-system", "kube-node-lease"];
-const PATH: &str = "/mutate";
 const TIMEOUT_SECONDS: i32 = 10;
 /// How the names of all our entries end.
 const ENTRY_SUFFIX: &str = ".kimup.cloudavenue.io";
@@ -42,14 +43,14 @@ const INJECT_CA: &str = "cert-manager.io/inject-ca-from";
 /// Where the API server finds the webhook.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Endpoint {
-    /// A Service in the cluster, at port 443 and `/mutate`.
+    /// A Service in the cluster, at port 443 and `/mutate/<entry>`.
     Service {
         /// Its namespace.
         namespace: String,
         /// Its name.
         name: String,
     },
-    /// An `https` URL; without a path of its own `/mutate` is appended.
+    /// An `https` URL. Without a path of its own `/mutate/<entry>` is appended, else `/<entry>`.
     Url(String),
 }
 
@@ -121,11 +122,10 @@ pub fn build(options: &Options, annotated: &[String]) -> MutatingWebhookConfigur
     named.sort_unstable();
     named.dedup();
     named.truncate(MAX_ANNOTATED);
-    let client_config = client_config(options);
-    let entries = sources(&excluded, &named)
+    let entries = selections(&excluded, &named)
         .into_iter()
-        .flat_map(|source| CASES.iter().map(move |case| (source.clone(), case)))
-        .map(|(source, case)| entry(source, case, &client_config))
+        .flat_map(|selection| CASES.iter().map(move |case| (selection.clone(), case)))
+        .map(|(selection, case)| entry(selection, case, options))
         .collect();
     MutatingWebhookConfiguration {
         metadata: ObjectMeta {
@@ -165,29 +165,12 @@ pub fn static_yaml(namespace: &str) -> Result<String, ConfigurationError> {
 
 /// One way to be opted in.
 #[derive(Clone)]
-struct Source {
-    name: &'static str,
+struct Selection {
+    source: Source,
     namespaces: Vec<LabelSelectorRequirement>,
     /// What the Pod itself must say.
     condition: Option<MatchCondition>,
 }
-
-/// One combination of what the Namespace's label and the Pod's annotation say of failures; a Pod falls into one.
-struct Case {
-    name: &'static str,
-    /// Operator of `failure-policy … [ignore]` on the Namespace.
-    namespace: &'static str,
-    /// Comparison with the Pod's own value.
-    pod: &'static str,
-    policy: &'static str,
-}
-
-const CASES: [Case; 4] = [
-    Case { name: "fail", namespace: "NotIn", pod: r#"!= "ignore""#, policy: "Fail" },
-    Case { name: "pod-ignores", namespace: "NotIn", pod: r#"== "ignore""#, policy: "Ignore" },
-    Case { name: "ignore", namespace: "In", pod: r#"!= "fail""#, policy: "Ignore" },
-    Case { name: "pod-fails", namespace: "In", pod: r#"== "fail""#, policy: "Fail" },
-];
 
 fn excluded(own: &str) -> Vec<String> {
     let mut names: Vec<String> = SYSTEM_NAMESPACES.map(str::to_owned).to_vec();
@@ -197,47 +180,48 @@ fn excluded(own: &str) -> Vec<String> {
     names
 }
 
-fn sources(excluded: &[String], annotated: &[String]) -> Vec<Source> {
+fn selections(excluded: &[String], annotated: &[String]) -> Vec<Selection> {
     let enabled = |operator| requirement(ENABLED, operator, vec!["true".to_owned()]);
     let named = |operator, names: &[String]| requirement(NAME_LABEL, operator, names.to_vec());
-    let mut sources =
-        vec![Source { name: "labelled", namespaces: vec![enabled("In"), named("NotIn", excluded)], condition: None }];
+    let by_label = vec![enabled("In"), named("NotIn", excluded)];
+    let mut found = vec![Selection { source: Source::Labelled, namespaces: by_label, condition: None }];
     if !annotated.is_empty() {
-        sources.push(Source {
-            name: "annotated",
+        found.push(Selection {
+            source: Source::Annotated,
             // NotIn: a label that came after the list was made.
             namespaces: vec![enabled("NotIn"), named("In", annotated), named("NotIn", excluded)],
             condition: None,
         });
     }
-    sources.push(Source {
-        name: "pods",
+    found.push(Selection {
+        source: Source::Pods,
         namespaces: vec![enabled("NotIn"), named("NotIn", &[excluded, annotated].concat())],
         condition: Some(condition("opted-in", opted_in())),
     });
-    sources
+    found
 }
 
-fn entry(source: Source, case: &Case, client_config: &WebhookClientConfig) -> MutatingWebhook {
-    let mut namespaces = source.namespaces;
-    let ignore = vec!["ignore".to_owned()];
-    namespaces.push(requirement(FAILURE_POLICY, case.namespace, ignore));
+fn entry(selection: Selection, case: &Case, options: &Options) -> MutatingWebhook {
+    let name = selection.source.entry(case);
+    let mut namespaces = selection.namespaces;
+    let ignores = if case.ignores { "In" } else { "NotIn" };
+    namespaces.push(requirement(FAILURE_POLICY, ignores, vec!["ignore".to_owned()]));
     let mut conditions = vec![
         condition("not-opted-out", format!(r#"{} != "false""#, annotation(ENABLED))),
         condition("no-mirror-pod", format!(r#"!object.metadata.?annotations[?"{MIRROR_POD}"].hasValue()"#)),
         condition("failure-policy", format!("{} {}", annotation(FAILURE_POLICY), case.pod)),
         condition("not-answered", unanswered()),
     ];
-    conditions.extend(source.condition);
+    conditions.extend(selection.condition);
     let one = |value: &str| Some(vec![value.to_owned()]);
     // Fields that the API server would default are set, so that the live object compares equal.
     MutatingWebhook {
         admission_review_versions: vec!["v1".to_owned()],
-        client_config: client_config.clone(),
+        client_config: client_config(options, &name),
         failure_policy: Some(case.policy.to_owned()),
         match_conditions: Some(conditions),
         match_policy: Some("Equivalent".to_owned()),
-        name: format!("{}-{}{ENTRY_SUFFIX}", source.name, case.name),
+        name: format!("{name}{ENTRY_SUFFIX}"),
         namespace_selector: Some(LabelSelector { match_expressions: Some(namespaces), match_labels: None }),
         object_selector: Some(LabelSelector::default()),
         reinvocation_policy: Some("IfNeeded".to_owned()),
@@ -253,18 +237,18 @@ fn entry(source: Source, case: &Case, client_config: &WebhookClientConfig) -> Mu
     }
 }
 
-fn client_config(options: &Options) -> WebhookClientConfig {
+fn client_config(options: &Options, entry: &str) -> WebhookClientConfig {
     let (service, url) = match &options.endpoint {
         Endpoint::Service { namespace, name } => (
             Some(ServiceReference {
                 name: name.clone(),
                 namespace: namespace.clone(),
-                path: Some(PATH.to_owned()),
+                path: Some(format!("{PATH}/{entry}")),
                 port: Some(443),
             }),
             None,
         ),
-        Endpoint::Url(base) => (None, Some(with_path(base))),
+        Endpoint::Url(base) => (None, Some(with_path(base, entry))),
     };
     let ca_bundle = match &options.ca_bundle {
         CaBundle::Own(pem) => Some(ByteString(pem.clone())),
@@ -273,11 +257,13 @@ fn client_config(options: &Options) -> WebhookClientConfig {
     WebhookClientConfig { ca_bundle, service, url }
 }
 
-/// What is no URL goes as it is: the API server refuses it and says why.
-fn with_path(base: &str) -> String {
+/// What is no URL, or has a query, goes as it is: the API server refuses it and says why.
+fn with_path(base: &str, entry: &str) -> String {
     match url::Url::parse(base) {
-        Ok(mut url) if matches!(url.path(), "" | "/") => {
-            url.set_path(PATH);
+        Ok(mut url) if !url.cannot_be_a_base() && url.query().is_none() && url.fragment().is_none() => {
+            let own = Some(url.path().trim_end_matches('/')).filter(|path| !path.is_empty());
+            let path = format!("{}/{entry}", own.unwrap_or(PATH));
+            url.set_path(&path);
             url.into()
         }
         _ => base.to_owned(),

@@ -18,13 +18,13 @@ use crate::index::{Index, Snapshot};
 use crate::net::server::Handler;
 use crate::telemetry::{AdmissionOutcome, Metrics, Refused, Seldom};
 
+use super::entry::Entry;
 use super::review::{Review, ReviewError, Step};
 use super::verdict::Verdict;
 
-/// Where reviews are posted; `/mutate/<entry>` does the same, so that a log tells the webhook's entries apart.
-pub const PATH: &str = "/mutate";
+pub use super::entry::PATH;
 
-/// Answers what is posted to [`PATH`] or below it. Cheap to clone.
+/// Answers what is posted to [`PATH`] or below it, where the path tells the entry. Cheap to clone.
 #[derive(Clone)]
 pub struct Webhook(Arc<Parts>);
 
@@ -33,6 +33,7 @@ struct Parts {
     ask: Deduplicated<dyn Ask>,
     metrics: Metrics,
     unreadable: Seldom,
+    denied: Seldom,
 }
 
 impl Handler for Webhook {
@@ -45,7 +46,7 @@ impl Handler for Webhook {
         if request.method() != Method::POST {
             return plain(StatusCode::METHOD_NOT_ALLOWED, "reviews are posted");
         }
-        self.mutate(request.body()).await
+        self.mutate(Entry::of_path(request.uri().path()), request.body()).await
     }
 }
 
@@ -95,12 +96,12 @@ impl Webhook {
     /// `timeoutSeconds`.
     pub fn new(index: Arc<Index>, ask: Arc<dyn Ask>, deadline: Duration, metrics: Metrics) -> Self {
         let ask = Deduplicated::new(ask, deadline, metrics.clone());
-        Self(Arc::new(Parts { index, ask, metrics, unreadable: Seldom::default() }))
+        Self(Arc::new(Parts { index, ask, metrics, unreadable: Seldom::default(), denied: Seldom::default() }))
     }
 
-    async fn mutate(&self, body: &[u8]) -> Response<Body> {
+    async fn mutate(&self, entry: Entry, body: &[u8]) -> Response<Body> {
         let start = Instant::now();
-        let answer = self.0.answer(body).await.and_then(|verdict| Ok((verdict.outcome(), written(&verdict)?)));
+        let answer = self.0.answer(entry, body).await.and_then(|verdict| Ok((verdict.outcome(), written(&verdict)?)));
         let outcome = answer.as_ref().map_or(AdmissionOutcome::Error, |(outcome, _)| *outcome);
         self.0.metrics.admission(outcome, start.elapsed());
         match answer {
@@ -111,17 +112,20 @@ impl Webhook {
 }
 
 impl Parts {
-    async fn answer(&self, body: &[u8]) -> Result<Verdict, Failure> {
+    async fn answer(&self, entry: Entry, body: &[u8]) -> Result<Verdict, Failure> {
         if !self.index.is_ready() {
             self.metrics.server().refused(Refused::NotReady);
             return Err(Failure::NotReady);
         }
         let snapshot = self.index.snapshot();
-        let deciding = AssertUnwindSafe(self.decide(body, &snapshot)).catch_unwind();
+        let deciding = AssertUnwindSafe(self.decide(entry, body, &snapshot)).catch_unwind();
         match deciding.await {
             Ok(Ok(verdict)) => {
-                if let Some(reason) = verdict.refusal() {
-                    tracing::info!(reason, "denied a Pod");
+                // Each is told to who made the Pod, and counted by the metric of outcomes.
+                if let Some(reason) = verdict.refusal()
+                    && let Some(left_out) = self.denied.pass(Instant::now())
+                {
+                    tracing::info!(reason, left_out, "denied a Pod; at most one of these lines a minute");
                 }
                 Ok(verdict)
             }
@@ -135,13 +139,13 @@ impl Parts {
                 self.metrics.admission_panic();
                 let cause = message_of(panic.as_ref());
                 tracing::error!(cause, "panic while answering a review; this is a bug");
-                after_panic(body, &snapshot).ok_or(Failure::Internal)
+                after_panic(entry, body, &snapshot).ok_or(Failure::Internal)
             }
         }
     }
 
-    async fn decide(&self, body: &[u8], snapshot: &Snapshot) -> Result<Verdict, ReviewError> {
-        let review = Review::parse(body)?;
+    async fn decide(&self, entry: Entry, body: &[u8], snapshot: &Snapshot) -> Result<Verdict, ReviewError> {
+        let review = Review::parse(body)?.by(entry);
         match review.decide(snapshot)? {
             Step::Done(verdict) => Ok(verdict),
             Step::Ask(plan) => {
@@ -161,10 +165,10 @@ impl Parts {
     }
 }
 
-fn after_panic(body: &[u8], snapshot: &Snapshot) -> Option<Verdict> {
+fn after_panic(entry: Entry, body: &[u8], snapshot: &Snapshot) -> Option<Verdict> {
     let what = "internal error while answering for this Pod, see the log of the webhook";
     // What panicked may do so again: then the API server decides.
-    let again = || Some(Review::parse(body).ok()?.cannot(snapshot, what));
+    let again = || Some(Review::parse(body).ok()?.by(entry).cannot(snapshot, what));
     std::panic::catch_unwind(AssertUnwindSafe(again)).ok()?
 }
 

@@ -4,10 +4,12 @@
 //! known yet.
 
 pub mod configuration;
+mod entry;
 pub mod handler;
 mod json;
 pub mod review;
 mod verdict;
 mod wire;
 
+pub use entry::Entry;
 pub use verdict::Verdict;

@@ -11,6 +11,7 @@ use crate::api::{Applied, Tagged};
 use crate::index::question::{Answered, Question};
 use crate::index::{Answer, Namespace, Open, PodFacts, PodView, Snapshot, answer};
 
+use super::entry::Entry;
 use super::json;
 use super::verdict::{Changes, SetImage, Verdict, cut};
 use super::wire::{Container, Envelope, Metadata, NO_ANNOTATIONS, PodSpec, Request, Text, names};
@@ -109,6 +110,7 @@ enum Cause {
 #[derive(Debug)]
 pub struct Review<'a> {
     request: Request<'a>,
+    entry: Entry,
 }
 
 impl<'a> Review<'a> {
@@ -122,7 +124,13 @@ impl<'a> Review<'a> {
             });
         }
         let request = envelope.request.ok_or(ReviewError::NoRequest)?;
-        Ok(Self { request })
+        Ok(Self { request, entry: Entry::default() })
+    }
+
+    /// The same review, by this entry of the webhook configuration.
+    #[must_use]
+    pub fn by(self, entry: Entry) -> Self {
+        Self { entry, ..self }
     }
 
     /// Panics if a body is read to something else than `serde_json` reads.
@@ -150,7 +158,7 @@ impl<'a> Review<'a> {
             let what = format!("this Pod has {count} containers, and kimup answers for at most {MAX_CONTAINERS}");
             return Ok(Step::Done(self.cannot(snapshot, &what)));
         }
-        Ok(decide(request, metadata, spec, snapshot))
+        Ok(decide(self, metadata, spec, snapshot))
     }
 
     /// The answer when something else than a missing tag is in the way (`what`), by the failure policy as far as it can
@@ -159,7 +167,7 @@ impl<'a> Review<'a> {
         let request = &self.request;
         let metadata = request.object.as_ref().and_then(|object| object.metadata.as_ref());
         let own = metadata.map_or(&NO_ANNOTATIONS, Metadata::annotations);
-        let (settings, _) = settings_of(snapshot.namespace(request.namespace()));
+        let settings = self.settings(snapshot.namespace(request.namespace()));
         let policy = FailurePolicy::read(own).ok().flatten();
         let denies =
             policy.unwrap_or(settings.failure_policy) == FailurePolicy::Fail && enabled(own, settings) == Ok(true);
@@ -170,6 +178,10 @@ impl<'a> Review<'a> {
             Verdict::unchanged(&request.uid, vec![what.to_owned()])
         }
     }
+
+    fn settings(&self, known: Option<&Namespace>) -> NamespaceSettings {
+        self.entry.settings(known.and_then(Namespace::settings))
+    }
 }
 
 /// An object of which the API server would say the same.
@@ -178,11 +190,12 @@ fn missing(field: &'static str) -> serde_json::Error {
 }
 
 fn decide<'b>(
-    request: &'b Request<'_>,
+    review: &'b Review<'_>,
     metadata: &'b Metadata<'_>,
     spec: &'b PodSpec<'_>,
     snapshot: &Snapshot,
 ) -> Step<'b> {
+    let request = &review.request;
     let uid: &str = &request.uid;
     let own = metadata.annotations();
     if own.contains_key(MIRROR_POD) {
@@ -190,7 +203,7 @@ fn decide<'b>(
     }
     let namespace = request.namespace();
     let known = snapshot.namespace(namespace);
-    let (settings, errors) = settings_of(known);
+    let settings = review.settings(known);
     match enabled(own, settings) {
         Ok(true) => {}
         Ok(false) => return Step::Done(Verdict::unchanged(uid, Vec::new())),
@@ -199,7 +212,8 @@ fn decide<'b>(
             return Step::Done(Verdict::unchanged(uid, vec![warning]));
         }
     }
-    let mut warnings: Vec<String> = errors.iter().map(|e| format!("Namespace {namespace}: {e}")).collect();
+    let mut warnings: Vec<String> =
+        known.map_or(&[][..], Namespace::errors).iter().map(|e| format!("Namespace {namespace}: {e}")).collect();
     let failure_policy = failure_policy(own, settings, &mut warnings);
     let view = view(namespace, metadata, spec, settings);
     warnings.extend(view.problems().iter().cloned());
@@ -241,16 +255,6 @@ fn view<'b>(
 /// Whether any container may be changed: else nothing more needs to be read.
 fn enabled(own: &Map, namespace: NamespaceSettings) -> Result<bool, AnnotationError> {
     Levels(&[own]).any_enabled(annotations::has_stamp(own), namespace)
-}
-
-/// What a namespace says. One that the watch has not delivered yet counts as opted in: the API server knows its labels,
-/// or it would not have sent the Pod.
-fn settings_of(known: Option<&Namespace>) -> (NamespaceSettings, &[AnnotationError]) {
-    let unknown = NamespaceSettings { enabled: true, ..NamespaceSettings::default() };
-    match known {
-        Some(known) => (known.settings().unwrap_or(unknown), known.errors()),
-        None => (unknown, &[]),
-    }
 }
 
 fn failure_policy(own: &Map, namespace: NamespaceSettings, warnings: &mut Vec<String>) -> FailurePolicy {

@@ -1,6 +1,6 @@
 //! Which Pods the webhook configuration sends, as a real API server sees it, and how the leader keeps it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use k8s_openapi::ByteString;
@@ -8,11 +8,14 @@ use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kimup::admission::configuration::{CaBundle, Endpoint, Options, Trust, build, delete, keep};
-use kimup_testbed::{Cluster, eventually};
+use kimup_testbed::{ApiFault, ApiProxy, Cluster, KimupProcess, eventually};
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::json;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+
+use crate::own::{Own, SYSTEM, admits};
+use crate::support::{image_of, pod, with_annotations};
 
 const DEADLINE: Duration = Duration::from_secs(60);
 const IN: (&str, &str) = ("kimup.cloudavenue.io/enabled", "true");
@@ -33,16 +36,18 @@ const UNANSWERED: (&str, &str) = ("stamp.kimup.cloudavenue.io/app", "app:1 app:2
 type Pairs = &'static [(&'static str, &'static str)];
 
 /// Name, labels and annotations.
-const NAMESPACES: [(&str, Pairs, Pairs); 5] = [
+const NAMESPACES: [(&str, Pairs, Pairs); 7] = [
     ("plain", &[], &[]),
     ("labelled", &[IN], &[]),
     ("labelled-ignore", &[IN, IGNORE], &[]),
     ("annotated", &[], &[IN]),
     ("opted-out", &[OUT], &[]),
+    ("plain-ignore", &[IGNORE], &[]),
+    ("annotated-ignore", &[IGNORE], &[IN]),
 ];
 
 /// Namespace, labels and annotations of the Pod, the entry that selects it, whether it is denied while nobody answers.
-const PODS: [(&str, Pairs, Pairs, Option<&str>, bool); 38] = [
+const PODS: [(&str, Pairs, Pairs, Option<&str>, bool); 45] = [
     ("plain", &[], &[], None, false),
     ("plain", &[OTHER], &[OTHER], None, false),
     ("plain", &[], &[IN], Some("pods-fail"), true),
@@ -78,6 +83,13 @@ const PODS: [(&str, Pairs, Pairs, Option<&str>, bool); 38] = [
     ("labelled", &[STAMPED], &[UNANSWERED], Some("labelled-fail"), true),
     ("plain", &[STAMPED], &[UNANSWERED], Some("pods-fail"), true),
     ("labelled", &[], &[ANSWERED], Some("labelled-fail"), true),
+    ("plain-ignore", &[], &[], None, false),
+    ("plain-ignore", &[], &[IN], Some("pods-ignore"), false),
+    ("plain-ignore", &[], &[IN, IGNORE], Some("pods-ignore"), false),
+    ("plain-ignore", &[STAMPED], &[FAIL], Some("pods-pod-fails"), true),
+    ("annotated-ignore", &[], &[], Some("annotated-ignore"), false),
+    ("annotated-ignore", &[], &[IN, IGNORE], Some("annotated-ignore"), false),
+    ("annotated-ignore", &[], &[FAIL], Some("annotated-pod-fails"), true),
     ("kube-system", &[STAMPED], &[IN], None, false),
     ("kube-node-lease", &[STAMPED], &[IN], None, false),
     ("kimup-system", &[STAMPED], &[IN], None, false),
@@ -143,7 +155,8 @@ async fn the_configuration_selects_the_pods_it_should() {
         let label = format!("{}={}", IN.0, IN.1);
         cluster.kubectl_ok(&["label", "namespace", name, &label]).await.unwrap();
     }
-    let mut configuration = build(&options(None, CaBundle::Keep), &["annotated".to_owned()]);
+    let mut configuration =
+        build(&options(None, CaBundle::Keep), &["annotated".to_owned(), "annotated-ignore".to_owned()]);
     put(&client, &configuration).await;
     eventually(DEADLINE, "the configuration counts", async || denied_by(&client, "labelled", &[], &[]).await).await;
     for (namespace, labels, annotations, entry, denied) in PODS {
@@ -164,6 +177,46 @@ async fn the_configuration_selects_the_pods_it_should() {
         let found = denied_by(&client, namespace, labels, annotations).await;
         assert_eq!(found.as_deref(), entry, "{namespace} {labels:?} {annotations:?}");
     }
+    let entries: BTreeSet<&str> =
+        configuration.webhooks.iter().flatten().map(|e| e.name.split_once('.').unwrap().0).collect();
+    let tried: BTreeSet<&str> = PODS.iter().filter_map(|(_, _, _, entry, _)| *entry).collect();
+    assert_eq!(tried, entries, "each entry is tried");
+}
+
+/// The API server knows labels of a Namespace before kimup does, or while kimup cannot see it change: what it says by
+/// calling the entry for labelled Namespaces counts.
+#[tokio::test]
+async fn a_namespace_is_opted_in_as_soon_as_the_api_server_knows() {
+    let own = Own::start().await;
+    own.registry.push("app", "1.1.0").await.unwrap();
+    let image = own.registry.image("app");
+    let (text, wanted) = (format!("{image}:1.0.0"), format!("{image}:1.1.0"));
+    let open = |_: &_, _: &str| ApiFault::After(Duration::ZERO);
+    let proxy = ApiProxy::start(&own.cluster.address(), own.cluster.ca_pem(), open).await.unwrap();
+    let mut options = own.options("late").await;
+    let through = format!("http://{}", proxy.address());
+    options.kubeconfig = own.cluster.kubeconfig_via(SYSTEM, "kimup", &through).await.unwrap();
+    let _kimup = KimupProcess::start(options).await.unwrap();
+    let shop = own.shop("late").await;
+    shop.create_image("app", &json!({"spec": {"image": image}})).await;
+    shop.settles("app", "1.1.0").await;
+    admits(&shop, &text, &wanted).await;
+    assert_eq!(image_of(&shop.create_pod(&pod("before", &text)).await.unwrap(), "app"), text);
+
+    proxy.cut_off(true);
+    own.cluster.kubectl_ok(&["label", "namespace", "late", &format!("{}={}", IN.0, IN.1)]).await.unwrap();
+    // The API server's own cache follows within milliseconds.
+    let dry_run = PostParams { dry_run: true, ..PostParams::default() };
+    eventually(DEADLINE, "a Pod of the Namespace gets its tag", async || {
+        let found = shop.api::<Pod>().create(&dry_run, &pod("probe", &text)).await.map(|pod| image_of(&pod, "app"));
+        if found.as_ref().is_ok_and(|image| *image == wanted) { Ok(()) } else { Err(format!("{found:?}")) }
+    })
+    .await;
+    let bare = shop.create_pod(&pod("bare", &text)).await.unwrap();
+    assert_eq!(image_of(&bare, "app"), wanted);
+    let out = with_annotations(pod("out", &text), &[OUT]);
+    assert_eq!(image_of(&shop.create_pod(&out).await.unwrap(), "app"), text, "who says no is left alone");
+    proxy.cut_off(false);
 }
 
 /// A client with kimup's rights in `deploy/`, and kimup's Namespace as an owner.

@@ -79,7 +79,8 @@ async fn the_configuration_points_at_the_service(scene: &Scene) {
     for entry in configuration.webhooks.unwrap() {
         let service = entry.client_config.service.unwrap();
         let at = (service.namespace.as_str(), service.name.as_str(), service.path.as_deref(), service.port);
-        assert_eq!(at, (SYSTEM, "kimup-webhook", Some("/mutate"), Some(443)));
+        let path = format!("/mutate/{}", entry.name.split_once('.').unwrap().0);
+        assert_eq!(at, (SYSTEM, "kimup-webhook", Some(&*path), Some(443)));
         assert_eq!(entry.client_config.url, None);
         let bundle = entry.client_config.ca_bundle.unwrap();
         assert!(data.values().any(|value| *value == bundle), "{} trusts the CA of the Secret", entry.name);

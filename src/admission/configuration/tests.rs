@@ -1,7 +1,9 @@
 use k8s_openapi::Resource;
 
+use super::super::entry::Entry;
 use super::keep::{adopt_bundles, carried, says, surplus};
 use super::*;
+use crate::api::annotations::{FailurePolicy, NamespaceSettings};
 
 type Pairs<'a> = &'a [(&'a str, &'a str)];
 
@@ -174,22 +176,50 @@ fn the_endpoint_is_written_out() {
         let options = options(Endpoint::Url(url.to_owned()), CaBundle::Keep);
         let configuration = build(&options, &[]);
         for entry in entries(&configuration) {
-            assert_eq!(entry.client_config.url.as_deref(), Some(expected));
+            let name = entry.name.strip_suffix(".kimup.cloudavenue.io").unwrap();
+            assert_eq!(entry.client_config.url, Some(expected.replace("NAME", name)));
             assert_eq!(entry.client_config.service, None);
         }
     }
-    check("https://192.0.2.7:8443", "https://192.0.2.7:8443/mutate");
-    check("https://192.0.2.7:8443/", "https://192.0.2.7:8443/mutate");
-    check("https://example.org/hook", "https://example.org/hook");
+    check("https://192.0.2.7:8443", "https://192.0.2.7:8443/mutate/NAME");
+    check("https://192.0.2.7:8443/", "https://192.0.2.7:8443/mutate/NAME");
+    check("https://192.0.2.7:8443/mutate", "https://192.0.2.7:8443/mutate/NAME");
+    check("https://example.org/hook", "https://example.org/hook/NAME");
+    check("https://example.org/hook/", "https://example.org/hook/NAME");
+    // The API server refuses these.
+    check("https://example.org/hook?a=b", "https://example.org/hook?a=b");
+    check("https://example.org?a=b", "https://example.org?a=b");
+    check("https://example.org/#a", "https://example.org/#a");
+    check("mailto:a@example.org", "mailto:a@example.org");
     check("nonsense", "nonsense");
     let configuration = build(&own(), &[]);
-    let config = &entries(&configuration)[0].client_config;
-    let service = config.service.as_ref().unwrap();
-    assert_eq!(
-        (service.namespace.as_str(), service.name.as_str(), service.path.as_deref(), service.port),
-        ("kimup-system", "kimup-webhook", Some("/mutate"), Some(443))
-    );
-    assert_eq!(config.ca_bundle, Some(ByteString(b"ca".to_vec())));
+    for entry in entries(&configuration) {
+        let service = entry.client_config.service.as_ref().unwrap();
+        let path = format!("/mutate/{}", entry.name.strip_suffix(".kimup.cloudavenue.io").unwrap());
+        assert_eq!(
+            (service.namespace.as_str(), service.name.as_str(), service.path.as_ref(), service.port),
+            ("kimup-system", "kimup-webhook", Some(&path), Some(443))
+        );
+        assert_eq!(entry.client_config.ca_bundle, Some(ByteString(b"ca".to_vec())));
+    }
+}
+
+/// The path of each entry says of the Namespace what its selector asks for.
+#[test]
+fn a_path_tells_what_the_selector_asked_for() {
+    let configuration = build(&own(), &names(&["by-annotation"]));
+    for entry in entries(&configuration) {
+        let selector = entry.namespace_selector.as_ref().unwrap();
+        let asks = |key: &str, value: &str| {
+            let mut all = selector.match_expressions.iter().flatten();
+            all.any(|r| r.key == key && r.operator == "In" && r.values.iter().flatten().any(|v| v == value))
+        };
+        let opted_in = asks(ENABLED, "true") || asks(NAME_LABEL, "by-annotation");
+        let path = entry.client_config.service.as_ref().unwrap().path.as_deref().unwrap();
+        let (known, ignores) = (NamespaceSettings::default(), asks(FAILURE_POLICY, "ignore"));
+        let found = Entry::of_path(path).settings(Some(known));
+        assert_eq!((found.enabled, found.failure_policy == FailurePolicy::Ignore), (opted_in, ignores), "{path}");
+    }
 }
 
 #[test]

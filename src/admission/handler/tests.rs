@@ -74,11 +74,15 @@ async fn answers() {
     check("/mutate", &none, &["nginx:1"], true, "", "unchanged").await;
     check("/mutate", &none, &["good:1.0.0"], true, "JSONPatch", "mutated").await;
     check("/mutate/pod-fail", &none, &["good:1.0.0"], true, "JSONPatch", "mutated").await;
+    check("/mutate/labelled-fail", &none, &["good:1.0.0"], true, "JSONPatch", "mutated").await;
     check("/mutate", &none, &["good:1", "hangs:1", "hangs:2"], false, "sync did not answer within 2000 ms", "denied")
         .await;
     check("/mutate", &ignore, &["hangs:1"], true, "did not answer", "unchanged").await;
     check("/mutate", &ignore, &["good:1", "hangs:1"], true, "JSONPatch", "mutated").await;
+    check("/mutate/labelled-fail", &none, &["hangs:1"], false, "did not answer", "denied").await;
+    check("/mutate/labelled-ignore?timeout=10s", &none, &["hangs:1"], true, "did not answer", "unchanged").await;
     check("/mutate", &none, &["panics:1"], false, "internal error while answering", "denied").await;
+    check("/mutate/labelled-ignore", &none, &["panics:1"], true, "internal error while answering", "unchanged").await;
     check("/mutate", &ignore, &["panics:1"], true, "internal error while answering", "unchanged").await;
 }
 
@@ -152,7 +156,7 @@ async fn a_known_image_is_answered_without_asking_anybody() {
 
 #[tokio::test]
 async fn a_panic_before_the_review_is_read_is_an_internal_error() {
-    assert!(after_panic(b"{", &snapshot(&[])).is_none());
+    assert!(after_panic(Entry::default(), b"{", &snapshot(&[])).is_none());
     let response = Failure::Internal.response();
     assert_eq!(response.status(), 500);
     let text: Box<dyn Any + Send> = Box::new("text".to_owned());

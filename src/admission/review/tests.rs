@@ -1,8 +1,9 @@
 use super::*;
 use crate::index::testing::snapshot;
 use json_patch::Patch;
-use proptest::prelude::*;
 use serde_json::{Value, json};
+
+mod properties;
 
 const TEXT: &str = "ghcr.io/org/app:1.0.0";
 
@@ -159,6 +160,33 @@ fn a_namespace_that_is_not_known_yet_counts_as_opted_in() {
     assert!(patch_of(&decided(&app(&json!({})), &known)).is_some());
     let off = app(&json!({annotations::ENABLED: "false"}));
     assert!(patch_of(&decided(&off, &known)).is_none());
+}
+
+#[test]
+fn an_entry_that_selects_by_namespace_opts_in_one_that_seems_not_to_be() {
+    #[track_caller]
+    fn check(path: &str, namespace: &Value, own: &Value, changed: bool) {
+        let mut known = snapshot(&[json!({})]);
+        known.put_namespace("shop", &serde_json::from_value(namespace.clone()).unwrap(), &Map::new());
+        let body = review(&app(own)).to_string();
+        let review = Review::parse(body.as_bytes()).unwrap().by(Entry::of_path(path));
+        let Step::Done(verdict) = review.decide(&known).unwrap() else { panic!("asks") };
+        assert_eq!(patch_of(&verdict).is_some(), changed, "{path} {namespace} {own}");
+        assert!(verdict.warnings().is_empty());
+        // What cannot be answered for another reason goes by the same settings.
+        let opted_in = changed && !path.ends_with("-ignore");
+        assert_eq!(review.cannot(&known, "a bug").refusal().is_some(), opted_in, "{path} {namespace} {own}");
+    }
+    let (none, off) = (json!({}), json!({annotations::ENABLED: "false"}));
+    for stale in [&none, &off] {
+        check("/mutate", stale, &none, false);
+        check("/mutate/pods-fail", stale, &none, false);
+        for source in ["labelled", "annotated"] {
+            check(&format!("/mutate/{source}-fail"), stale, &none, true);
+            check(&format!("/mutate/{source}-ignore"), stale, &none, true);
+            check(&format!("/mutate/{source}-fail"), stale, &off, false);
+        }
+    }
 }
 
 #[test]
@@ -407,139 +435,4 @@ fn garbage_is_named() {
     check(&with(&json!({"request": {"object": null}})), "no object");
     check(&with(&json!({"request": {"object": 7}})), "the body cannot be read");
     check(&with(&json!({"request": {"object": {"spec": {"containers": 7}}}})), "the body cannot be read");
-}
-
-fn any_image() -> impl Strategy<Value = String> {
-    prop_oneof![
-        Just("ghcr.io/org/app".to_owned()),
-        "ghcr\\.io/org/app:[0-2]\\.[0-9]\\.[0-9]",
-        "ghcr\\.io/org/app:[a-z]{1,6}",
-        "(nginx|alpine):[0-9]\\.[0-9]",
-        Just(format!("ghcr.io/org/app@sha256:{}", "a".repeat(64))),
-        ".{0,20}",
-    ]
-}
-
-/// Any value, for fields that kimup does not know.
-fn any_json() -> impl Strategy<Value = Value> {
-    let leaf = prop_oneof![
-        Just(Value::Null),
-        any::<bool>().prop_map(Value::from),
-        any::<i64>().prop_map(Value::from),
-        ".{0,8}".prop_map(Value::from),
-        Just(json!({"image": TEXT, "name": "c0"})),
-    ];
-    leaf.prop_recursive(3, 12, 3, |inner| {
-        prop_oneof![
-            prop::collection::vec(inner.clone(), 0..3).prop_map(Value::from),
-            prop::collection::btree_map(".{0,6}", inner, 0..3).prop_map(|map| json!(map)),
-        ]
-    })
-}
-
-fn any_containers() -> impl Strategy<Value = Value> {
-    let container = (any_image(), prop::option::of((".{1,8}", any_json())));
-    prop::collection::vec(container, 0..5).prop_map(|list| {
-        let containers = list.into_iter().enumerate().map(|(i, (image, stray))| {
-            let mut container = json!({"name": format!("c{i}"), "image": image});
-            if let Some((key, value)) = stray {
-                container[format!("x{key}")] = value;
-            }
-            container
-        });
-        Value::Array(containers.collect())
-    })
-}
-
-/// Annotations of the annotation mode, right and wrong.
-fn any_settings() -> impl Strategy<Value = Map> {
-    let prefix = "(policy\\.|pattern\\.|enabled\\.|interval\\.|stamp\\.)kimup\\.cloudavenue\\.io/(c0|c1|i0|x)";
-    let key = prop_oneof![prefix, "kimup\\.cloudavenue\\.io/(policy|pattern|interval|containers|enabled|applied)"];
-    let value = prop_oneof!["(patch|semver|semver:\\^1|true|false|5m|c0|c0,i0|\\^v)", any_image(), ".{0,12}"];
-    prop::collection::btree_map(key, value, 0..5)
-}
-
-fn any_pod() -> impl Strategy<Value = Value> {
-    let annotations = prop_oneof![
-        Just(Value::Null),
-        prop::collection::btree_map(".{0,8}", ".{0,8}", 0..3).prop_map(|map| json!(map)),
-        any_image().prop_map(|text| json!({
-            "stamp.kimup.cloudavenue.io/c0": format!("{text} ghcr.io/org/app:1.2.3"),
-            "stamp.kimup.cloudavenue.io/c1": "ghcr.io/org/app ghcr.io/org/app:1.3.0",
-        })),
-        ".{0,30}".prop_map(|text| json!({annotations::APPLIED: text})),
-        any_settings().prop_map(|map| json!(map)),
-    ];
-    let lists = (any_containers(), any_containers(), any_containers());
-    let strays = prop::collection::vec(any_json(), 5);
-    (annotations, lists, strays, ".{0,8}").prop_map(|(annotations, (main, mut init, ephemeral), strays, text)| {
-        for (i, container) in init.as_array_mut().unwrap().iter_mut().enumerate() {
-            container["name"] = json!(format!("i{i}"));
-        }
-        json!({
-            "metadata": {"annotations": annotations, "labels": {"a": text, "b": strays[0]}, "stray": strays[1]},
-            "spec": {
-                "containers": main, "initContainers": init, "ephemeralContainers": ephemeral, "stray": strays[2],
-                "volumes": [{"name": "v", "image": {"reference": TEXT, "stray": strays[3]}}],
-            },
-            "status": {"containerStatuses": [{"name": "c0", "image": TEXT}]}, "stray": strays[4],
-        })
-    })
-}
-
-/// The Pod without what kimup may touch.
-fn rest(pod: &Value) -> Value {
-    let mut pod = pod.clone();
-    for list in ["containers", "initContainers"] {
-        for container in pod["spec"][list].as_array_mut().unwrap() {
-            container.as_object_mut().unwrap().remove("image");
-        }
-    }
-    if let Some(annotations) = pod["metadata"]["annotations"].as_object_mut() {
-        annotations.remove(annotations::APPLIED);
-    }
-    if pod["metadata"]["annotations"] == json!({}) {
-        pod["metadata"]["annotations"] = Value::Null;
-    }
-    pod
-}
-
-proptest! {
-    #[test]
-    fn nothing_else_changes_and_a_second_time_nothing_does(pod in any_pod(), answered in any::<bool>()) {
-        let known = snapshot(&[json!({})]);
-        let tag = Some("1.5.0".to_owned()).filter(|_| answered);
-        let ask = |pod: &Value| decide_with(&review(pod), &known, &Ok(Answered::new(tag.clone(), ""))).unwrap();
-        let verdict = ask(&pod);
-        // Only a policy without an Image needs an answer.
-        prop_assert!(verdict.refusal().is_none() || !answered);
-        let result = patched(&pod, &verdict);
-        prop_assert_eq!(rest(&result), rest(&pod));
-        let again = ask(&result);
-        prop_assert_eq!(patch_of(&again), None);
-    }
-
-    #[test]
-    fn the_order_of_containers_decides_nothing(pod in any_pod()) {
-        let known = snapshot(&[json!({})]);
-        let images = |pod: &Value| {
-            let answered = Ok(Answered::new(Some("1.5.0".to_owned()), ""));
-            let result = patched(pod, &decide_with(&review(pod), &known, &answered).unwrap());
-            let lists = ["containers", "initContainers"].map(|list| result["spec"][list].as_array().unwrap().clone());
-            let named = lists.into_iter().flatten();
-            named.map(|c| (c["name"].to_string(), c["image"].to_string())).collect::<std::collections::BTreeMap<_, _>>()
-        };
-        let mut reversed = pod.clone();
-        for list in ["containers", "initContainers"] {
-            reversed["spec"][list].as_array_mut().unwrap().reverse();
-        }
-        prop_assert_eq!(images(&reversed), images(&pod));
-    }
-
-    #[test]
-    fn no_body_panics(body in ".{0,200}") {
-        if let Ok(review) = Review::parse(body.as_bytes()) {
-            let _ = review.decide(&snapshot(&[]));
-        }
-    }
 }

@@ -1,6 +1,6 @@
 //! The policy of `deploy/overlays/stamp-policy`: stamped Pods get their tag with no kimup process at all.
 
-use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::Pod;
 use kimup::api::annotations::{APPLIED, ROLLOUT};
 use kimup_testbed::{KimupProcess, eventually};
@@ -8,6 +8,7 @@ use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 
+use crate::containers::{INJECT, Injector};
 use crate::own::{Own, admits};
 use crate::support::{DEADLINE, ENABLED, Shop, image_of, pod};
 
@@ -82,8 +83,10 @@ async fn whose_stamp_counts(shop: &Shop) {
         "env": [{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]}]}});
     check(hidden, "app:2").await;
     // Many containers do not exhaust what CEL may cost.
-    let annotations: serde_json::Map<String, Value> =
+    let mut annotations: serde_json::Map<String, Value> =
         (0..250).map(|n| (format!("stamp.kimup.cloudavenue.io/c{n}"), json!("app:1.0.0 app:2"))).collect();
+    let before: Vec<String> = (0..250).map(|n| format!("c{n}: 0.9.0 -> 1.0.0 (Image web, rollout ab12)")).collect();
+    annotations.insert(APPLIED.to_owned(), json!(before.join("; ")));
     let mut containers: Vec<Value> = (0..250).map(|n| json!({"name": format!("c{n}"), "image": "app:1.0.0"})).collect();
     containers.push(json!({"name": "app", "image": "app:1.0.0"}));
     check(json!({"metadata": {"annotations": annotations}, "spec": {"containers": containers}}), "app:2").await;
@@ -102,9 +105,84 @@ async fn whose_stamp_counts(shop: &Shop) {
     assert_eq!(applied, said);
 }
 
+/// What stood in `applied` before, and what stands there afterwards.
+async fn what_was_said_before_stays(shop: &Shop) {
+    let app = "app: 1.0.0 -> 2 (rollout ab12)";
+    let check = async |before: &str, expected: &str| {
+        let mut object = stamped("app:1.0.0", "app:1.0.0 app:2");
+        object["metadata"]["annotations"][APPLIED] = json!(before);
+        assert_eq!(created(shop, &object).await, ("app:2".to_owned(), expected.to_owned()), "{before}");
+    };
+    check("", app).await;
+    check("nonsense", app).await;
+    check("side: 1 -> 1.5 (Image y)", &format!("side: 1 -> 1.5 (Image y); {app}")).await;
+    check("a: 1 (Image y); app: 0.9 -> 1 (Image x); b: 2 (Image y)", &format!("a: 1 (Image y); {app}; b: 2 (Image y)"))
+        .await;
+    check("app: 1.0.0 -> 2 (rollout cd34)", app).await;
+    check("apps: 1 (Image y)", &format!("apps: 1 (Image y); {app}")).await;
+    // kimup says more.
+    check("app: 1.0.0 -> 2 (Image web, rollout ab12)", "app: 1.0.0 -> 2 (Image web, rollout ab12)").await;
+}
+
 async fn scale(shop: &Shop, replicas: usize) {
     let patch = Patch::Merge(json!({"spec": {"replicas": replicas}}));
     shop.api::<Deployment>().patch("web", &PatchParams::default(), &patch).await.unwrap();
+}
+
+/// Waits until the policy counts, in a Namespace that is not opted in.
+async fn with_the_policy(own: &Own) -> Shop {
+    own.cluster.apply(&[], POLICY).await.unwrap();
+    let quiet = own.shop("quiet").await;
+    eventually(DEADLINE, "the policy counts", async || {
+        created(&quiet, &stamped("app:1.0.0", "app:1.0.0 app:2")).await.0 == "app:2"
+    })
+    .await;
+    quiet
+}
+
+/// Two Pods of a revision, one before and one after a newer tag, to which another webhook adds a container: so the policy
+/// and kimup are called again. The policy answers again for `app`, whose stamp names its own text; what kimup said of
+/// `side` is how it knows its own answer again.
+#[tokio::test]
+async fn what_kimup_said_outlives_a_second_call_of_the_policy() {
+    let own = Own::start().await;
+    let _kimup = KimupProcess::start(own.options("again").await).await.unwrap();
+    own.registry.push("side", "1.1.0").await.unwrap();
+    let side = own.registry.image("side");
+    let (text, wanted) = (format!("{side}:1.0.0"), format!("{side}:1.1.0"));
+    let shop = Shop::new(&own.cluster, "again", &[(ENABLED, "true")], &[]).await;
+    shop.create_image("side", &json!({"spec": {"image": side}})).await;
+    shop.settles("side", "1.1.0").await;
+    admits(&shop, &text, &wanted).await;
+    with_the_policy(&own).await;
+    let proxy = "mesh.invalid/proxy:1";
+    let injector = Injector::start(&shop, "z-inject", "-").await;
+    let set = json!({"metadata": {"name": "web"}, "spec": {"replicas": 1, "selector": {"matchLabels": {"app": "web"}},
+    "template": {
+        "metadata": {
+            "labels": {"app": "web", ROLLOUT: "ab12"},
+            "annotations": {"stamp.kimup.cloudavenue.io/app": "app:1 app:1", INJECT: proxy},
+        },
+        "spec": {"containers": [{"name": "app", "image": "app:1"}, {"name": "side", "image": text}]},
+    }}});
+    let sets: Api<ReplicaSet> = shop.api();
+    sets.create(&PostParams::default(), &serde_json::from_value(set).unwrap()).await.unwrap();
+    let check = async |count: usize| {
+        for pod in shop.pods_run("web", count, "app:1").await {
+            let found = ["app", "side", "proxy"].map(|name| image_of(&pod, name));
+            assert_eq!(found, ["app:1", &wanted, proxy]);
+            assert_eq!(pod.annotations()[APPLIED], "app: 1 (rollout ab12); side: 1.0.0 -> 1.1.0 (Image side)");
+        }
+    };
+    check(1).await;
+    shop.status_is("side", "has the revision on record", |status| !status.revisions.is_empty()).await;
+    own.registry.push("side", "1.2.0").await.unwrap();
+    shop.sync("side").await;
+    shop.settles("side", "1.2.0").await;
+    let patch = Patch::Merge(json!({"spec": {"replicas": 2}}));
+    sets.patch("web", &PatchParams::default(), &patch).await.unwrap();
+    check(2).await;
+    assert!(injector.saw("web").len() > 2, "all are called again");
 }
 
 #[tokio::test]
@@ -126,14 +204,10 @@ async fn stamped_pods_start_without_kimup() {
     shop.pods_run("web", 2, &wanted).await;
 
     // Together: one result, one rollout.
-    own.cluster.apply(&[], POLICY).await.unwrap();
-    let quiet = own.shop("quiet").await;
-    eventually(DEADLINE, "the policy counts", async || {
-        created(&quiet, &stamped("app:1.0.0", "app:1.0.0 app:2")).await.0 == "app:2"
-    })
-    .await;
+    let quiet = with_the_policy(&own).await;
     what_a_stamp_does(&quiet).await;
     whose_stamp_counts(&quiet).await;
+    what_was_said_before_stays(&quiet).await;
     let excluded = Shop { namespace: "kube-system".to_owned(), client: own.cluster.client().await.unwrap() };
     assert_eq!(created(&excluded, &stamped("app:1.0.0", "app:1.0.0 app:2")).await.0, "app:1.0.0");
     scale(&shop, 3).await;
