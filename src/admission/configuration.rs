@@ -50,7 +50,7 @@ pub enum Endpoint {
         /// Its name.
         name: String,
     },
-    /// An `https` URL. Without a path of its own `/mutate/<entry>` is appended, else `/<entry>`.
+    /// An `https` URL. Without a path of its own it gets `/mutate/<entry>`; one with a path goes as it is.
     Url(String),
 }
 
@@ -257,13 +257,16 @@ fn client_config(options: &Options, entry: &str) -> WebhookClientConfig {
     WebhookClientConfig { ca_bundle, service, url }
 }
 
-/// What is no URL, or has a query, goes as it is: the API server refuses it and says why.
+/// A path that is not kimup's own goes as it is: who answers there, and what it passes on, is not known. So does what is no URL,
+/// or has a query: the API server refuses it and says why.
 fn with_path(base: &str, entry: &str) -> String {
     match url::Url::parse(base) {
-        Ok(mut url) if !url.cannot_be_a_base() && url.query().is_none() && url.fragment().is_none() => {
-            let own = Some(url.path().trim_end_matches('/')).filter(|path| !path.is_empty());
-            let path = format!("{}/{entry}", own.unwrap_or(PATH));
-            url.set_path(&path);
+        Ok(mut url)
+            if matches!(url.path().trim_end_matches('/'), "" | PATH)
+                && url.query().is_none()
+                && url.fragment().is_none() =>
+        {
+            url.set_path(&format!("{PATH}/{entry}"));
             url.into()
         }
         _ => base.to_owned(),

@@ -66,7 +66,7 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// The entry whose reviews come by this path; only its last segment counts, the others may be a proxy's.
+    /// The entry whose reviews come by this path: its last segment.
     pub fn of_path(path: &str) -> Self {
         let Some((_, name)) = path.rsplit_once('/') else {
             return Self::default();

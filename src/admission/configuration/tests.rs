@@ -184,8 +184,8 @@ fn the_endpoint_is_written_out() {
     check("https://192.0.2.7:8443", "https://192.0.2.7:8443/mutate/NAME");
     check("https://192.0.2.7:8443/", "https://192.0.2.7:8443/mutate/NAME");
     check("https://192.0.2.7:8443/mutate", "https://192.0.2.7:8443/mutate/NAME");
-    check("https://example.org/hook", "https://example.org/hook/NAME");
-    check("https://example.org/hook/", "https://example.org/hook/NAME");
+    check("https://example.org/hook", "https://example.org/hook");
+    check("https://example.org/mutate/", "https://example.org/mutate/NAME");
     // The API server refuses these.
     check("https://example.org/hook?a=b", "https://example.org/hook?a=b");
     check("https://example.org?a=b", "https://example.org?a=b");
