@@ -98,8 +98,11 @@ fn serve(common: &args::Common, roles: anyhow::Result<serve::Roles>) -> Result<(
     let roles = roles.map_err(Failure::Usage)?;
     start_telemetry(common.log_format, &common.log_level)?;
     install_tls_provider();
-    let threads = workers(roles.compute());
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().worker_threads(threads).build()?;
+    let runtime = match workers(roles.compute()) {
+        // Nobody to share work with, so nothing to be paid for sharing it.
+        1 => tokio::runtime::Builder::new_current_thread().enable_all().build()?,
+        threads => tokio::runtime::Builder::new_multi_thread().enable_all().worker_threads(threads).build()?,
+    };
     let done = runtime.block_on(serve::run(common.clone(), roles));
     // What still blocks (a DNS look-up, say) must not hold up the end.
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));

@@ -12,6 +12,7 @@ use axum::routing::post;
 use rcgen::{CertificateParams, KeyPair};
 use rustls::ServerConfig;
 use rustls::pki_types::PrivatePkcs8KeyDer;
+use rustls::server::NoServerSessionStorage;
 use tokio::net::TcpListener;
 
 const ANSWER: &str = r#"{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","response":{"uid":"0f6a5e4c-0000-4000-8000-000000000000","allowed":true}}"#;
@@ -30,7 +31,7 @@ async fn admit(_review: Bytes) -> ([(header::HeaderName, &'static str); 1], &'st
     ([(header::CONTENT_TYPE, "application/json")], ANSWER)
 }
 
-/// As kimup's own: TLS 1.2 and 1.3, HTTP/1.1, one certificate with a key on P-256.
+/// As kimup's own: TLS 1.2 and 1.3, HTTP/1.1, one certificate with a key on P-256, and nothing kept to resume a session.
 fn tls() -> Result<ServerConfig> {
     let key = KeyPair::generate()?;
     let certificate = CertificateParams::new(vec!["localhost".to_owned()])?.self_signed(&key)?;
@@ -38,5 +39,7 @@ fn tls() -> Result<ServerConfig> {
     let key = PrivatePkcs8KeyDer::from(key.serialize_der()).into();
     let mut config = ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key)?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.send_tls13_tickets = 0;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
     Ok(config)
 }

@@ -5,7 +5,10 @@ use serde_json::{Map, Value, json};
 pub const NAMESPACES: usize = 100;
 /// The tag in the manifests, and the one that the Images have settled on.
 const OWN: &str = "1.0.0";
-const SETTLED: &str = "1.4.2";
+pub const SETTLED: &str = "1.4.2";
+
+const STAMP_PREFIX: &str = "stamp.kimup.cloudavenue.io/";
+const ROLLOUT: &str = "kimup.cloudavenue.io/rollout";
 
 /// How many different Pods are sent in turn: as in a cluster, one finds the caches used by others.
 const POD_KINDS: usize = 64;
@@ -87,7 +90,12 @@ fn managed_fields_of_image() -> Value {
 
 /// An Image before and after a change of its status, for [`kimup_testbed::ApiStub::put`].
 pub fn changed_image(number: usize, turn: usize) -> Value {
-    image(number, if turn.is_multiple_of(2) { "1.4.3" } else { SETTLED })
+    image(number, changed_tag(turn))
+}
+
+/// What an Image has settled on since its change of this turn.
+pub fn changed_tag(turn: usize) -> &'static str {
+    if turn.is_multiple_of(2) { "1.4.3" } else { SETTLED }
 }
 
 pub fn settled_image(number: usize) -> Value {
@@ -110,15 +118,20 @@ pub struct Reviews {
 }
 
 impl Reviews {
-    /// Reviews of about `size` bytes, for a cluster with so many Images.
-    pub fn of(size: usize, images: usize) -> Self {
+    /// Reviews of about `size` bytes, for a cluster with so many Images; if `stamped` of Pods that a rollout has stamped.
+    pub fn of(size: usize, images: usize, stamped: bool) -> Self {
         let containers = match size {
             ..6_000 => 2,
             6_000..20_000 => 4,
             _ => 8,
         };
-        let build =
-            |number: usize, filling: usize| review(number, images, containers, filling).to_string().into_bytes();
+        let build = |number: usize, filling: usize| {
+            let mut pod = pod(number, namespace_of(number), images, containers, filling);
+            if stamped {
+                stamp(&mut pod);
+            }
+            review(number, namespace_of(number), &pod).to_string().into_bytes()
+        };
         let mut filling = 0;
         while build(0, filling + 1).len() <= size {
             filling += 1;
@@ -128,8 +141,36 @@ impl Reviews {
     }
 }
 
-fn review(number: usize, images: usize, containers: usize, filling: usize) -> Value {
-    let namespace = number * 7 % NAMESPACES;
+/// A review of a Pod of one container, which is of this Image.
+pub fn review_of_image(number: usize) -> Vec<u8> {
+    let (namespace, name) = (number % NAMESPACES, number / NAMESPACES);
+    let image = format!("{}:{OWN}", repository(namespace, name));
+    let mut pod = pod(0, namespace, NAMESPACES, 1, 1);
+    pod["spec"]["containers"][0]["image"] = json!(image);
+    review(number, namespace, &pod).to_string().into_bytes()
+}
+
+/// As sync stamps what it rolls.
+fn stamp(pod: &mut Value) {
+    let stamps: Vec<(String, Value)> = pod["spec"]["containers"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|container| {
+            let (name, text) = (container["name"].as_str()?, container["image"].as_str()?);
+            let own = text.strip_suffix(OWN).filter(|own| own.ends_with(':'))?;
+            Some((format!("{STAMP_PREFIX}{name}"), json!(format!("{text} {own}{SETTLED}"))))
+        })
+        .collect();
+    pod["metadata"]["labels"][ROLLOUT] = json!("7c1e0a52");
+    pod["metadata"]["annotations"].as_object_mut().into_iter().for_each(|all| all.extend(stamps.clone()));
+}
+
+fn namespace_of(pod: usize) -> usize {
+    pod * 7 % NAMESPACES
+}
+
+fn review(number: usize, namespace: usize, pod: &Value) -> Value {
     let group = json!({"group": "", "version": "v1", "resource": "pods"});
     let kind = json!({"group": "", "version": "v1", "kind": "Pod"});
     json!({
@@ -141,7 +182,7 @@ fn review(number: usize, images: usize, containers: usize, filling: usize) -> Va
                 "username": "system:serviceaccount:kube-system:replicaset-controller",
                 "uid": "3d8e7a52-5a0c-4a5b-9d7e-7b0d0c1f2a3b",
                 "groups": ["system:serviceaccounts", "system:serviceaccounts:kube-system", "system:authenticated"]},
-            "object": pod(number, namespace, images, containers, filling),
+            "object": pod,
             "oldObject": null, "dryRun": false, "options": {"kind": "CreateOptions", "apiVersion": "meta.k8s.io/v1"},
         },
     })
