@@ -239,7 +239,7 @@ mod tests {
     #[test]
     fn a_pod_was_missed_if_its_tag_was_known_before() {
         #[track_caller]
-        fn check(text: &str, by_itself: bool, opted_in: Option<&str>, history: Value, expected: bool) {
+        fn check(text: &str, by_itself: bool, opted_in: Option<&str>, history: &Value, expected: bool) {
             let spec = json!({"image": "ghcr.io/acme/app", "triggers": [], "rules": [
                 {"name": "r", "type": "semver-minor", "actions": [{"type": "apply"}]}]});
             let image = json!({"apiVersion": "kimup.cloudavenue.io/v1alpha1", "kind": "Image",
@@ -264,26 +264,26 @@ mod tests {
             |at: &str| json!({"tag": "1.1.0", "from": "1.0.0", "started": "2026-01-01T11:00:00Z", "finished": at});
         let (early, late) = ("2026-01-01T11:30:00Z", "2026-01-01T12:30:00Z");
         let app = "ghcr.io/acme/app:0.9.0";
-        check(app, true, None, json!([first(early)]), true);
-        check(app, false, Some(early), json!([first(early)]), true);
-        check(app, false, Some(late), json!([first(early)]), false);
-        check(app, false, None, json!([first(early)]), false);
-        check(app, true, None, json!([first(late)]), false);
-        check(app, true, None, json!([first("2026-01-01T11:59:59Z")]), false);
-        check(app, true, None, json!([]), false);
+        check(app, true, None, &json!([first(early)]), true);
+        check(app, false, Some(early), &json!([first(early)]), true);
+        check(app, false, Some(late), &json!([first(early)]), false);
+        check(app, false, None, &json!([first(early)]), false);
+        check(app, true, None, &json!([first(late)]), false);
+        check(app, true, None, &json!([first("2026-01-01T11:59:59Z")]), false);
+        check(app, true, None, &json!([]), false);
         // It runs what it would have got then.
-        check("ghcr.io/acme/app:1.0.0", true, None, json!([later(late), first(early)]), false);
-        check("ghcr.io/acme/app:1.0.0", true, None, json!([later(early), first(early)]), true);
-        check("ghcr.io/acme/app:1.2.0", true, None, json!([later(early), first(early)]), false);
-        check("ghcr.io/acme/other:0.9.0", true, None, json!([first(early)]), false);
+        check("ghcr.io/acme/app:1.0.0", true, None, &json!([later(late), first(early)]), false);
+        check("ghcr.io/acme/app:1.0.0", true, None, &json!([later(early), first(early)]), true);
+        check("ghcr.io/acme/app:1.2.0", true, None, &json!([later(early), first(early)]), false);
+        check("ghcr.io/acme/other:0.9.0", true, None, &json!([first(early)]), false);
         let pinned = format!("{app}@sha256:{}", "0".repeat(64));
-        check(&pinned, true, None, json!([first(early)]), false);
+        check(&pinned, true, None, &json!([first(early)]), false);
     }
 
     #[test]
     fn a_namespace_tells_since_when_it_is_opted_in() {
         #[track_caller]
-        fn check(managed: Value, expected: Option<&str>) {
+        fn check(managed: &Value, expected: Option<&str>) {
             let metadata = serde_json::from_value(json!({"name": "shop", "managedFields": managed})).unwrap();
             let since = opted_in_since(&metadata).map(|since| since.to_string());
             assert_eq!(since.as_deref(), expected, "{metadata:?}");
@@ -293,12 +293,12 @@ mod tests {
                 "fieldsV1": {"f:metadata": {map: {format!("f:{key}"): {}}}}})
         };
         let (early, late) = ("2026-01-01T11:30:00Z", "2026-01-01T12:30:00Z");
-        check(json!([entry("f:labels", ENABLED, json!(early))]), Some(early));
+        check(&json!([entry("f:labels", ENABLED, json!(early))]), Some(early));
         let both = json!([entry("f:annotations", ENABLED, json!(late)), entry("f:labels", ENABLED, json!(early))]);
-        check(both, Some(late));
-        check(json!([entry("f:labels", "team", json!(early))]), None);
-        check(json!([entry("f:labels", ENABLED, json!(null))]), None);
-        check(json!(null), None);
+        check(&both, Some(late));
+        check(&json!([entry("f:labels", "team", json!(early))]), None);
+        check(&json!([entry("f:labels", ENABLED, json!(null))]), None);
+        check(&json!(null), None);
     }
 
     #[test]
