@@ -5,7 +5,6 @@
 //! image and start a container.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
@@ -13,7 +12,7 @@ use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Event, Node, Pod};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kimup::api::annotations::NUDGED;
-use kimup_testbed::{Balancer, KimupProcess, WebhookUrl, eventually, run_dir};
+use kimup_testbed::{Balancer, KimupOptions, KimupProcess, WebhookUrl, eventually};
 use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, EvictParams, ListParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
@@ -80,20 +79,9 @@ struct Replica {
 }
 
 impl Replica {
-    async fn start(own: &Own, files: &Path, service: &Balancer, name: &str) -> Self {
-        let start = async |command: &str| {
-            let mut options = own.options(&format!("{command}-{name}")).await;
-            command.clone_into(&mut options.command);
-            options.webhook_url = WebhookUrl::At(service.address());
-            if command == "webhook" {
-                options.args.truncate(4); // it knows no registries
-            }
-            let socket = files.join(format!("{name}.sock")).display().to_string();
-            options.args.extend(["--sync-socket".to_owned(), socket]);
-            KimupProcess::start(options).await.unwrap()
-        };
-        let (webhook, sync) = tokio::join!(start("webhook"), start("sync"));
-        Self { webhook, sync }
+    async fn start([webhook, sync]: [KimupOptions; 2]) -> Self {
+        let (webhook, sync) = tokio::join!(KimupProcess::start(webhook), KimupProcess::start(sync));
+        Self { webhook: webhook.unwrap(), sync: sync.unwrap() }
     }
 
     async fn leads(&self) -> bool {
@@ -101,10 +89,24 @@ impl Replica {
     }
 }
 
+/// How the two processes of a replica are started.
+async fn options(own: &Own, service: &Balancer, name: &str) -> [KimupOptions; 2] {
+    let socket = own.cluster.folder().join(format!("{name}.sock")).display().to_string();
+    let [mut webhook, mut sync] =
+        [own.options(&format!("webhook-{name}")).await, own.options(&format!("sync-{name}")).await];
+    webhook.args.truncate(4); // it knows no registries
+    for (options, command) in [(&mut webhook, "webhook"), (&mut sync, "sync")] {
+        command.clone_into(&mut options.command);
+        options.webhook_url = WebhookUrl::At(service.address());
+        options.args.extend(["--sync-socket".to_owned(), socket.clone()]);
+    }
+    [webhook, sync]
+}
+
 /// Both replicas, as soon as they are ready, in their Service.
-async fn both(own: &Own, files: &Path, service: &Balancer) -> [Replica; 2] {
-    let replicas = tokio::join!(Replica::start(own, files, service, "a"), Replica::start(own, files, service, "b"));
-    let replicas = <[Replica; 2]>::from(replicas);
+async fn both(options: &[[KimupOptions; 2]; 2], service: &Balancer) -> [Replica; 2] {
+    let [a, b] = options.clone();
+    let replicas = <[Replica; 2]>::from(tokio::join!(Replica::start(a), Replica::start(b)));
     service.set_backends(&[replicas[0].webhook.webhook(), replicas[1].webhook.webhook()]);
     replicas
 }
@@ -231,9 +233,9 @@ impl Denials {
 #[tokio::test]
 async fn everything_comes_back_by_itself() {
     let own = Own::start().await;
-    let files = run_dir().unwrap().folder("drill").unwrap();
     let service = Balancer::start(&[]).await.unwrap();
-    let mut replicas = both(&own, &files, &service).await;
+    let options = [options(&own, &service, "a").await, options(&own, &service, "b").await];
+    let mut replicas = both(&options, &service).await;
     one_leads(&replicas).await;
     own.registry.push("app", "1.0.0").await.unwrap();
     let image = own.registry.image("app");
@@ -259,7 +261,7 @@ async fn everything_comes_back_by_itself() {
     assert_eq!(shop.pods().await.len(), 0, "`fail` denies");
 
     let started = Instant::now();
-    let replicas = both(&own, &files, &service).await;
+    let replicas = both(&options, &service).await;
     let ready = started.elapsed();
     one_leads(&replicas).await;
     let leads = started.elapsed();
