@@ -11,18 +11,18 @@ use kube::api::Api;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use url::Host;
 
+use crate::net::silence::{SILENCE, bounded};
+
 use super::args::{Common, EndpointArgs};
 
 /// Longest wait for one answer at start.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the API server may say nothing: on a watch it sends a bookmark every minute if nothing else.
-const SILENCE: Duration = Duration::from_secs(90);
 const DEFAULT_NAMESPACE: &str = "kimup-system";
 const SERVICE: &str = "kimup-webhook";
 
 /// A client, and the namespace that is kimup's own.
 pub async fn connect(common: &Common) -> anyhow::Result<(kube::Client, String)> {
-    let mut config = match &common.kubeconfig {
+    let config = match &common.kubeconfig {
         Some(path) => {
             let kubeconfig = Kubeconfig::read_from(path)
                 .with_context(|| format!("cannot read the kubeconfig {}", path.display()))?;
@@ -32,11 +32,7 @@ pub async fn connect(common: &Common) -> anyhow::Result<(kube::Client, String)> 
         }
         None => kube::Config::infer().await.context("no API server found; name a kubeconfig with --kubeconfig")?,
     };
-    // kube's own retries would outlast every deadline here; whoever calls tries again.
-    config.default_retry = false;
-    // A list that is never answered, and a connection whose other end is gone without a word.
-    config.read_timeout = Some(SILENCE);
-    config.reset_reader_on_write = true;
+    let config = bounded(config, SILENCE);
     let inferred = Some(config.default_namespace.clone()).filter(|n| n != "default");
     let namespace = common.namespace.clone().or(inferred).unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned());
     let client = kube::Client::try_from(config).context("cannot make a client for the API server")?;

@@ -20,6 +20,7 @@ pub mod probes;
 mod seats;
 pub mod server;
 pub mod shutdown;
+pub mod silence;
 pub mod socket;
 pub mod tls;
 #[cfg(test)]

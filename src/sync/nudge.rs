@@ -1,7 +1,8 @@
 //! Finds the owners of denied Pods and has their controllers look again, once kimup can be reached.
 //!
 //! Nobody tells sync that the API server reaches the webhook again. So one stuck owner after another is tried, each with
-//! growing pauses; the first one that gets its Pods is the sign for all others. [`Schedule`] is pure.
+//! growing pauses; the first one that gets its Pods is the sign for all others. [`Schedule`] is pure. The same sweep tells of
+//! Pods that came to be without kimup and that nobody replaces.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -179,6 +180,9 @@ pub(super) async fn run(sync: Arc<Sync>, shutdown: CancellationToken) {
         tokio::select! {
             () = shutdown.cancelled() => return,
             _ = sweep.tick() => {}
+        }
+        if sync.leadership.is_leader() {
+            sync.tell_alone().await;
         }
         // Whoever leads anew begins anew: everybody is due once.
         let stuck = if sync.leadership.is_leader() { sync.stuck() } else { Vec::new() };

@@ -1,11 +1,13 @@
 //! Pods that came to be without kimup: found, said, and replaced by their workload's own strategy.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
 use tokio::time::Instant;
 
+use crate::api::Image;
 use crate::api::annotations::NamespaceSettings;
 use crate::notify::Reason;
 use crate::rollout::{self, Blocked, Plan, Repair, Target, Workload};
@@ -29,7 +31,9 @@ impl Sync {
             return;
         };
         let (key, stamped) = (found.workload.clone(), !found.containers.is_empty());
-        if self.world.put_unmutated(namespace, name, found) {
+        if self.world.put_unmutated(namespace, name, found)
+            && let Some(key) = key
+        {
             if !stamped && let Some(view) = self.views().get_mut(&key) {
                 (view.unstamped, view.facts) = (None, None); // what its Pods run must be read again
             }
@@ -80,13 +84,22 @@ impl Sync {
     }
 
     /// The Pods that came to be without kimup, of those that a rollout replaces: they run the text instead of their
-    /// stamp, or are of a revision of which others got an answer.
+    /// stamp, are of a revision of which others got an answer, or should have had one when they were created.
     fn unmutated(&self, workload: &Workload, plan: &Plan) -> BTreeMap<String, Unmutated> {
         let mut pods = self.world.unmutated_of(&workload.key);
-        let images: BTreeSet<&String> = plan.changes.iter().map(|change| &change.image).collect();
+        if pods.is_empty() {
+            return pods;
+        }
+        let names: BTreeSet<&String> = plan.changes.iter().map(|change| &change.image).collect();
+        let images = names.into_iter().filter_map(|name| {
+            let key = ImageKey { namespace: workload.key.namespace.clone(), name: name.clone() };
+            if let Some(Cached::Read(image)) = self.world.image(&key) { Some(image) } else { None }
+        });
+        let images: Vec<Arc<Image>> = images.collect();
+        let opted_in = self.world.opted_in_since(&workload.key.namespace);
         pods.retain(|_, pod| {
-            let answered = || images.iter().any(|name| self.is_on_record(&workload.key.namespace, name, &pod.revision));
-            if pod.containers.is_empty() { answered() } else { pod.rollout == workload.rollout }
+            let missed = |image: &Arc<Image>| is_on_record(image, &pod.revision) || pod.was_missed_by(image, opted_in);
+            if pod.containers.is_empty() { images.iter().any(missed) } else { pod.rollout == workload.rollout }
         });
         pods
     }
@@ -109,12 +122,24 @@ impl Sync {
         }
     }
 
-    fn is_on_record(&self, namespace: &str, image: &str, (owner, hash): &(String, String)) -> bool {
-        let key = ImageKey { namespace: namespace.to_owned(), name: image.to_owned() };
-        let Some(Cached::Read(image)) = self.world.image(&key) else {
-            return false;
-        };
-        status_of(&image).revisions.iter().any(|record| record.uid == *owner && record.hash == *hash)
+    /// Names the Pods that came to be without kimup and that nobody replaces, since nothing that kimup rolls made them: one
+    /// Event on each Image that was missed. Each Pod is looked at once.
+    pub(super) async fn tell_alone(&self) {
+        for (namespace, pods) in self.world.take_alone(PATIENCE) {
+            let opted_in = self.world.opted_in_since(&namespace);
+            for image in self.world.images_by_repository(&namespace).values() {
+                let missed = pods.iter().filter(|(_, pod)| pod.was_missed_by(image, opted_in));
+                let missed: BTreeSet<String> = missed.map(|(name, _)| name.clone()).collect();
+                if !missed.is_empty() {
+                    let note = format!(
+                        "kimup was away when these Pods were created, and no rollout replaces them: {}; delete those that \
+                         should run its tag, if something creates them anew",
+                        unmutated::names(&missed)
+                    );
+                    self.events.say(&super::report::reference(image), Reason::PodsUnmutated, &note).await;
+                }
+            }
+        }
     }
 
     /// Once per rollout.
@@ -134,4 +159,9 @@ impl Sync {
         );
         self.events.say(&reference(workload), Reason::PodsUnmutated, &note).await;
     }
+}
+
+/// Whether an Image has it on record what the Pods of a revision got.
+fn is_on_record(image: &Image, (owner, hash): &(String, String)) -> bool {
+    status_of(image).revisions.iter().any(|record| record.uid == *owner && record.hash == *hash)
 }

@@ -9,6 +9,7 @@ use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, StatefulSet};
 use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, PartialObjectMeta};
 use kube::core::{DeserializeGuard, NamespaceResourceScope};
 use kube::runtime::WatchStreamExt;
@@ -19,13 +20,14 @@ use tokio::sync::watch::Receiver;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::Image;
-use crate::api::annotations::NamespaceSettings;
+use crate::api::annotations::{Map, NamespaceSettings};
 use crate::index::{Pause, Scope};
 use crate::rollout::{self, Workload, WorkloadKey};
 
 use super::engine::{Key, Sync};
 use super::records;
 use super::source::{self, Source, SourceKey, SourceKind};
+use super::unmutated;
 use super::world::{Cached, ImageKey, Kind};
 
 mod foreign;
@@ -191,7 +193,7 @@ fn watch_namespaces(sync: &Arc<Sync>, shutdown: &CancellationToken, first: &mut 
     let api: Api<PartialObjectMeta<Namespace>> = Api::all(sync.client.clone());
     let stream = watcher::watcher(api, watcher::Config::default()).boxed();
     let saw = |sync: &Sync, namespace: PartialObjectMeta<Namespace>| {
-        sync.saw_namespace(&namespace.name_any(), namespace.labels(), namespace.annotations());
+        sync.saw_namespace(&namespace.name_any(), &namespace.metadata);
     };
     let gone = |sync: &Sync, _: &str, name: &str| sync.world.remove_namespace(name);
     first.push(follow(stream, sync.clone(), shutdown.clone(), Kind::Namespaces, None, saw, gone));
@@ -217,7 +219,7 @@ fn poll_namespace(sync: Arc<Sync>, shutdown: CancellationToken, name: String) ->
                 }
                 Ok(Ok(found)) => {
                     match found {
-                        Some(namespace) => sync.saw_namespace(&name, namespace.labels(), namespace.annotations()),
+                        Some(namespace) => sync.saw_namespace(&name, &namespace.metadata),
                         None => sync.world.remove_namespace(&name), // one that is not there holds up no other
                     }
                     listed.send_replace(true);
@@ -369,13 +371,11 @@ impl Sync {
         }
     }
 
-    fn saw_namespace(
-        &self,
-        name: &str,
-        labels: &crate::api::annotations::Map,
-        annotations: &crate::api::annotations::Map,
-    ) {
-        let (settings, errors) = NamespaceSettings::read(labels, annotations);
+    fn saw_namespace(&self, name: &str, metadata: &ObjectMeta) {
+        let none = Map::new();
+        let (labels, annotations) = (metadata.labels.as_ref(), metadata.annotations.as_ref());
+        let (settings, errors) = NamespaceSettings::read(labels.unwrap_or(&none), annotations.unwrap_or(&none));
+        self.world.put_opted_in(name, unmutated::opted_in_since(metadata));
         for error in errors {
             tracing::warn!(namespace = name, "Namespace {name}: {error}");
         }

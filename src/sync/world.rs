@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use tokio::sync::watch;
 
@@ -63,6 +64,8 @@ impl Cached {
 #[derive(Default)]
 struct Namespace {
     settings: Option<NamespaceSettings>,
+    /// Since when it says so about `enabled`, if that is known.
+    opted_in: Option<Timestamp>,
     images: BTreeMap<String, Cached>,
     workloads: BTreeMap<WorkloadKey, Arc<Workload>>,
     pods: BTreeMap<String, Arc<PodRecord>>,

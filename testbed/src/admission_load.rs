@@ -1,13 +1,13 @@
 //! Reviews as the API server posts them: over TLS connections that are kept alive, at a steady rate, each answer checked.
 
 use std::future::poll_fn;
-use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
+use std::{fmt, io};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use base64::Engine as _;
@@ -50,7 +50,22 @@ pub struct WebhookClient {
 
 struct Connection {
     stream: TlsStream<TcpStream>,
+    from: SocketAddr,
     since: Instant,
+}
+
+/// What becomes of a request whose connection breaks, as part of the error.
+#[derive(Debug)]
+struct OnConnection {
+    /// The client's address.
+    from: SocketAddr,
+    used: bool,
+}
+
+impl fmt::Display for OnConnection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.used { "on a connection used before" } else { "on a new connection" })
+    }
 }
 
 /// Why a request has no answer.
@@ -117,8 +132,7 @@ impl WebhookClient {
                 }
                 Err(Broken::Unsent) => self.resent.fetch_add(1, Ordering::Relaxed),
                 Err(Broken::Failed(error)) => {
-                    let which = if used { "a connection used before" } else { "a new connection" };
-                    return Err(error.context(format!("on {which}")));
+                    return Err(error.context(OnConnection { from: connection.from, used }));
                 }
             };
         }
@@ -149,9 +163,11 @@ impl WebhookClient {
     async fn connect(&self) -> Result<Connection> {
         let stream = TcpStream::connect(self.address).await.context("connecting")?;
         stream.set_nodelay(true)?;
-        let stream = self.tls.connect(self.name.clone(), stream).await.context("the TLS handshake")?;
+        let from = stream.local_addr()?;
+        let stream = self.tls.connect(self.name.clone(), stream).await.context("the TLS handshake");
+        let stream = stream.map_err(|error| error.context(OnConnection { from, used: false }))?;
         self.connections.fetch_add(1, Ordering::Relaxed);
-        Ok(Connection { stream, since: Instant::now() })
+        Ok(Connection { stream, from, since: Instant::now() })
     }
 }
 
@@ -279,6 +295,8 @@ fn uid(number: u64) -> String {
 pub struct LoadFailure {
     /// When it was sent.
     pub sent: Instant,
+    /// The client's address of the connection that broke; none if the answer is wrong, or no connection was made.
+    pub connection: Option<SocketAddr>,
     pub cause: String,
 }
 
@@ -386,7 +404,11 @@ impl Shared {
         let mut done = self.done();
         match checked {
             Ok(()) => done.times.push(took),
-            Err(error) => done.failures.push(LoadFailure { sent, cause: format!("after {took:?}: {error:#}") }),
+            Err(error) => {
+                let connection = error.downcast_ref::<OnConnection>().map(|connection| connection.from);
+                let cause = format!("after {took:?}: {error:#}");
+                done.failures.push(LoadFailure { sent, connection, cause });
+            }
         }
         drop(done);
         self.open.fetch_sub(1, Ordering::SeqCst);

@@ -20,11 +20,14 @@ pub struct Balancer {
     backends: watch::Sender<Vec<SocketAddr>>,
     held: watch::Sender<bool>,
     open: Open,
+    made: Made,
     _server: Task,
 }
 
 /// How many connections there are to each backend.
 type Open = Arc<Mutex<HashMap<SocketAddr, usize>>>;
+/// Which backend each client's connection went to; a port used again counts for the last connection.
+type Made = Arc<Mutex<HashMap<SocketAddr, SocketAddr>>>;
 
 impl Balancer {
     pub async fn start(backends: &[SocketAddr]) -> Result<Self> {
@@ -32,9 +35,10 @@ impl Balancer {
         let address = listener.local_addr()?;
         let (backends, backends_seen) = watch::channel(backends.to_vec());
         let (held, held_seen) = watch::channel(false);
-        let open = Open::default();
-        let server = Task::spawn(serve(listener, backends_seen, held_seen, Arc::clone(&open)))?;
-        Ok(Self { address, backends, held, open, _server: server })
+        let (open, made) = (Open::default(), Made::default());
+        let server = serve(listener, backends_seen, held_seen, Arc::clone(&open), Arc::clone(&made));
+        let server = Task::spawn(server)?;
+        Ok(Self { address, backends, held, open, made, _server: server })
     }
 
     /// Where it listens.
@@ -52,6 +56,11 @@ impl Balancer {
         lock(&self.open).get(&backend).copied().unwrap_or_default()
     }
 
+    /// Where the connection from this address of a client's went, also if it has ended; none if no backend took it.
+    pub fn backend_of(&self, client: SocketAddr) -> Option<SocketAddr> {
+        lock(&self.made).get(&client).copied()
+    }
+
     /// While `true`, nothing that the backends send arrives; it is not lost, and no connection breaks. In front of the
     /// API server this is a watch that falls behind.
     pub fn hold_back(&self, held: bool) {
@@ -59,8 +68,8 @@ impl Balancer {
     }
 }
 
-fn lock(open: &Open) -> MutexGuard<'_, HashMap<SocketAddr, usize>> {
-    open.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<V>(map: &Mutex<HashMap<SocketAddr, V>>) -> MutexGuard<'_, HashMap<SocketAddr, V>> {
+    map.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn serve(
@@ -68,17 +77,19 @@ async fn serve(
     backends: watch::Receiver<Vec<SocketAddr>>,
     held: watch::Receiver<bool>,
     open: Open,
+    made: Made,
 ) {
     let next = Arc::new(AtomicUsize::new(0));
     loop {
         // A failed accept is the client's or passes by itself.
-        let Ok((client, _)) = listener.accept().await else {
+        let Ok((client, from)) = listener.accept().await else {
             continue;
         };
         let (backends, held, next) = (backends.borrow().clone(), held.clone(), Arc::clone(&next));
-        let open = Arc::clone(&open);
+        let (open, made) = (Arc::clone(&open), Arc::clone(&made));
         tokio::spawn(async move {
             if let Some((address, backend)) = connect(&backends, &next).await {
+                lock(&made).insert(from, address);
                 *lock(&open).entry(address).or_default() += 1;
                 forward(client, backend, held).await;
                 lock(&open).entry(address).and_modify(|count| *count -= 1);
@@ -164,6 +175,8 @@ mod tests {
         check(&["a", "b", "a", "b"]).await;
         let mut stream = TcpStream::connect(balancer.address()).await.unwrap();
         stream.read_exact(&mut [0; 1]).await.unwrap();
+        let from = stream.local_addr().unwrap();
+        assert_eq!(balancer.backend_of(from), Some(a));
         let count = |expected: [usize; 2]| {
             let balancer = &balancer;
             crate::eventually(Duration::from_secs(5), "the count", async move || {
@@ -174,6 +187,7 @@ mod tests {
         count([1, 0]).await;
         drop(stream);
         count([0, 0]).await;
+        assert_eq!(balancer.backend_of(from), Some(a), "it is remembered");
         check(&["b"]).await;
         drop(b_server);
         crate::eventually(Duration::from_secs(5), "b refuses", async || TcpStream::connect(b).await.is_err()).await;

@@ -1,5 +1,6 @@
 //! Scenario l: replicas are restarted one after the other, and killed, under load; no Pod is refused or missed.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,8 +25,8 @@ const STOPS_WITHIN: Duration = Duration::from_secs(25);
 const ENDPOINTS_FOLLOW: Duration = Duration::from_secs(1);
 /// From the end of a process until everybody has seen its connections end, on a busy machine.
 const NOTICED_WITHIN: Duration = Duration::from_millis(250);
-/// Reviews a second straight to the Service.
-const RATE: u32 = 500;
+/// Longest answer: what takes longer is a stall, though the API server would wait for 10 s.
+const STALL: Duration = Duration::from_secs(5);
 const POLICY: &str = "kimup.cloudavenue.io/policy";
 
 /// A Pod of `deploy/`: the webhook, and sync as its sidecar, which the kubelet ends last.
@@ -101,7 +102,7 @@ impl Scene {
         let client = WebhookClient::new(self.service.address(), "127.0.0.1", self.ca.pem()).unwrap();
         let (text, wanted) = (self.image("0.9.0"), self.image("1.0.0"));
         let reviews = Reviews { namespace: self.shop.namespace.clone(), text, wanted };
-        AdmissionLoad::start(client, reviews, RATE).unwrap()
+        AdmissionLoad::start(client, reviews, rate()).unwrap()
     }
 
     /// As a rollout of kimup's own Deployment or a drained node does it, with no replica to spare.
@@ -187,6 +188,24 @@ fn restarts() -> usize {
     std::env::var("KIMUP_RESTARTS").map_or(3, |count| count.parse().expect("KIMUP_RESTARTS is a number"))
 }
 
+/// Reviews a second straight to the Service: 500 where that is what is measured, fewer beside other tests.
+fn rate() -> u32 {
+    if std::env::var_os("KIMUP_RESTARTS").is_some() { 500 } else { 200 }
+}
+
+/// What was to be sent was sent, and none of it stood still.
+fn was_steady(report: &LoadReport, took: Duration) {
+    let sent = report.times.len() + report.failures.len();
+    let (sent, meant) = (u128::try_from(sent).unwrap(), u128::from(rate()) * took.as_millis() / 1000);
+    assert!(
+        sent * 10 >= meant * 8,
+        "{sent} reviews were sent of {meant}, {} were not for want of room: the machine is too slow to tell",
+        report.skipped
+    );
+    let longest = report.quantile(1.0);
+    assert!(longest < STALL, "the slowest answer took {longest:?}, with {} not sent for want of room", report.skipped);
+}
+
 fn tell(what: &str, report: &LoadReport, took: Duration) {
     let causes: Vec<_> = report.failures.iter().take(5).map(|failure| &failure.cause).collect();
     println!(
@@ -211,16 +230,14 @@ async fn restarts_and_kills_lose_nothing() {
     for number in 0..restarts() {
         scene.restart(number % 2).await;
     }
+    let took = started.elapsed();
     let report = load.stop().await.unwrap();
-    tell(&format!("{} restarts", restarts()), &report, started.elapsed());
+    tell(&format!("{} restarts", restarts()), &report, took);
     let created = creators.stop().await;
     println!("{created} Pods created meanwhile through the API server");
     assert!(report.failures.is_empty(), "{} failed", report.failures.len());
-    assert!(
-        restarts() == 0 || report.answered > 1000 && created > 20,
-        "there was a load: {} and {created}",
-        report.answered
-    );
+    was_steady(&report, took);
+    assert!(created > 20 * restarts(), "{created} Pods were created during {} restarts", restarts());
     a_killed_replica_takes_only_what_was_open(&mut scene).await;
     a_second_signal_ends_it_at_once(&mut scene).await;
 }
@@ -229,19 +246,29 @@ async fn a_killed_replica_takes_only_what_was_open(scene: &mut Scene) {
     let (load, started) = (scene.load(), Instant::now());
     eventually(DEADLINE, "there is a load", async || load.so_far().answered > 500).await;
     let victim = scene.replicas[0].webhook.webhook();
-    assert!(scene.service.connections_to(victim) > 0);
-    let (open, alive) = (load.open(), tokio::time::Instant::now());
+    // It stands still first, and the other's answers are held back for a moment: so it has many to take along.
+    scene.replicas[0].webhook.freeze().unwrap();
+    scene.service.hold_back(true);
+    eventually(DEADLINE, "reviews are open to both", async || load.open() >= 20).await;
+    scene.service.hold_back(false);
+    let to_victim = scene.service.connections_to(victim);
     scene.replicas[0].webhook.kill();
     let dead = tokio::time::Instant::now();
     let before = load.so_far().answered;
     eventually(DEADLINE, "the other goes on", async || load.so_far().answered > before + 500).await;
+    let took = started.elapsed();
     let report = load.stop().await.unwrap();
-    tell(&format!("one of two killed, with {open} reviews open"), &report, started.elapsed());
-    // What was sent while it died cannot be counted.
-    let failed = report.failures.iter().filter(|failure| failure.sent <= alive).count();
-    assert!(failed <= open, "{failed} failed of {open}");
-    let late = report.failures.iter().find(|failure| failure.sent > dead + NOTICED_WITHIN);
-    assert!(late.is_none(), "{:?} after its end: {late:?}", late.map(|failure| failure.sent - dead));
+    tell(&format!("one of two killed, with {to_victim} connections to it"), &report, took);
+    was_steady(&report, took);
+    // A connection carries one review at a time, and one that broke carries none again.
+    assert!(!report.failures.is_empty(), "nothing was open");
+    let mut broken = HashSet::new();
+    for failure in &report.failures {
+        let connection = failure.connection.unwrap_or_else(|| panic!("not for a broken connection: {failure:?}"));
+        assert_eq!(scene.service.backend_of(connection), Some(victim), "on a connection to the other: {failure:?}");
+        assert!(broken.insert(connection), "a second one on its connection: {failure:?}");
+        assert!(failure.sent <= dead + NOTICED_WITHIN, "{:?} after its end: {failure:?}", failure.sent - dead);
+    }
 }
 
 async fn a_second_signal_ends_it_at_once(scene: &mut Scene) {

@@ -18,6 +18,8 @@ use crate::support::{DEADLINE, Shop};
 const SERVICE: &str = "kimup-webhook.kimup-system.svc";
 /// Reviews a second: enough that none falls between two states.
 const RATE: u32 = 50;
+/// What `docs/operations.md` gives a process to end.
+const STOPS_WITHIN: Duration = Duration::from_secs(25);
 /// From the API server's return until a change has come.
 const FOLLOWS_WITHIN: Duration = Duration::from_secs(10);
 
@@ -157,6 +159,41 @@ async fn the_webhook_goes_on_without_the_api_server() {
     scene.push("1.1.0").await;
     for client in clients.iter().chain([&scene.client()]) {
         scene.gets(client, "1.1.0").await;
+    }
+}
+
+/// Told to stop while the API server says nothing and sync, which leads, has a newer tag to write: both end in the time that
+/// a Pod has.
+#[tokio::test]
+async fn a_silent_api_server_does_not_hold_up_the_end() {
+    let own = Own::start().await;
+    let files = run_dir().unwrap().folder("ending").unwrap();
+    let silent = Balancer::start(&[own.cluster.address().parse().unwrap()]).await.unwrap();
+    let webhook = webhook(&own, &files, "webhook", &silent).await;
+    let mut sync = own.options("sync").await;
+    sync.kubeconfig.clone_from(&webhook.kubeconfig);
+    "sync".clone_into(&mut sync.command);
+    sync.webhook_url = WebhookUrl::None;
+    sync.args.extend(socket(&files));
+    let (webhook, sync) = tokio::join!(KimupProcess::start(webhook), KimupProcess::start(sync));
+    let mut processes = [webhook.unwrap(), sync.unwrap()];
+    leads(&processes[1], DEADLINE).await;
+    own.registry.push("m-app", "1.0.0").await.unwrap();
+    let shop = own.shop("m-shop").await;
+    shop.create_image("app", &json!({"spec": {"image": own.registry.image("m-app")}})).await;
+    shop.settles("app", "1.0.0").await;
+
+    own.registry.push("m-app", "1.1.0").await.unwrap();
+    shop.annotate_image("app", "kimup.cloudavenue.io/requestedAt", Some("now")).await;
+    silent.hold_back(true);
+    for process in &mut processes {
+        process.ask_to_stop().unwrap();
+    }
+    let told = Instant::now();
+    for process in &mut processes {
+        let status = process.ended(STOPS_WITHIN.saturating_sub(told.elapsed())).await.unwrap();
+        println!("ended {:.1} s after it was told to", told.elapsed().as_secs_f64());
+        assert_eq!(status.code(), Some(0), "{}", process.log_text());
     }
 }
 

@@ -5,11 +5,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use kimup::index::{self, Scope};
+use kimup::net::silence::bounded;
+use kimup::policy::Repository;
+use kimup::telemetry::Metrics;
 use kimup_testbed::{
     AdmissionLoad, ApiStub, KimupOptions, KimupProcess, Obstacle, Reviews, TestCa, WebhookClient, WebhookUrl,
     eventually, run_dir,
 };
+use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::{TcpStream, UnixListener};
+use tokio_util::sync::CancellationToken;
 
 use crate::degraded::age;
 use crate::support::{DEADLINE, binary, image};
@@ -18,6 +26,8 @@ use crate::support::{DEADLINE, binary, image};
 const IMAGES: usize = 600;
 /// Reviews a second.
 const RATE: u32 = 50;
+/// What `docs/operations.md` gives a process to end.
+const STOPS_WITHIN: Duration = Duration::from_secs(25);
 /// How often the stub says that nothing happened.
 const BOOKMARK: Duration = Duration::from_secs(5);
 
@@ -165,13 +175,9 @@ async fn lost(bed: &Bed, kimup: &KimupProcess) {
     assert!(age(kimup).await < BOOKMARK, "it has heard of the API server");
 }
 
-/// Requests that are never answered on connections that stay open, as behind a load balancer that lost its target.
-#[tokio::test]
-#[ignore = "takes minutes: make test-restarts"]
-async fn an_api_server_that_hangs_is_given_up() {
-    let bed = Bed::new("hung").await;
-    let kimup = bed.start().await;
-    arrives(&bed, &kimup, "1.0.0").await;
+/// Requests that are never answered on connections that stay open, as behind a load balancer that lost its target: a
+/// change is waiting, and lists were asked for and hang.
+async fn falls_silent(bed: &Bed) {
     let asked = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&asked);
     bed.api.obstruct(move |_, _| {
@@ -182,6 +188,48 @@ async fn an_api_server_that_hangs_is_given_up() {
     bed.api.put(object("app-001", "1.1.0")).unwrap();
     times(&asked, 2).await;
     bed.api.clear();
+}
+
+/// The client as every process makes it, but for its patience.
+#[tokio::test]
+async fn an_api_server_that_hangs_is_given_up_in_time() {
+    let patience = BOOKMARK + Duration::from_secs(2);
+    let bed = Bed::new("silent").await;
+    let kubeconfig = Kubeconfig::read_from(bed.api.kubeconfig()).unwrap();
+    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
+    let client = kube::Client::try_from(bounded(config, patience)).unwrap();
+    let (index, _task) = index::start(&client, &Scope::All, Metrics::new(), CancellationToken::new());
+    let repository = Repository::parse("registry.example/app-001").unwrap();
+    let knows = async |tag: &str| {
+        eventually(patience * 2, &format!("it knows {tag}"), async || {
+            let known = index
+                .snapshot()
+                .namespace("shop")
+                .and_then(|shop| shop.image(&repository))
+                .and_then(|image| image.tag().map(str::to_owned));
+            if known.as_deref() == Some(tag) { Ok(()) } else { Err(format!("{known:?}")) }
+        })
+        .await;
+    };
+    knows("1.0.0").await;
+    let lost = Instant::now();
+    falls_silent(&bed).await;
+    knows("1.1.0").await;
+    assert!(
+        index.is_ready() && lost.elapsed() >= patience,
+        "the lists that hang were waited for: {:?}",
+        lost.elapsed()
+    );
+}
+
+/// The same as a process, with the patience that it has.
+#[tokio::test]
+#[ignore = "takes minutes: make test-restarts"]
+async fn an_api_server_that_hangs_is_given_up() {
+    let bed = Bed::new("hung").await;
+    let kimup = bed.start().await;
+    arrives(&bed, &kimup, "1.0.0").await;
+    falls_silent(&bed).await;
     let (client, reviews, lost) = (bed.client(&kimup), reviews("app-001", "1.1.0"), Instant::now());
     eventually(Duration::from_secs(150), "it asks anew", async || {
         kimup.ready().await.unwrap();
@@ -189,4 +237,44 @@ async fn an_api_server_that_hangs_is_given_up() {
     })
     .await;
     println!("a list that was never answered was asked for anew after {:.0} s", lost.elapsed().as_secs_f64());
+}
+
+/// Told to stop while reviews wait for a sync that never answers, another does not come to its end, and the API server
+/// answers nothing either: it ends all the same, and those that are whole get their answer before.
+#[tokio::test]
+async fn what_hangs_does_not_hold_up_the_end() {
+    let mut bed = Bed::new("ending").await;
+    let socket = UnixListener::bind(&bed.socket).unwrap();
+    let (asked, mut questions) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Ok((question, _)) = socket.accept().await {
+            asked.send(question).unwrap(); // kept open, never answered
+        }
+    });
+    bed.options.args.extend(["--question-timeout".to_owned(), "9s".to_owned()]);
+    let mut new = object("new", "");
+    new.as_object_mut().unwrap().remove("status");
+    bed.api.put(new).unwrap();
+    let mut kimup = bed.start().await;
+    let client = Arc::new(bed.client(&kimup));
+    let mut half = TcpStream::connect(kimup.webhook()).await.unwrap();
+    half.write_all(&[22, 3, 1]).await.unwrap(); // a TLS handshake that goes no further
+    let reviews = (0..3).map(|number| {
+        let client = Arc::clone(&client);
+        tokio::spawn(async move { client.post(&reviews("new", "1.0.0").body(number)).await })
+    });
+    let reviews: Vec<_> = reviews.collect();
+    let _question = questions.recv().await.unwrap();
+    bed.api.obstruct(|_, _| Some(Obstacle::Silence));
+    bed.api.expire_watches();
+    kimup.ask_to_stop().unwrap();
+    let told = Instant::now();
+    let status = kimup.ended(STOPS_WITHIN).await.unwrap();
+    println!("ended {:.1} s after it was told to", told.elapsed().as_secs_f64());
+    assert_eq!(status.code(), Some(0), "{}", kimup.log_text());
+    for review in reviews {
+        let (status, body) = review.await.unwrap().unwrap();
+        let body = String::from_utf8_lossy(&body);
+        assert!(status == 200 && body.contains("\"response\""), "{status} {body}");
+    }
 }
