@@ -35,7 +35,7 @@ const LINGER: Duration = Duration::from_secs(1);
 /// How many bytes at most, unless a body that might have been taken was refused for others' sake.
 const LINGER_BYTES: usize = 256 << 10;
 /// How many connections are accepted before other work gets a turn.
-const ACCEPTS: usize = 8;
+const ACCEPTS: usize = 2;
 /// How long a drain waits for the first request of a connection that was just made.
 const FIRST_REQUEST: Duration = Duration::from_secs(1);
 

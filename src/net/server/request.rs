@@ -33,8 +33,10 @@ const FIRST_BUFFER: usize = 128 << 10;
 /// How long a body waits for others to end when there are too many bytes of them.
 const WAIT: Duration = Duration::from_millis(250);
 
-/// How much of a body is read before others get a turn: more than most reviews have.
-pub(super) const PIECE: usize = 128 << 10;
+/// How much of a body is read before it waits for turns: more than most reviews have.
+const FIRST_PIECE: usize = 128 << 10;
+/// How much is read of it in a turn: some 30 µs of work.
+pub(super) const PIECE: usize = 32 << 10;
 
 /// What answers requests. Bodies are read before, so that a handler meets neither slow nor endless ones.
 ///
@@ -110,7 +112,7 @@ impl Bodies {
         let most = announced.and_then(|length| usize::try_from(length).ok()).unwrap_or(self.limit);
         let mut whole = Vec::with_capacity(if announced.is_some() { most.min(FIRST_BUFFER) } else { first.len() });
         let mut piece = Some(first);
-        let mut next_turn = PIECE;
+        let mut next_turn = FIRST_PIECE;
         while let Some(bytes) = piece {
             let len = whole.len() + bytes.len();
             if len > self.limit {

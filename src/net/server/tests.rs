@@ -244,33 +244,38 @@ async fn a_client_that_sends_on_gets_to_the_answer() {
 #[tokio::test]
 async fn who_waits_for_a_seat_when_the_server_stops_is_answered() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let (entered, leave) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
-    let router = router(Arc::clone(&entered), Arc::clone(&leave));
-    let shutdown = CancellationToken::new();
-    let options = ServerOptions { max_connections: 1, ..ServerOptions::default() };
-    let server = tokio::spawn(serve_http(listener, router, options, shutdown.clone()));
-    let mut first = TcpStream::connect(address).await.unwrap();
-    first.write_all(b"GET /wait HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
-    entered.notified().await;
-    let mut waiting = Vec::new();
+    let seats = Arc::new(Seats::new(1));
+    let options = ServerOptions::default();
+    let shared = Arc::new(Shared {
+        transport: Transport::Plain,
+        handler: router(Arc::default(), Arc::default()),
+        bodies: Bodies::new(options.body_limit, options.bodies_in_memory),
+        options,
+        seats: Arc::clone(&seats),
+        handshakes: Turns::new(1),
+        stopping: AtomicBool::new(true),
+    });
+    let held = seats.take(IpAddr::from([10, 0, 0, 1])).unwrap();
+    held.seat.enter(crate::net::seats::Phase::Busy);
+    let mut clients = Vec::new();
     for _ in 0..2 {
-        let mut stream = TcpStream::connect(address).await.unwrap();
-        stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
-        waiting.push(stream);
-        // One is at the door then, the other in the kernel's queue.
-        tokio::task::yield_now().await;
-        tokio::task::yield_now().await;
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        client.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        clients.push(client);
     }
-    shutdown.cancel();
-    tokio::task::yield_now().await;
-    leave.notify_one();
-    assert!(ends(first).await.ends_with("done"));
-    for stream in waiting {
-        let answer = ends(stream).await;
+    // One is at the door, the other in the kernel's queue.
+    let door = Door { waiting: Some(listener.accept().await.unwrap()), full_since: None };
+    let connections = TaskTracker::new();
+    let release = async {
+        yield_now().await;
+        drop(held);
+    };
+    tokio::join!(accept_waiting(&listener, door, &shared, &connections), release);
+    drop(listener);
+    for client in clients {
+        let answer = ends(client).await;
         assert!(answer.ends_with("hello"), "{answer}");
     }
-    assert_eq!(server.await.unwrap(), Drained { cut: 0 });
 }
 
 #[tokio::test]
