@@ -37,10 +37,12 @@ pub(super) enum Phase {
     Answered,
     /// Between two requests.
     Idle,
+    /// A request was refused, and its peer may still be sending it.
+    Lingering,
 }
 
 impl Phase {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Hello,
         Self::Queued,
         Self::Handshake,
@@ -50,6 +52,7 @@ impl Phase {
         Self::Busy,
         Self::Answered,
         Self::Idle,
+        Self::Lingering,
     ];
 
     fn of(state: u64) -> Self {
@@ -83,12 +86,12 @@ impl Patience {
 
 /// How long a connection keeps its seat against a newcomer while its peer owes bytes that take one round trip.
 const GRACE: Duration = Duration::from_millis(100);
-/// The same for a request head that has begun.
-const HEAD_GRACE: Duration = Duration::from_millis(250);
-/// The same for an idle connection: closing it is a risk, since the next request may be on its way.
-const IDLE_GRACE: Duration = Duration::from_secs(2);
-/// The same before the first request, for a body, and for a peer that takes no bytes of an answer.
-const LONG_GRACE: Duration = Duration::from_secs(1);
+/// The same while it owes a request, or its next one may be on its way. Less than a newcomer waits, who so gets a seat if
+/// there is one at all.
+const LONG_GRACE: Duration = Duration::from_millis(250);
+/// How long a peer takes no bytes of an answer before it is a reason, and how long a body has been coming that gives way
+/// to other bodies.
+const SLOW: Duration = Duration::from_secs(1);
 
 /// One connection at one moment.
 #[derive(Debug, Clone, Copy)]
@@ -111,12 +114,11 @@ impl Glance {
     /// without a whole request.
     fn spare(self, max: usize) -> Option<(bool, u8, usize, Duration)> {
         let (rank, grace) = match self.phase {
-            _ if self.blocked >= LONG_GRACE => (1, Duration::ZERO),
-            Phase::Hello => (2, GRACE),
+            _ if self.blocked >= SLOW => (1, Duration::ZERO),
+            Phase::Hello | Phase::Lingering => (2, GRACE),
             Phase::Handshake => (1, GRACE),
-            Phase::Head => (1, HEAD_GRACE),
-            Phase::Fresh | Phase::Body => (1, LONG_GRACE),
-            Phase::Idle => (0, IDLE_GRACE),
+            Phase::Fresh | Phase::Head | Phase::Body => (1, LONG_GRACE),
+            Phase::Idle => (0, LONG_GRACE),
             Phase::Queued | Phase::Busy | Phase::Answered => return None,
         };
         (self.age >= grace).then_some((self.peers * 2 > max, rank, self.peers, self.age))
@@ -127,8 +129,8 @@ impl Glance {
             Phase::Hello | Phase::Queued | Phase::Handshake => patience.handshake,
             Phase::Fresh | Phase::Idle => patience.idle,
             Phase::Head => patience.header,
-            // These have deadlines of their own, which end with an answer.
-            Phase::Body | Phase::Busy | Phase::Answered => Duration::MAX,
+            // These have deadlines of their own.
+            Phase::Body | Phase::Busy | Phase::Answered | Phase::Lingering => Duration::MAX,
         };
         self.age >= limit || self.blocked >= patience.write
     }
@@ -145,6 +147,7 @@ pub(super) struct Seat {
     leave: AtomicBool,
     cut: AtomicBool,
     finish: AtomicBool,
+    unread: AtomicUsize,
     task: AtomicWaker,
 }
 
@@ -158,6 +161,7 @@ impl Seat {
             leave: AtomicBool::default(),
             cut: AtomicBool::default(),
             finish: AtomicBool::default(),
+            unread: AtomicUsize::default(),
             task: AtomicWaker::new(),
         };
         seat.enter(Phase::Hello);
@@ -201,7 +205,13 @@ impl Seat {
         match self.phase() {
             Phase::Idle | Phase::Busy => true,
             Phase::Answered => self.blocked.load(Ordering::Relaxed) == 0,
-            Phase::Hello | Phase::Queued | Phase::Handshake | Phase::Fresh | Phase::Head | Phase::Body => false,
+            Phase::Hello
+            | Phase::Queued
+            | Phase::Handshake
+            | Phase::Fresh
+            | Phase::Head
+            | Phase::Body
+            | Phase::Lingering => false,
         }
     }
 
@@ -213,6 +223,16 @@ impl Seat {
     /// Whether the connection ends with the request that it has, if it has one.
     pub fn must_finish(&self) -> bool {
         self.finish.load(Ordering::Acquire)
+    }
+
+    /// The last request was refused, and its peer may still send so many bytes of it as are worth reading.
+    pub fn leave_unread(&self, bytes: usize) {
+        self.unread.store(bytes, Ordering::Relaxed);
+    }
+
+    /// What [`Seat::leave_unread`] was told.
+    pub fn unread(&self) -> usize {
+        self.unread.load(Ordering::Relaxed)
     }
 
     fn now(&self) -> u64 {
@@ -310,7 +330,7 @@ impl Seats {
     /// Closes the connection whose body has been coming for the longest, if that is long.
     pub fn push_out_slowest_body(&self) {
         let mut table = self.lock();
-        let slow = |glance: Glance| glance.phase == Phase::Body && glance.age >= LONG_GRACE;
+        let slow = |glance: Glance| glance.phase == Phase::Body && glance.age >= SLOW;
         let found = self.find(&table, |glance| slow(glance).then_some(glance.age));
         self.counts.closed(ConnectionEnd::PushedOut, usize::from(found.is_some()));
         let woken = found.and_then(|seat| table.expel(&seat));

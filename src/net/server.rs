@@ -1,12 +1,12 @@
 //! A bounded HTTP/1.1 server: every connection and every request is limited in size, count and time.
 
 use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -18,9 +18,11 @@ use crate::telemetry::{ConnectionEnd, ServerCounts};
 
 mod connection;
 mod request;
+mod turns;
 
 use request::Bodies;
 pub use request::Handler;
+use turns::{Turns, let_others_go_first};
 
 /// Largest request head, and the read buffer of a connection, in bytes.
 const MAX_HEAD: usize = 16 << 10;
@@ -28,8 +30,12 @@ const MAX_HEAD: usize = 16 << 10;
 const MAX_PAUSE: Duration = Duration::from_secs(1);
 /// How long a new connection waits for a seat when nobody can be spared.
 const AT_THE_DOOR: Duration = Duration::from_millis(300);
+/// How long a connection is read on after a request was refused, so that its client gets to the answer.
+const LINGER: Duration = Duration::from_secs(1);
+/// How many bytes at most, unless a body that might have been taken was refused for others' sake.
+const LINGER_BYTES: usize = 256 << 10;
 /// How many connections are accepted before other work gets a turn.
-const ACCEPTS: usize = 8;
+const ACCEPTS: usize = 2;
 /// How long a drain waits for the first request of a connection that was just made.
 const FIRST_REQUEST: Duration = Duration::from_secs(1);
 
@@ -60,7 +66,7 @@ pub struct ServerOptions {
     /// review holds an object twice at most, and the API server takes objects of up to 3 MiB.
     pub body_limit: usize,
     /// Bytes of all request bodies that are being read or answered, 16 KiB of each aside. A further one waits 0.25 s and
-    /// is then answered 503 with `Retry-After`. At least [`body_limit`](Self::body_limit). Default 12 MiB.
+    /// is then answered 503 with `Retry-After`, and its connection is closed. At least [`body_limit`](Self::body_limit). Default 12 MiB.
     pub bodies_in_memory: usize,
     /// How long everything is still served after `shutdown`, while the endpoint is removed from its Service everywhere:
     /// each answer then says `Connection: close`. Default 0. With `drain` it must stay below the Pod's
@@ -146,7 +152,7 @@ struct Shared<H> {
     seats: Arc<Seats>,
     bodies: Bodies,
     /// How many handshakes may use a processor at a time.
-    handshakes: Semaphore,
+    handshakes: Turns,
     stopping: AtomicBool,
 }
 
@@ -168,7 +174,7 @@ async fn serve<H: Handler>(
     let bodies = Bodies::new(options.body_limit, options.bodies_in_memory);
     // Half of the processors: the other half is for requests.
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    let handshakes = Semaphore::new((processors / 2).max(1));
+    let handshakes = Turns::new((processors / 2).max(1));
     let stopping = AtomicBool::new(false);
     let shared = Arc::new(Shared { transport, handler, options, seats, bodies, handshakes, stopping });
     let connections = TaskTracker::new();
@@ -177,12 +183,13 @@ async fn serve<H: Handler>(
         shared.stopping.store(true, Ordering::Release);
         sleep(shared.options.shutdown_delay).await;
     };
+    let mut door = Door::default();
     tokio::select! {
         biased;
         () = stop => {}
-        never = accept_all(&listener, &shared, &connections) => match never {},
+        never = accept_all(&listener, &mut door, &shared, &connections) => match never {},
     }
-    accept_waiting(&listener, &shared, &connections).await;
+    accept_waiting(&listener, door, &shared, &connections).await;
     drop(listener);
     let drained = drain(&shared, connections).await;
     drop(sweeper);
@@ -215,41 +222,65 @@ async fn drain<H>(shared: &Shared<H>, connections: TaskTracker) -> Drained {
     Drained { cut }
 }
 
+/// Where new connections wait for seats.
+#[derive(Default)]
+struct Door {
+    /// Who waits. Kept here, so that who has waited when the server stops is still answered.
+    waiting: Option<(TcpStream, SocketAddr)>,
+    /// Since when there has been no seat.
+    full_since: Option<Instant>,
+}
+
+impl Door {
+    /// Seats who waits, or closes the connection.
+    async fn admit<H: Handler>(&mut self, shared: &Arc<Shared<H>>, connections: &TaskTracker) {
+        let Some((_, peer)) = &self.waiting else { return };
+        let seated = seat(&shared.seats, peer.ip(), &mut self.full_since).await;
+        match (self.waiting.take(), seated) {
+            (Some((stream, _)), Some(seated)) => {
+                connections.spawn(connection::run(stream, seated, Arc::clone(shared)));
+            }
+            _ => shared.options.counts.closed(ConnectionEnd::Full, 1),
+        }
+    }
+}
+
 /// Accepts connections until it is dropped.
 async fn accept_all<H: Handler>(
     listener: &TcpListener,
+    door: &mut Door,
     shared: &Arc<Shared<H>>,
     connections: &TaskTracker,
 ) -> std::convert::Infallible {
     let mut pause = Duration::ZERO;
-    let mut full_since = None;
     for nth in 1_usize.. {
-        let (stream, peer) = accept(listener, &mut pause).await;
-        match seat(&shared.seats, peer.ip(), &mut full_since).await {
-            Some(seated) => drop(connections.spawn(connection::run(stream, seated, Arc::clone(shared)))),
-            None => shared.options.counts.closed(ConnectionEnd::Full, 1),
-        }
+        door.waiting = Some(accept(listener, &mut pause).await);
+        door.admit(shared, connections).await;
         if nth.is_multiple_of(ACCEPTS) {
-            yield_now().await;
+            let_others_go_first().await;
         }
     }
     std::future::pending().await
 }
 
 /// Takes the connections that the kernel has accepted already: closing the listener would reset them.
-async fn accept_waiting<H: Handler>(listener: &TcpListener, shared: &Arc<Shared<H>>, connections: &TaskTracker) {
+async fn accept_waiting<H: Handler>(
+    listener: &TcpListener,
+    mut door: Door,
+    shared: &Arc<Shared<H>>,
+    connections: &TaskTracker,
+) {
+    door.admit(shared, connections).await;
     yield_now().await; // so that the runtime hears of them
-    while let Ok(Ok((stream, peer))) = timeout(Duration::ZERO, listener.accept()).await {
-        let Some(seated) = shared.seats.take(peer.ip()) else {
-            return;
-        };
-        connections.spawn(connection::run(stream, seated, Arc::clone(shared)));
+    while let Ok(Ok(accepted)) = timeout(Duration::ZERO, listener.accept()).await {
+        door.waiting = Some(accepted);
+        door.admit(shared, connections).await;
     }
 }
 
 /// A seat for a new connection. When there is none the first one waits shortly; those behind it are closed at once until
 /// there is one again, so that what cannot be served is told so quickly.
-async fn seat(seats: &Arc<Seats>, peer: std::net::IpAddr, full_since: &mut Option<Instant>) -> Option<Seated> {
+async fn seat(seats: &Arc<Seats>, peer: IpAddr, full_since: &mut Option<Instant>) -> Option<Seated> {
     let mut waited = false;
     loop {
         if let Some(seated) = seats.take(peer) {
@@ -268,7 +299,7 @@ async fn seat(seats: &Arc<Seats>, peer: std::net::IpAddr, full_since: &mut Optio
 }
 
 /// The next connection.
-async fn accept(listener: &TcpListener, pause: &mut Duration) -> (TcpStream, std::net::SocketAddr) {
+async fn accept(listener: &TcpListener, pause: &mut Duration) -> (TcpStream, SocketAddr) {
     loop {
         if !pause.is_zero() {
             sleep(*pause).await;

@@ -42,6 +42,7 @@ fn each_phase_has_its_patience() {
     check(Phase::Busy, None);
     check(Phase::Answered, None);
     check(Phase::Idle, Some(120));
+    check(Phase::Lingering, None);
     let blocked = |s| Glance { blocked: Duration::from_secs(s), ..glance(Phase::Answered, 0) };
     assert!(!blocked(29).is_overdue(&PATIENCE));
     assert!(blocked(30).is_overdue(&PATIENCE));
@@ -59,12 +60,13 @@ fn a_seat_is_spared_only_while_the_peer_owes_something() {
     check(Phase::Hello, Some(100));
     check(Phase::Handshake, Some(100));
     check(Phase::Queued, None);
-    check(Phase::Fresh, Some(1000));
+    check(Phase::Fresh, Some(250));
     check(Phase::Head, Some(250));
-    check(Phase::Body, Some(1000));
+    check(Phase::Body, Some(250));
     check(Phase::Busy, None);
     check(Phase::Answered, None);
-    check(Phase::Idle, Some(2000));
+    check(Phase::Idle, Some(250));
+    check(Phase::Lingering, Some(100));
     let blocked = |ms| Glance { blocked: Duration::from_millis(ms), ..glance(Phase::Answered, 0) };
     assert!(blocked(999).spare(10).is_none());
     assert!(blocked(1000).spare(10).is_some());
@@ -80,6 +82,7 @@ fn who_goes_first() {
     // Who has said nothing.
     check((Phase::Hello, 200, 1), (Phase::Handshake, 9000, 2));
     check((Phase::Hello, 200, 1), (Phase::Head, 9000, 2));
+    check((Phase::Lingering, 200, 1), (Phase::Head, 9000, 2));
     // Without a whole request before idle, the longest first.
     check((Phase::Fresh, 1000, 1), (Phase::Idle, 9000, 1));
     check((Phase::Body, 2000, 1), (Phase::Idle, 9000, 1));

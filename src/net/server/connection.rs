@@ -1,22 +1,25 @@
 //! One connection, from its handshake to its last answer.
 
+use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 
+use axum::body::Body;
+use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use rustls::server::Acceptor;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::task::yield_now;
+use tokio::time::timeout;
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::request::{Handler, answer};
-use super::{MAX_HEAD, Shared, Transport};
+use super::request::{Handler, PIECE, answer};
+use super::{LINGER, LINGER_BYTES, MAX_HEAD, Shared, Transport};
 use crate::net::guard_io::GuardIo;
 use crate::net::seats::{Phase, Seat, Seated};
 use crate::net::tls::SharedTls;
@@ -77,10 +80,7 @@ async fn handshake<H: Handler>(
     let hello = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
     seat.go_on_with(Phase::Queued);
     let signing = {
-        // The semaphore is never closed; without a permit it would only not be counted.
-        let _turn = shared.handshakes.acquire().await;
-        // Whatever has arrived meanwhile goes first.
-        yield_now().await;
+        let _turn = shared.handshakes.take().await;
         hello.into_stream(tls.load_full())
     };
     seat.go_on_with(Phase::Handshake);
@@ -88,19 +88,58 @@ async fn handshake<H: Handler>(
 }
 
 /// The requests of one connection.
-async fn exchange<S, H>(stream: S, seat: &Arc<Seat>, shared: &Arc<Shared<H>>)
+async fn exchange<S, H>(mut stream: S, seat: &Arc<Seat>, shared: &Arc<Shared<H>>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
     H: Handler,
 {
     seat.enter(Phase::Fresh);
-    let io = TokioIo::new(GuardIo::new(stream, Arc::clone(seat)));
+    let io = TokioIo::new(GuardIo::new(&mut stream, Arc::clone(seat)));
     let service = service_fn(|request| answer(request, Arc::clone(seat), Arc::clone(shared)));
     // No timer is given to hyper: the deadlines are those of the seats.
     let connection = hyper::server::conn::http1::Builder::new().max_buf_size(MAX_HEAD).serve_connection(io, service);
+    if let Err(error) = until_finished(connection, seat).await {
+        tracing::debug!(error = &error as &dyn std::error::Error, "connection ended");
+    }
+    let unread = match seat.phase() {
+        // hyper has refused it, as too long or as no head at all.
+        Phase::Head => LINGER_BYTES,
+        _ => seat.unread(),
+    };
+    if unread > 0 {
+        seat.enter(Phase::Lingering);
+        let _ = timeout(LINGER, linger(&mut stream, unread, shared)).await;
+    }
+}
+
+/// Reads on what the peer sends, and throws it away: to close with bytes unread would reset the connection, and the answer
+/// might be lost that the peer has not read yet (RFC 9112, section 9.6).
+async fn linger<S: AsyncRead + Unpin, H>(stream: &mut S, at_most: usize, shared: &Shared<H>) {
+    let (mut piece, mut rest) = (vec![0; 4 << 10], at_most);
+    loop {
+        let mut turn = 0;
+        while turn < PIECE {
+            match stream.read(&mut piece).await {
+                Ok(len @ 1..) if len <= rest => (turn, rest) = (turn + len, rest - len),
+                _ => return,
+            }
+        }
+        drop(shared.bodies.turns.take().await);
+    }
+}
+
+/// Drives hyper's connection to its end, which is after the request that it has once it must finish.
+async fn until_finished<I, S>(
+    connection: hyper::server::conn::http1::Connection<I, S>,
+    seat: &Seat,
+) -> hyper::Result<()>
+where
+    I: hyper::rt::Read + hyper::rt::Write + Unpin,
+    S: hyper::service::HttpService<Incoming, ResBody = Body, Error = Infallible>,
+{
     let mut connection = pin!(connection);
     let mut told = false;
-    let result = poll_fn(|cx| {
+    poll_fn(|cx| {
         // First what has arrived: a request that is here already must not be lost because the server stops.
         if let Poll::Ready(result) = connection.as_mut().poll(cx) {
             return Poll::Ready(result);
@@ -112,10 +151,8 @@ where
         told = true;
         connection.as_mut().graceful_shutdown();
         connection.as_mut().poll(cx)
-    });
-    if let Err(error) = result.await {
-        tracing::debug!(error = &error as &dyn std::error::Error, "connection ended");
-    }
+    })
+    .await
 }
 
 #[cfg(test)]
@@ -142,7 +179,7 @@ mod tests {
                 for phase in phases {
                     seat.enter(*phase);
                     reached += 1;
-                    yield_now().await;
+                    tokio::task::yield_now().await;
                 }
             };
             until_left(seat, serving).await;

@@ -21,7 +21,8 @@ use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 use tower::Service;
 
-use super::Shared;
+use super::turns::Turns;
+use super::{LINGER_BYTES, Shared};
 use crate::net::seats::{Phase, Seat, Seats};
 use crate::telemetry::Refused;
 
@@ -31,6 +32,11 @@ const FREE: usize = 16 << 10;
 const FIRST_BUFFER: usize = 128 << 10;
 /// How long a body waits for others to end when there are too many bytes of them.
 const WAIT: Duration = Duration::from_millis(250);
+
+/// How much of a body is read before it waits for turns: more than most reviews have.
+const FIRST_PIECE: usize = 128 << 10;
+/// How much is read of it in a turn: some 30 µs of work.
+pub(super) const PIECE: usize = 32 << 10;
 
 /// What answers requests. Bodies are read before, so that a handler meets neither slow nor endless ones.
 ///
@@ -57,13 +63,15 @@ pub(super) struct Bodies {
     /// In KiB.
     budget: Arc<Semaphore>,
     limit: usize,
+    /// For each further piece of a body.
+    pub turns: Turns,
 }
 
 impl Bodies {
     pub fn new(limit: usize, in_memory: usize) -> Self {
         // More than a body may have: or the largest could never be read.
         let kibibytes = in_memory.max(limit) >> 10;
-        Self { budget: Arc::new(Semaphore::new(kibibytes + 1)), limit }
+        Self { budget: Arc::new(Semaphore::new(kibibytes + 1)), limit, turns: Turns::new(1) }
     }
 
     /// Room for `len` bytes of one body in all. Waits shortly, and makes the slowest body give way.
@@ -104,6 +112,7 @@ impl Bodies {
         let most = announced.and_then(|length| usize::try_from(length).ok()).unwrap_or(self.limit);
         let mut whole = Vec::with_capacity(if announced.is_some() { most.min(FIRST_BUFFER) } else { first.len() });
         let mut piece = Some(first);
+        let mut next_turn = FIRST_PIECE;
         while let Some(bytes) = piece {
             let len = whole.len() + bytes.len();
             if len > self.limit {
@@ -115,20 +124,13 @@ impl Bodies {
                 whole.reserve_exact(room - whole.len());
             }
             whole.extend_from_slice(&bytes);
+            if whole.len() >= next_turn {
+                next_turn = whole.len() + PIECE;
+                drop(self.turns.take().await);
+            }
             piece = next(body).await?;
         }
         Ok((whole.into(), held))
-    }
-
-    /// Reads the rest and throws it away, so that the client gets to the answer. Bounded as a body that is kept.
-    async fn discard(&self, body: &mut Incoming) {
-        let mut len = 0;
-        while let Ok(Some(bytes)) = next(body).await {
-            len += bytes.len();
-            if len > self.limit {
-                return;
-            }
-        }
     }
 }
 
@@ -188,9 +190,8 @@ impl Refusal {
         let mut response = plain(status, text);
         if self == Self::Overload {
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
-        } else {
-            close(&mut response); // the rest of the body is not read
         }
+        close(&mut response); // the rest of the body is no request
         response
     }
 }
@@ -215,13 +216,7 @@ pub(super) async fn answer<H: Handler>(
     // Most bodies have arrived with their heads; nobody owes anything then, and no clock needs to be read.
     seat.go_on_with(Phase::Busy);
     let (parts, mut body) = request.into_parts();
-    let reading = async {
-        let read = shared.bodies.read(&mut body, &shared.seats).await;
-        if matches!(read, Err(Refusal::Overload)) {
-            shared.bodies.discard(&mut body).await;
-        }
-        read
-    };
+    let reading = shared.bodies.read(&mut body, &shared.seats);
     let read = within(shared.options.body_timeout, reading, || seat.enter(Phase::Body)).await;
     let read = read.unwrap_or(Err(Refusal::TooSlow));
     let mut response = match read {
@@ -234,6 +229,10 @@ pub(super) async fn answer<H: Handler>(
         Err(refusal) => {
             tracing::debug!(?refusal, "refused a request");
             shared.options.counts.refused(refusal.counted());
+            seat.leave_unread(match refusal {
+                Refusal::Overload => shared.options.body_limit,
+                Refusal::TooLarge | Refusal::TooSlow | Refusal::Broken => LINGER_BYTES,
+            });
             refusal.response()
         }
     };

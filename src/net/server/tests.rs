@@ -191,11 +191,91 @@ async fn the_bytes_of_all_bodies_are_bounded() {
     served.entered.notified().await;
     let refused = post("/size", size).await.unwrap();
     assert_eq!((refused.status().as_u16(), refused.headers()["retry-after"].to_str().unwrap()), (503, "1"));
-    assert!(refused.headers().get("connection").is_none(), "the connection can go on");
     assert_eq!(post("/size", 16 << 10).await.unwrap().status().as_u16(), 200, "small ones always fit");
     served.leave.notify_one();
     assert_eq!(held.await.unwrap().unwrap().text().await.unwrap(), size.to_string());
     assert_eq!(served.post(size).await, 200);
+}
+
+/// Posts to a server that has no room for more bodies, over plain HTTP; `send` sends the body.
+async fn refused_for_others(send: impl AsyncFnOnce(&mut TcpStream, &[u8])) -> String {
+    let size = 256 << 10;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let entered = Arc::new(Notify::new());
+    let router = router(Arc::clone(&entered), Arc::default());
+    let options = ServerOptions { body_limit: size, bodies_in_memory: size, ..ServerOptions::default() };
+    let server = tokio::spawn(serve_http(listener, router, options, CancellationToken::new()));
+    let body = vec![b'x'; size];
+    let head = |path: &str| format!("POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {size}\r\n\r\n");
+    let mut first = TcpStream::connect(address).await.unwrap();
+    first.write_all(head("/hold").as_bytes()).await.unwrap();
+    first.write_all(&body).await.unwrap();
+    entered.notified().await;
+    let mut second = TcpStream::connect(address).await.unwrap();
+    second.write_all(head("/size").as_bytes()).await.unwrap();
+    send(&mut second, &body).await;
+    let answer = timeout(Duration::from_secs(8), ends(second)).await.expect("no answer before the body has a deadline");
+    server.abort();
+    answer
+}
+
+#[tokio::test]
+async fn overload_is_told_before_the_body_has_come() {
+    // All but the last byte, which never comes.
+    let answer = refused_for_others(async |stream, body| stream.write_all(&body[1..]).await.unwrap()).await;
+    assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("connection: close\r\n"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_client_that_sends_on_gets_to_the_answer() {
+    // The answer is there, and unread, while most of the body is still to come.
+    let answer = refused_for_others(async |stream, body| {
+        stream.write_all(&body[..100 << 10]).await.unwrap();
+        stream.readable().await.unwrap();
+        for piece in body[100 << 10..].chunks(1 << 10) {
+            stream.write_all(piece).await.unwrap();
+        }
+    })
+    .await;
+    assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+}
+
+#[tokio::test]
+async fn who_waits_for_a_seat_when_the_server_stops_is_answered() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let seats = Arc::new(Seats::new(1));
+    let options = ServerOptions::default();
+    let shared = Arc::new(Shared {
+        transport: Transport::Plain,
+        handler: router(Arc::default(), Arc::default()),
+        bodies: Bodies::new(options.body_limit, options.bodies_in_memory),
+        options,
+        seats: Arc::clone(&seats),
+        handshakes: Turns::new(1),
+        stopping: AtomicBool::new(true),
+    });
+    let held = seats.take(IpAddr::from([10, 0, 0, 1])).unwrap();
+    held.seat.enter(crate::net::seats::Phase::Busy);
+    let mut clients = Vec::new();
+    for _ in 0..2 {
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        client.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        clients.push(client);
+    }
+    // One is at the door, the other in the kernel's queue.
+    let door = Door { waiting: Some(listener.accept().await.unwrap()), full_since: None };
+    let connections = TaskTracker::new();
+    let release = async {
+        yield_now().await;
+        drop(held);
+    };
+    tokio::join!(accept_waiting(&listener, door, &shared, &connections), release);
+    drop(listener);
+    for client in clients {
+        let answer = ends(client).await;
+        assert!(answer.ends_with("hello"), "{answer}");
+    }
 }
 
 #[tokio::test]
