@@ -57,7 +57,7 @@ pub enum CaError {
     #[error(
         "API servers do not trust the CA in `tls.crt` of {origin} yet: the leader publishes it in the webhook configuration, and after \
          --ca-rotation-delay it signs; if that does not come, see whether one leads (`kubectl get lease -A`) and what its `/readyz?verbose` \
-         says of ca-rotation, or put back the pair that was there"
+         says of ca-rotation, and whether something else writes caBundle there; or put back the pair that was there"
     )]
     Unpublished {
         /// What was read (`Secret kimup-system/kimup-ca`).

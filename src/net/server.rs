@@ -153,6 +153,8 @@ struct Shared<H> {
     bodies: Bodies,
     /// How many handshakes may use a processor at a time.
     handshakes: Turns,
+    /// For each piece that is read to be thrown away: apart from those of bodies, which somebody waits for.
+    lingering: Turns,
     stopping: AtomicBool,
 }
 
@@ -175,8 +177,8 @@ async fn serve<H: Handler>(
     // Half of the processors: the other half is for requests.
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let handshakes = Turns::new((processors / 2).max(1));
-    let stopping = AtomicBool::new(false);
-    let shared = Arc::new(Shared { transport, handler, options, seats, bodies, handshakes, stopping });
+    let (lingering, stopping) = (Turns::new(1), AtomicBool::new(false));
+    let shared = Arc::new(Shared { transport, handler, options, seats, bodies, handshakes, lingering, stopping });
     let connections = TaskTracker::new();
     let stop = async {
         shutdown.cancelled().await;

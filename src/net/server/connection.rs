@@ -101,10 +101,10 @@ where
     if let Err(error) = until_finished(connection, seat).await {
         tracing::debug!(error = &error as &dyn std::error::Error, "connection ended");
     }
-    let unread = match seat.phase() {
+    let unread = match (seat.unread(), seat.phase()) {
         // hyper has refused it, as too long or as no head at all.
-        Phase::Head => LINGER_BYTES,
-        _ => seat.unread(),
+        (0, Phase::Head) => LINGER_BYTES,
+        (bytes, _) => bytes,
     };
     if unread > 0 {
         seat.enter(Phase::Lingering);
@@ -124,7 +124,7 @@ async fn linger<S: AsyncRead + Unpin, H>(stream: &mut S, at_most: usize, shared:
                 _ => return,
             }
         }
-        drop(shared.bodies.turns.take().await);
+        drop(shared.lingering.take().await);
     }
 }
 

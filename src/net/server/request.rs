@@ -64,7 +64,7 @@ pub(super) struct Bodies {
     budget: Arc<Semaphore>,
     limit: usize,
     /// For each further piece of a body.
-    pub turns: Turns,
+    turns: Turns,
 }
 
 impl Bodies {
@@ -97,12 +97,18 @@ impl Bodies {
     }
 
     /// The whole body, and what it holds of the budget.
-    async fn read(&self, body: &mut Incoming, seats: &Seats) -> Result<(Bytes, Option<OwnedSemaphorePermit>), Refusal> {
+    async fn read(
+        &self,
+        body: &mut Incoming,
+        seat: &Seat,
+        seats: &Seats,
+    ) -> Result<(Bytes, Option<OwnedSemaphorePermit>), Refusal> {
         let announced = body.size_hint().exact();
         if announced.unwrap_or(0) > self.limit as u64 {
             return Err(Refusal::TooLarge);
         }
         let mut held = None;
+        seat.go_on_with(Phase::Body);
         let Some(first) = next(body).await? else {
             return Ok((Bytes::new(), held));
         };
@@ -118,6 +124,8 @@ impl Bodies {
             if len > self.limit {
                 return Err(Refusal::TooLarge);
             }
+            // Until the next piece is waited for, it is not the peer that owes something.
+            seat.go_on_with(Phase::Busy);
             self.reserve(&mut held, len, seats).await?;
             if len > whole.capacity() {
                 let room = (whole.capacity() * 2).min(most).max(len);
@@ -128,6 +136,7 @@ impl Bodies {
                 next_turn = whole.len() + PIECE;
                 drop(self.turns.take().await);
             }
+            seat.go_on_with(Phase::Body);
             piece = next(body).await?;
         }
         Ok((whole.into(), held))
@@ -216,8 +225,9 @@ pub(super) async fn answer<H: Handler>(
     // Most bodies have arrived with their heads; nobody owes anything then, and no clock needs to be read.
     seat.go_on_with(Phase::Busy);
     let (parts, mut body) = request.into_parts();
-    let reading = shared.bodies.read(&mut body, &shared.seats);
-    let read = within(shared.options.body_timeout, reading, || seat.enter(Phase::Body)).await;
+    let reading = shared.bodies.read(&mut body, &seat, &shared.seats);
+    // From the first wait on, whoever it is for.
+    let read = within(shared.options.body_timeout, reading, || seat.enter(seat.phase())).await;
     let read = read.unwrap_or(Err(Refusal::TooSlow));
     let mut response = match read {
         Ok((bytes, held)) => {

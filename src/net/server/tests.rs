@@ -199,7 +199,7 @@ async fn the_bytes_of_all_bodies_are_bounded() {
 
 /// Posts to a server that has no room for more bodies, over plain HTTP; `send` sends the body.
 async fn refused_for_others(send: impl AsyncFnOnce(&mut TcpStream, &[u8])) -> String {
-    let size = 256 << 10;
+    let size = 2 << 20;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let entered = Arc::new(Notify::new());
@@ -253,6 +253,7 @@ async fn who_waits_for_a_seat_when_the_server_stops_is_answered() {
         options,
         seats: Arc::clone(&seats),
         handshakes: Turns::new(1),
+        lingering: Turns::new(1),
         stopping: AtomicBool::new(true),
     });
     let held = seats.take(IpAddr::from([10, 0, 0, 1])).unwrap();
