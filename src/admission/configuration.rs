@@ -32,7 +32,8 @@ const MAX_SEARCHED: usize = 2000;
 
 /// The label that the API server puts on every Namespace.
 const NAME_LABEL: &str = "kubernetes.io/metadata.name";
-const SYSTEM_NAMESPACES: [&str; 2] = ["kube-system", "kube-node-lease"];
+/// Whose Pods nobody is asked about, besides those of kimup's own Namespace.
+pub const SYSTEM_NAMESPACES: [&str; 2] = ["kube-system", "kube-node-lease"];
 const TIMEOUT_SECONDS: i32 = 10;
 /// How the names of all our entries end.
 const ENTRY_SUFFIX: &str = ".kimup.cloudavenue.io";

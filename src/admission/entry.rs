@@ -56,9 +56,10 @@ impl Source {
 /// What the API server knows of a Namespace, as far as it told by calling this entry. The default, of a review that came
 /// by `/mutate` itself: nothing.
 ///
-/// It decides whether kimup is asked at all, so what it says counts before what kimup's own watch has seen: that may be
-/// minutes behind, and then a Pod of a Namespace that was labelled meanwhile would start unchanged with nobody told. The
-/// price: of a label that was just taken away, the API server's last look counts.
+/// It decides whether kimup is asked at all, so what it says of a label counts before what kimup's own watch has seen: that
+/// may be minutes behind, and then a Pod of a Namespace that was labelled meanwhile would start unchanged with nobody told.
+/// The price: of a label that was just taken away, the API server's last look counts. The list of Namespaces with the
+/// annotation is no such word: kimup itself wrote it, and while nobody leads it stays as it was.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Entry {
     opted_in: bool,
@@ -74,7 +75,7 @@ impl Entry {
         let split = |source: Source| name.strip_prefix(source.name())?.strip_prefix('-').map(|case| (source, case));
         let found = Source::ALL.into_iter().find_map(split).and_then(|(source, name)| {
             let case = CASES.iter().find(|case| case.name == name)?;
-            Some(Self { opted_in: source != Source::Pods, ignores: case.ignores })
+            Some(Self { opted_in: source == Source::Labelled, ignores: case.ignores })
         });
         found.unwrap_or_default()
     }
@@ -102,7 +103,7 @@ mod tests {
         fn check(path: &str, opted_in: bool, ignores: bool) {
             assert_eq!(Entry::of_path(path), Entry { opted_in, ignores }, "{path}");
         }
-        for (source, opted_in) in [(Source::Labelled, true), (Source::Annotated, true), (Source::Pods, false)] {
+        for (source, opted_in) in [(Source::Labelled, true), (Source::Annotated, false), (Source::Pods, false)] {
             for case in &CASES {
                 check(&format!("{PATH}/{}", source.entry(case)), opted_in, case.ignores);
             }
@@ -140,8 +141,9 @@ mod tests {
         check("labelled-ignore", None, (true, Ignore));
         check("labelled-ignore", Some((false, Fail)), (true, Ignore));
         check("labelled-pod-fails", Some((true, Fail)), (true, Ignore));
-        check("annotated-fail", Some((false, Fail)), (true, Fail));
-        check("annotated-ignore", Some((false, Fail)), (true, Ignore));
+        check("annotated-fail", None, (true, Fail));
+        check("annotated-fail", Some((false, Fail)), (false, Fail));
+        check("annotated-ignore", Some((true, Fail)), (true, Ignore));
         check("pods-fail", None, (true, Fail));
         check("pods-fail", Some((false, Fail)), (false, Fail));
         check("pods-fail", Some((true, Fail)), (true, Fail));

@@ -214,7 +214,7 @@ fn a_path_tells_what_the_selector_asked_for() {
             let mut all = selector.match_expressions.iter().flatten();
             all.any(|r| r.key == key && r.operator == "In" && r.values.iter().flatten().any(|v| v == value))
         };
-        let opted_in = asks(ENABLED, "true") || asks(NAME_LABEL, "by-annotation");
+        let opted_in = asks(ENABLED, "true");
         let path = entry.client_config.service.as_ref().unwrap().path.as_deref().unwrap();
         let (known, ignores) = (NamespaceSettings::default(), asks(FAILURE_POLICY, "ignore"));
         let found = Entry::of_path(path).settings(Some(known));
