@@ -181,9 +181,6 @@ pub(super) async fn run(sync: Arc<Sync>, shutdown: CancellationToken) {
             () = shutdown.cancelled() => return,
             _ = sweep.tick() => {}
         }
-        if sync.leadership.is_leader() {
-            sync.tell_alone().await;
-        }
         // Whoever leads anew begins anew: everybody is due once.
         let stuck = if sync.leadership.is_leader() { sync.stuck() } else { Vec::new() };
         for one in sync.nudges.pick(&stuck) {
@@ -191,6 +188,10 @@ pub(super) async fn run(sync: Arc<Sync>, shutdown: CancellationToken) {
                 return;
             }
             sync.nudge(&one).await;
+        }
+        // After those: nobody waits for this.
+        if sync.leadership.is_leader() {
+            sync.tell_alone().await;
         }
     }
 }

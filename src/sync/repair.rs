@@ -7,6 +7,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Pod;
 use tokio::time::Instant;
 
+use crate::admission::configuration::SYSTEM_NAMESPACES;
 use crate::api::Image;
 use crate::api::annotations::NamespaceSettings;
 use crate::notify::Reason;
@@ -126,6 +127,9 @@ impl Sync {
     /// Event on each Image that was missed. Each Pod is looked at once.
     pub(super) async fn tell_alone(&self) {
         for (namespace, pods) in self.world.take_alone(PATIENCE) {
+            if namespace == self.options.own_namespace || SYSTEM_NAMESPACES.contains(&namespace.as_str()) {
+                continue; // nobody is asked about these
+            }
             let opted_in = self.world.opted_in_since(&namespace);
             for image in self.world.images_by_repository(&namespace).values() {
                 let missed = pods.iter().filter(|(_, pod)| pod.was_missed_by(image, opted_in));

@@ -9,14 +9,18 @@ use kube::ResourceExt;
 use tokio::time::Instant;
 
 use crate::api::annotated::{Levels, PodHash, owners_of};
-use crate::api::annotations::{self, ENABLED, MIRROR_POD, NamespaceSettings, POLICY, POLICY_PREFIX, ROLLOUT, Stamp};
+use crate::api::annotations::{
+    self, ENABLED, ENABLED_PREFIX, MIRROR_POD, NamespaceSettings, POLICY, POLICY_PREFIX, ROLLOUT, Stamp,
+};
 use crate::api::{Applied, HistoryEntry, Image, Order};
 use crate::policy::{Reference, Repository};
 use crate::rollout::{Container, Kind, WorkloadKey};
 
-/// A tag that settled less than this before a Pod was created may not have reached every replica: both times are of whole
-/// seconds.
+/// What was written less than this before a Pod was created may not have counted yet: a tag that settled, on its way to every
+/// replica, or a label that opts in, on its way to every API server. Both times are of whole seconds.
 const ARRIVES_WITHIN: SignedDuration = SignedDuration::from_secs(2);
+/// The same of a Namespace's annotation: it counts when the leader has written the name into the webhook configuration.
+const ANNOTATION_ARRIVES_WITHIN: SignedDuration = SignedDuration::from_secs(10);
 
 /// A Pod that came to be without kimup.
 #[derive(Clone, Debug)]
@@ -47,7 +51,7 @@ pub struct Unmutated {
 pub struct Unspoken {
     /// The reference that it runs.
     pub text: String,
-    /// The Pod itself opts it in, so it was from the first moment on; else its Namespace does.
+    /// The Pod itself opts it in, and did so from the first moment on; else its Namespace does.
     pub by_itself: bool,
 }
 
@@ -60,15 +64,13 @@ impl Unmutated {
         let (Ok(repository), Some(tag)) = (Repository::parse(&image.spec.image), tag_at(history, self.created)) else {
             return false;
         };
-        let order = Order::of(&image.spec);
         let opted_in = opted_in.is_some_and(|since| since <= self.created);
-        self.unspoken.iter().filter(|container| container.by_itself || opted_in).any(|container| {
-            let reference = Reference::parse(&container.text).ok();
-            reference.filter(|own| own.digest().is_none() && *own.repository() == repository).is_some_and(|own| {
-                let wanted = order.newer_of(own.tag(), tag);
-                own.tag() != Some(wanted)
-            })
-        })
+        let concerned = self.unspoken.iter().filter(|container| container.by_itself || opted_in);
+        let own = concerned.filter_map(|container| Reference::parse(&container.text).ok());
+        let mut own = own.filter(|own| own.digest().is_none() && *own.repository() == repository).peekable();
+        // The rules of an Image cost more to read than all else here, and most Pods are of other Images.
+        let order = own.peek().is_some().then(|| Order::of(&image.spec));
+        order.is_some_and(|order| own.any(|own| own.tag() != Some(order.newer_of(own.tag(), tag))))
     }
 }
 
@@ -83,15 +85,25 @@ fn tag_at(history: &[HistoryEntry], time: Timestamp) -> Option<&str> {
     history.iter().find(said).map(|entry| entry.tag.as_str())
 }
 
-/// Since when at the latest a Namespace has said what it says about `enabled`: the last write of those who said it. None if
-/// its managed fields do not tell.
+/// Since when at the latest what a Namespace says about `enabled` counts: from the last write of those who said it on, when
+/// that has arrived. None if its managed fields do not tell.
 pub fn opted_in_since(namespace: &ObjectMeta) -> Option<Timestamp> {
-    let key = format!("f:{ENABLED}");
-    let writes = namespace.managed_fields.iter().flatten().filter(|entry| {
-        let fields = entry.fields_v1.as_ref().map(|fields| &fields.0["f:metadata"]);
-        fields.is_some_and(|fields| ["f:labels", "f:annotations"].iter().any(|map| fields[map].get(&key).is_some()))
+    let arrived = |map: &str, within: SignedDuration| {
+        let writes = writes(namespace, map, |key| key == ENABLED).into_iter();
+        writes.map(move |written| written?.checked_add(within).ok())
+    };
+    let all = arrived("f:labels", ARRIVES_WITHIN).chain(arrived("f:annotations", ANNOTATION_ARRIVES_WITHIN));
+    // One write without a time, and none at all, tell nothing.
+    all.collect::<Option<Vec<_>>>()?.into_iter().max()
+}
+
+/// When those who own one of these keys of `map` wrote it last, as far as that is known.
+fn writes(object: &ObjectMeta, map: &str, is_one: impl Fn(&str) -> bool) -> Vec<Option<Timestamp>> {
+    let owners = object.managed_fields.iter().flatten().filter(|entry| {
+        let fields = entry.fields_v1.as_ref().and_then(|fields| fields.0["f:metadata"][map].as_object());
+        fields.is_some_and(|fields| fields.keys().any(|key| key.strip_prefix("f:").is_some_and(&is_one)))
     });
-    writes.map(|entry| entry.time.as_ref().map(|time| time.0)).max()?
+    owners.map(|entry| entry.time.as_ref().map(|time| time.0)).collect()
 }
 
 /// Reads a Pod. None if kimup answered for it, or has nothing to answer.
@@ -109,7 +121,7 @@ pub fn of_pod(pod: &Pod, namespace: NamespaceSettings) -> Option<Unmutated> {
         runs_text && levels.enabled(&container.name, true, namespace) == Ok(true)
     };
     let wrong: BTreeSet<String> = containers.iter().filter(|c| is_text(c)).map(|c| c.name.clone()).collect();
-    let unspoken = if wrong.is_empty() { unspoken(own, &containers, namespace) } else { Vec::new() };
+    let unspoken = if wrong.is_empty() { unspoken(pod, &containers, namespace) } else { Vec::new() };
     if wrong.is_empty() && (annotations::has_stamp(own) || unspoken.is_empty()) {
         return None;
     }
@@ -134,11 +146,16 @@ pub fn of_pod(pod: &Pod, namespace: NamespaceSettings) -> Option<Unmutated> {
 }
 
 /// The containers that are opted in and have no entry in the annotation `applied`.
-fn unspoken(own: &annotations::Map, containers: &[Container], namespace: NamespaceSettings) -> Vec<Unspoken> {
+fn unspoken(pod: &Pod, containers: &[Container], namespace: NamespaceSettings) -> Vec<Unspoken> {
+    let own = pod.annotations();
+    // Who writes an annotation on a Pod that is there makes no new one.
+    let said = writes(&pod.metadata, "f:annotations", |key| key == ENABLED || key.starts_with(ENABLED_PREFIX));
+    let created = pod.metadata.creation_timestamp.as_ref().map(|time| time.0);
+    let from_the_start = said.iter().all(|said| said.is_some() && *said <= created);
     let (levels, applied) = (Levels(&[own]), Applied::of(own));
     let opted_in = |c: &Container, by: NamespaceSettings| levels.enabled(&c.name, false, by) == Ok(true);
     let silent = containers.iter().filter(|c| opted_in(c, namespace) && !applied.iter().any(|a| a.container == c.name));
-    let by_itself = |c: &Container| opted_in(c, NamespaceSettings::default());
+    let by_itself = |c: &Container| from_the_start && opted_in(c, NamespaceSettings::default());
     silent.map(|c| Unspoken { text: c.text.clone(), by_itself: by_itself(c) }).collect()
 }
 
@@ -293,9 +310,12 @@ mod tests {
                 "fieldsV1": {"f:metadata": {map: {format!("f:{key}"): {}}}}})
         };
         let (early, late) = ("2026-01-01T11:30:00Z", "2026-01-01T12:30:00Z");
-        check(&json!([entry("f:labels", ENABLED, json!(early))]), Some(early));
+        check(&json!([entry("f:labels", ENABLED, json!(early))]), Some("2026-01-01T11:30:02Z"));
+        check(&json!([entry("f:annotations", ENABLED, json!(early))]), Some("2026-01-01T11:30:10Z"));
         let both = json!([entry("f:annotations", ENABLED, json!(late)), entry("f:labels", ENABLED, json!(early))]);
-        check(&both, Some(late));
+        check(&both, Some("2026-01-01T12:30:10Z"));
+        let unknown = json!([entry("f:annotations", ENABLED, json!(null)), entry("f:labels", ENABLED, json!(early))]);
+        check(&unknown, None);
         check(&json!([entry("f:labels", "team", json!(early))]), None);
         check(&json!([entry("f:labels", ENABLED, json!(null))]), None);
         check(&json!(null), None);

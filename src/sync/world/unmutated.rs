@@ -11,11 +11,14 @@ use crate::sync::unmutated::Unmutated;
 
 impl World {
     /// Takes in a Pod that came to be without kimup; returns whether it is new.
-    pub fn put_unmutated(&self, namespace: &str, name: &str, pod: Unmutated) -> bool {
+    pub fn put_unmutated(&self, namespace: &str, name: &str, mut pod: Unmutated) -> bool {
         let mut namespaces = self.lock();
         let known = &mut namespaces.entry(namespace.to_owned()).or_default().unmutated;
-        if known.get(name).is_some_and(|known| known.uid == pod.uid && known.containers == pod.containers) {
-            return false;
+        if let Some(before) = known.get(name).filter(|before| before.uid == pod.uid) {
+            if before.containers == pod.containers && before.unspoken == pod.unspoken {
+                return false;
+            }
+            (pod.seen, pod.told) = (before.seen, before.told);
         }
         known.insert(name.to_owned(), pod);
         true
