@@ -1,4 +1,4 @@
-//! Load: threads with blocking connections, so that the client is cheap and its own scheduling does not count.
+//! Load: a thread that polls its connections, so that the server has nobody to wake; threads that block for handshakes.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -44,8 +44,12 @@ impl Connection {
     }
 
     fn send(&mut self, request: &[u8]) -> Result<()> {
-        self.stream.write_all(request)?;
-        self.stream.flush()?;
+        let mut rest = request;
+        while !rest.is_empty() {
+            let written = again(|| self.stream.write(rest))?;
+            rest = &rest[written..];
+        }
+        again(|| self.stream.flush())?;
         self.buffer.clear();
         Ok(())
     }
@@ -65,6 +69,16 @@ impl Connection {
             {
                 return Ok(Some(start..start + length));
             }
+        }
+    }
+}
+
+/// Until there is room for what is sent.
+fn again<T>(mut send: impl FnMut() -> std::io::Result<T>) -> std::io::Result<T> {
+    loop {
+        match send() {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            done => return done,
         }
     }
 }
@@ -93,21 +107,28 @@ pub fn request(body: &[u8]) -> Vec<u8> {
     [head.as_bytes(), body].concat()
 }
 
-/// Sends one request after the other on each connection for `time`; how many were answered.
+/// Sends one request after the other on each connection for `time`; how many were answered. By one thread, as in [`paced`].
 pub fn closed_loop(connections: &mut [Connection], requests: &[Vec<u8>], time: Duration) -> Result<u64> {
     let end = Instant::now() + time;
-    let work = |(number, connection): (usize, &mut Connection)| -> Result<u64> {
-        let mut answered = 0;
-        for request in requests.iter().cycle().skip(number * 5 % requests.len()) {
-            connection.exchange(request)?;
-            answered += 1;
-            if Instant::now() >= end {
-                break;
+    let mut turns = turns(connections, requests, |_| Ok(end))?;
+    let mut answered = 0;
+    for turn in &mut turns {
+        turn.send(Instant::now())?;
+    }
+    let mut open = turns.len();
+    while open > 0 {
+        for turn in &mut turns {
+            if turn.answered()?.is_some() {
+                answered += 1;
+                if Instant::now() < end {
+                    turn.send(Instant::now())?;
+                } else {
+                    open -= 1;
+                }
             }
         }
-        Ok(answered)
-    };
-    Ok(in_parallel(connections, work)?.iter().sum())
+    }
+    Ok(answered)
 }
 
 /// Sends `rate` requests a second for `time`, spread over the connections; how long each took, sorted.
@@ -121,36 +142,23 @@ pub fn paced(connections: &mut [Connection], requests: &[Vec<u8>], rate: u32, ti
     let share = u32::try_from(connections.len())?;
     let (period, offset) = (Duration::from_secs(1) * share / rate, Duration::from_secs(1) / rate);
     let start = Instant::now() + Duration::from_millis(2);
-    let mut all = Vec::new();
-    let mut turns = Vec::new();
-    for (number, connection) in connections.iter_mut().enumerate() {
-        connection.stream.sock.set_nonblocking(true)?;
-        let requests = requests.iter().cycle().skip(number * 5 % requests.len());
-        turns.push(Turn { connection, requests, due: start + offset * u32::try_from(number)?, began: None });
-    }
-    let mut open = turns.len();
+    let mut turns = turns(connections, requests, |number| Ok(start + offset * u32::try_from(number)?))?;
+    let (mut all, mut open) = (Vec::new(), turns.len());
     while open > 0 {
         open = 0;
         for turn in &mut turns {
-            if let Some(began) = turn.began {
-                if turn.connection.receive()?.is_some() {
-                    all.push(began.elapsed());
-                    turn.due += period;
-                    turn.began = None;
-                    if turn.due < Instant::now() && turn.due < start + time {
-                        turn.send(turn.due)?;
-                    }
+            if let Some(took) = turn.answered()? {
+                all.push(took);
+                turn.due += period;
+                if turn.due < Instant::now() && turn.due < start + time {
+                    turn.send(turn.due)?;
                 }
-                ensure!(began.elapsed() < DEADLINE, "no answer within {DEADLINE:?}");
-            } else if turn.due < start + time && turn.due <= Instant::now() {
+            } else if turn.began.is_none() && turn.due < start + time && turn.due <= Instant::now() {
                 turn.send(Instant::now())?;
             }
             open += usize::from(turn.began.is_some() || turn.due < start + time);
         }
         thread::yield_now(); // the API server lives on this core too
-    }
-    for connection in connections {
-        connection.stream.sock.set_nonblocking(false)?;
     }
     all.sort_unstable();
     Ok(all)
@@ -165,7 +173,33 @@ struct Turn<'a, I> {
     began: Option<Instant>,
 }
 
+/// Of each connection, which does not block from now on.
+fn turns<'a>(
+    connections: &'a mut [Connection],
+    requests: &'a [Vec<u8>],
+    due: impl Fn(usize) -> Result<Instant>,
+) -> Result<Vec<Turn<'a, impl Iterator<Item = &'a Vec<u8>>>>> {
+    let turn = |(number, connection): (usize, &'a mut Connection)| {
+        connection.stream.sock.set_nonblocking(true)?;
+        // As in a cluster, each at another Pod.
+        let requests = requests.iter().cycle().skip(number * 5 % requests.len());
+        Ok(Turn { connection, requests, due: due(number)?, began: None })
+    };
+    connections.iter_mut().enumerate().map(turn).collect()
+}
+
 impl<'a, I: Iterator<Item = &'a Vec<u8>>> Turn<'a, I> {
+    /// If the answer has come, how long it took.
+    fn answered(&mut self) -> Result<Option<Duration>> {
+        let Some(began) = self.began else { return Ok(None) };
+        let Some(_) = self.connection.receive()? else {
+            ensure!(began.elapsed() < DEADLINE, "no answer within {DEADLINE:?}");
+            return Ok(None);
+        };
+        self.began = None;
+        Ok(Some(began.elapsed()))
+    }
+
     fn send(&mut self, began: Instant) -> Result<()> {
         self.connection.send(self.requests.next().context("no more requests")?)?;
         self.began = Some(began);
