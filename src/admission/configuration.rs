@@ -14,6 +14,7 @@ use kube::api::ObjectMeta;
 
 use crate::api::annotations::{
     ENABLED, ENABLED_PREFIX, FAILURE_POLICY, MIRROR_POD, POLICY, POLICY_PREFIX, ROLLOUT, STAMP_PREFIX,
+    SYSTEM_NAMESPACES,
 };
 
 use super::entry::{CASES, Case, PATH, Source};
@@ -32,8 +33,6 @@ const MAX_SEARCHED: usize = 2000;
 
 /// The label that the API server puts on every Namespace.
 const NAME_LABEL: &str = "kubernetes.io/metadata.name";
-/// Whose Pods nobody is asked about, besides those of kimup's own Namespace.
-pub const SYSTEM_NAMESPACES: [&str; 2] = ["kube-system", "kube-node-lease"];
 const TIMEOUT_SECONDS: i32 = 10;
 /// How the names of all our entries end.
 const ENTRY_SUFFIX: &str = ".kimup.cloudavenue.io";

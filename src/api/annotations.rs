@@ -40,6 +40,8 @@ pub const ROLLOUT: &str = "kimup.cloudavenue.io/rollout";
 pub const APPLIED: &str = "kimup.cloudavenue.io/applied";
 /// On a ReplicaSet, StatefulSet, DaemonSet or Job whose Pods were denied: when kimup had its controller look again.
 pub const NUDGED: &str = "kimup.cloudavenue.io/nudged";
+/// Namespaces whose Pods no webhook entry selects, besides kimup's own.
+pub const SYSTEM_NAMESPACES: [&str; 2] = ["kube-system", "kube-node-lease"];
 /// Prefix of the stamps on a Pod template, followed by the container's name.
 pub const STAMP_PREFIX: &str = "stamp.kimup.cloudavenue.io/";
 /// Written with each rollout, shown by `kubectl rollout history`.

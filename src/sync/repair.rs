@@ -7,9 +7,8 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Pod;
 use tokio::time::Instant;
 
-use crate::admission::configuration::SYSTEM_NAMESPACES;
 use crate::api::Image;
-use crate::api::annotations::NamespaceSettings;
+use crate::api::annotations::{NamespaceSettings, SYSTEM_NAMESPACES};
 use crate::notify::Reason;
 use crate::rollout::{self, Blocked, Plan, Repair, Target, Workload};
 
