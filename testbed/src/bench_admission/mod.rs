@@ -37,7 +37,7 @@ const RATE: u32 = 1_000;
 /// Sizes of the reviews in bytes, with the most CPU time of a request compared with the no-op's.
 const SIZES: [(usize, f64); 3] = [(4_000, 1.8), (10_000, 1.8), (76_000, 2.2)];
 /// Of which size also Pods are sent that a rollout has stamped, as most Pods of a cluster are.
-const STAMPED: (usize, f64) = SIZES[1];
+const STAMPED: usize = SIZES[1].0;
 const MIB: f64 = 1_048_576.0;
 /// For a server to finish what it does after an answer.
 const SETTLE: Duration = Duration::from_millis(10);
@@ -119,9 +119,9 @@ pub fn run(kimup: &Path, quick: bool) -> Result<bool> {
     let bench = Bench::start(kimup, full, effort)?;
     bench.check_answers()?;
     for (size, bar) in SIZES {
-        figures.push(bench.cpu_per_request(size, false, bar)?);
+        figures.push(bench.cpu_per_request(size, false)?.at_most(bar));
     }
-    figures.push(bench.cpu_per_request(STAMPED.0, true, STAMPED.1)?);
+    figures.push(bench.cpu_per_request(STAMPED, true)?);
     figures.push(bench.handshakes()?);
     figures.extend(bench.paced()?);
     figures.extend(bench.changing()?);
@@ -184,7 +184,7 @@ impl Bench {
     /// Each Pod gets its patch, for half of its containers.
     fn check_answers(&self) -> Result<()> {
         let mut connection = Connection::open(self.kimup.address, &self.tls)?;
-        let sent = SIZES.into_iter().map(|(size, _)| (size, false)).chain([(STAMPED.0, true)]);
+        let sent = SIZES.into_iter().map(|(size, _)| (size, false)).chain([(STAMPED, true)]);
         for (size, stamped) in sent {
             let reviews = Reviews::of(size, IMAGES, stamped);
             for body in &reviews.bodies {
@@ -198,7 +198,7 @@ impl Bench {
     }
 
     /// CPU time of both for requests of a size, as fast as they can.
-    fn cpu_per_request(&self, size: usize, stamped: bool, bar: f64) -> Result<Figure> {
+    fn cpu_per_request(&self, size: usize, stamped: bool) -> Result<Figure> {
         let requests = requests(size, stamped);
         let (mut ours, mut noops) = (self.connect(&self.kimup)?, self.connect(&self.noop)?);
         let (mut ratios, mut kimup_ns, mut noop_ns) = (Vec::new(), Vec::new(), Vec::new());
@@ -218,7 +218,7 @@ impl Bench {
         }
         let what = if stamped { ", stamped" } else { "" };
         let note = format!("{:.1} and {:.1} us", quartiles(kimup_ns).1, quartiles(noop_ns).1);
-        Ok(Figure::ratio(format!("CPU per request of {} KB{what}", size / 1000), ratios).at_most(bar).note(note))
+        Ok(Figure::ratio(format!("CPU per request of {} KB{what}", size / 1000), ratios).note(note))
     }
 
     /// CPU time of a connection that is opened and closed.
