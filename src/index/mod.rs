@@ -17,9 +17,11 @@ mod specs;
 pub(crate) mod testing;
 mod trie;
 mod watch;
+mod watched;
 
 pub use answer::{Answer, Open, answer};
 pub use held::Holds;
 pub use pod::{Labels, Owner, PodFacts, PodView};
 pub use snapshot::{Entry, Namespace, Seen, Snapshot};
-pub use watch::{Index, Pause, Scope, start};
+pub use watch::{Index, Scope, start};
+pub use watched::{Pause, watched};

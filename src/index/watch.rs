@@ -13,12 +13,9 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::ResourceExt;
 use kube::api::{Api, PartialObjectMeta};
-use kube::runtime::WatchStreamExt;
-use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, Event};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::annotations::Map;
@@ -28,6 +25,7 @@ use super::listed::Listed;
 use super::pulse::Pulse;
 use super::snapshot::{ImageList, Seen, Snapshot};
 use super::specs::Specs;
+use super::watched::{Pause, watched};
 
 /// How often a Namespace is read that a Role lets us `get` but not watch.
 const NAMESPACE_POLL: Duration = Duration::from_secs(30);
@@ -249,8 +247,7 @@ impl Source {
 }
 
 fn namespaces(api: Api<PartialObjectMeta<Namespace>>) -> BoxStream<'static, Change> {
-    watcher::watcher(api, watcher::Config::default())
-        .backoff(Pause::default())
+    watched(api, watcher::Config::default())
         .map(|event| match event {
             Ok(event) => Change::Namespace(Box::new(event)),
             Err(error) => Change::Failed(Source::Namespaces, error.to_string()),
@@ -259,8 +256,7 @@ fn namespaces(api: Api<PartialObjectMeta<Namespace>>) -> BoxStream<'static, Chan
 }
 
 fn images(api: Api<Listed>, namespace: Option<String>) -> BoxStream<'static, Change> {
-    watcher::watcher(api, watcher::Config::default().page_size(PAGE))
-        .backoff(Pause::default())
+    watched(api, watcher::Config::default().page_size(PAGE))
         .map(move |event| match event {
             Ok(event) => Change::Image(namespace.clone(), Box::new(event)),
             Err(error) => Change::Failed(Source::Images(namespace.clone()), error.to_string()),
@@ -287,47 +283,6 @@ fn poll(api: Api<Namespace>, name: String) -> BoxStream<'static, Change> {
         Some((change, (api, name, wait, pause)))
     })
     .boxed()
-}
-
-/// Waits between the attempts of a failing watch: at most 2 seconds, so that a restarted API server is followed again
-/// soon (kube's default waits up to 30). After an outage two waits follow one another: the first try may find that the
-/// version it knows is too old, and that is a failure too.
-pub struct Pause {
-    next: Duration,
-    last: Option<Instant>,
-}
-
-impl Default for Pause {
-    fn default() -> Self {
-        Self { next: Self::FIRST, last: None }
-    }
-}
-
-impl Pause {
-    const FIRST: Duration = Duration::from_millis(200);
-    const LONGEST: Duration = Duration::from_secs(2);
-    /// So long without an error and the waits begin short again.
-    const CALM: Duration = Duration::from_secs(30);
-}
-
-impl Iterator for Pause {
-    type Item = Duration;
-
-    fn next(&mut self) -> Option<Duration> {
-        let now = Instant::now();
-        if self.last.is_some_and(|last| now - last > Self::CALM) {
-            self.next = Self::FIRST;
-        }
-        self.last = Some(now);
-        let pause = self.next;
-        self.next = (pause * 2).min(Self::LONGEST);
-        Some(pause.mul_f64(0.75 + fastrand::f64() / 4.0))
-    }
-}
-
-impl Backoff for Pause {
-    /// Nothing: a watcher says that it begins a list before each attempt, which is no success.
-    fn reset(&mut self) {}
 }
 
 /// Turns what the watches say into snapshots. Pure but for log lines.

@@ -5,14 +5,13 @@ use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::{StreamExt, TryStreamExt};
+use futures::TryStreamExt;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, StatefulSet};
 use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, PartialObjectMeta};
 use kube::core::{DeserializeGuard, NamespaceResourceScope};
-use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event};
 use kube::{Resource, ResourceExt};
 use serde::de::DeserializeOwned;
@@ -21,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::Image;
 use crate::api::annotations::{Map, NamespaceSettings};
-use crate::index::{Pause, Scope};
+use crate::index::{Pause, Scope, watched};
 use crate::rollout::{self, Workload, WorkloadKey};
 
 use super::engine::{Key, Sync};
@@ -168,7 +167,7 @@ impl Each<'_> {
             None => Api::all(client),
         };
         for (within, api) in scopes(self.sync, api) {
-            let stream = watcher::watcher(api, watcher::Config::default()).boxed();
+            let stream = watched(api, watcher::Config::default());
             self.first.push(follow(
                 stream,
                 self.sync.clone(),
@@ -191,7 +190,7 @@ fn watch_namespaces(sync: &Arc<Sync>, shutdown: &CancellationToken, first: &mut 
         return;
     }
     let api: Api<PartialObjectMeta<Namespace>> = Api::all(sync.client.clone());
-    let stream = watcher::watcher(api, watcher::Config::default()).boxed();
+    let stream = watched(api, watcher::Config::default());
     let saw = |sync: &Sync, namespace: PartialObjectMeta<Namespace>| {
         sync.saw_namespace(&namespace.name_any(), &namespace.metadata);
     };
@@ -243,7 +242,7 @@ fn poll_namespace(sync: Arc<Sync>, shutdown: CancellationToken, name: String) ->
 /// Follows one watch, of the namespace `within` or of all. A failed one keeps what is known; a new list replaces it when
 /// it is complete: what went meanwhile is `gone` like what is deleted before our eyes.
 fn follow<K>(
-    stream: futures::stream::BoxStream<'static, Result<Event<K>, watcher::Error>>,
+    mut stream: futures::stream::BoxStream<'static, Result<Event<K>, watcher::Error>>,
     sync: Arc<Sync>,
     shutdown: CancellationToken,
     kind: Kind,
@@ -256,7 +255,6 @@ where
 {
     let (listed, receiver) = tokio::sync::watch::channel(false);
     tokio::spawn(async move {
-        let mut stream = stream.backoff(Pause::default()).boxed();
         let mut seen = HashSet::new();
         loop {
             let event = tokio::select! {

@@ -127,6 +127,7 @@ async fn half_a_list_is_no_list() {
     let load = AdmissionLoad::start(client, reviews("app-599", "1.0.0"), RATE).unwrap();
     too_old(&bed, &kimup).await;
     lost(&bed, &kimup).await;
+    gone(&bed, &kimup).await;
     let report = load.stop().await.unwrap();
     assert!(report.failures.is_empty(), "{} failed: {:?}", report.failures.len(), report.failures.first());
     assert!(report.answered > 100, "{}", report.answered);
@@ -175,6 +176,19 @@ async fn lost(bed: &Bed, kimup: &KimupProcess) {
     assert!(age(kimup).await < BOOKMARK, "it has heard of the API server");
 }
 
+/// A watch ends, and from where it ended none is to be had any more.
+async fn gone(bed: &Bed, kimup: &KimupProcess) {
+    bed.api.forget();
+    bed.api.end_watches();
+    bed.api.put(object("app-001", "1.4.0")).unwrap();
+    arrives(bed, kimup, "1.4.0").await;
+}
+
+/// Waits until Namespaces and Images are watched: what is listed is known before.
+async fn watched(bed: &Bed) {
+    eventually(DEADLINE, "both are watched", async || bed.api.watches() == 2).await;
+}
+
 /// Requests that are never answered on connections that stay open, as behind a load balancer that lost its target: a
 /// change is waiting, and lists were asked for and hang.
 async fn falls_silent(bed: &Bed) {
@@ -201,7 +215,7 @@ async fn an_api_server_that_hangs_is_given_up_in_time() {
     let (index, _task) = index::start(&client, &Scope::All, Metrics::new(), CancellationToken::new());
     let repository = Repository::parse("registry.example/app-001").unwrap();
     let knows = async |tag: &str| {
-        eventually(patience * 2, &format!("it knows {tag}"), async || {
+        eventually(DEADLINE, &format!("it knows {tag}"), async || {
             let known = index
                 .snapshot()
                 .namespace("shop")
@@ -212,6 +226,7 @@ async fn an_api_server_that_hangs_is_given_up_in_time() {
         .await;
     };
     knows("1.0.0").await;
+    watched(&bed).await;
     let lost = Instant::now();
     falls_silent(&bed).await;
     knows("1.1.0").await;
@@ -229,6 +244,7 @@ async fn an_api_server_that_hangs_is_given_up() {
     let bed = Bed::new("hung").await;
     let kimup = bed.start().await;
     arrives(&bed, &kimup, "1.0.0").await;
+    watched(&bed).await;
     falls_silent(&bed).await;
     let (client, reviews, lost) = (bed.client(&kimup), reviews("app-001", "1.1.0"), Instant::now());
     eventually(Duration::from_secs(150), "it asks anew", async || {
@@ -251,7 +267,7 @@ async fn what_hangs_does_not_hold_up_the_end() {
             asked.send(question).unwrap(); // kept open, never answered
         }
     });
-    bed.options.args.extend(["--question-timeout".to_owned(), "9s".to_owned()]);
+    bed.options.args.extend(["--question-timeout".to_owned(), "8s".to_owned()]);
     let mut new = object("new", "");
     new.as_object_mut().unwrap().remove("status");
     bed.api.put(new).unwrap();

@@ -205,16 +205,3 @@ async fn the_index_is_ready_after_both_lists_and_stays_so() {
     shutdown.cancel();
     task.await.unwrap();
 }
-
-#[tokio::test(start_paused = true)]
-async fn waits_grow_and_begin_anew_after_calm() {
-    let mut pause = Pause::default();
-    let first = pause.next().unwrap();
-    assert!(first <= Pause::FIRST && first >= Pause::FIRST.mul_f64(0.75));
-    let last = (0..10).filter_map(|_| pause.next()).last().unwrap();
-    assert!(last <= Pause::LONGEST && last >= Pause::LONGEST.mul_f64(0.75));
-    pause.reset(); // a watcher does so before each attempt
-    assert!(pause.next().unwrap() > Duration::from_secs(1));
-    tokio::time::advance(Pause::CALM * 2).await;
-    assert!(pause.next().unwrap() <= Pause::FIRST);
-}

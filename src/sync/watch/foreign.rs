@@ -5,13 +5,12 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
 use kube::api::{Api, DynamicObject, ListParams};
 use kube::runtime::watcher;
 use tokio::sync::watch::{Receiver, Sender};
 use tokio_util::sync::CancellationToken;
 
-use crate::index::Pause;
+use crate::index::{Pause, watched};
 use crate::rollout::{Kind, Workload};
 use crate::sync::engine::Sync;
 use crate::sync::world;
@@ -153,7 +152,7 @@ impl Followed {
                 continue;
             }
             let token = shutdown.child_token();
-            let stream = watcher::watcher(api, watcher::Config::default()).boxed();
+            let stream = watched(api, watcher::Config::default());
             let saw = move |sync: &Sync, object: DynamicObject| saw(sync, kind, &object);
             let gone = move |sync: &Sync, namespace: &str, name: &str| workload_gone(sync, kind, namespace, name);
             let of = world::Kind::Workloads(kind);
