@@ -22,7 +22,7 @@ use super::status::rfc3339;
 
 /// How often the known workloads are looked through; costs no request.
 const SWEEP: Duration = Duration::from_secs(2);
-/// How long Pods may be missing before that is a sign: they come and go all the time.
+/// How long Pods may be missing before that is a sign, and after a nudge: they come and go all the time.
 const FIRST: Duration = Duration::from_secs(3);
 /// Longest pause between two nudges of one owner, where a condition says that kimup cannot be reached.
 const PAUSE_UNREACHABLE: Duration = Duration::from_secs(20);
@@ -61,7 +61,14 @@ pub(super) enum What {
 struct State {
     uid: String,
     tries: u32,
+    last: Option<Instant>,
     next: Instant,
+}
+
+impl State {
+    fn start_anew(&mut self, now: Instant) {
+        (self.tries, self.next) = (0, now);
+    }
 }
 
 /// Who is nudged when.
@@ -84,7 +91,11 @@ impl Schedule {
         let signed = self.sign.is_some_and(|at| now < at + WINDOW);
         if freed && !signed {
             self.sign = Some(now);
-            self.start_anew(now, |_| true);
+            for state in self.known.values_mut() {
+                state.start_anew(now);
+                // Whoever was nudged a moment ago, as the next to be tried, may be getting its Pods as well.
+                state.next = state.last.map_or(now, |last| now.max(last + FIRST));
+            }
         }
         let signed = signed || freed;
         let mut due = Vec::new();
@@ -92,6 +103,7 @@ impl Schedule {
             let state = self.known.entry(one.id.clone()).or_insert_with(|| State {
                 uid: one.uid.clone(),
                 tries: 0,
+                last: None,
                 next: now + FIRST,
             });
             if state.next <= now && (state.tries < TRIES || one.denied == Denied::Unreachable) {
@@ -102,7 +114,7 @@ impl Schedule {
         due.truncate(if signed { BURST } else { PROBES });
         for (_, _, one) in &due {
             if let Some(state) = self.known.get_mut(&one.id) {
-                state.tries += 1;
+                (state.tries, state.last) = (state.tries + 1, Some(now));
                 state.next = now + pause(state.tries, one.denied);
             }
         }
@@ -111,13 +123,8 @@ impl Schedule {
 
     /// The reason that kept Pods of a namespace away may be gone: its owners are due, as if for the first time.
     pub fn hurry(&mut self, namespace: &str, now: Instant) {
-        self.start_anew(now, |of| of == namespace);
-    }
-
-    fn start_anew(&mut self, now: Instant, concerned: impl Fn(&str) -> bool) {
-        for (_, state) in self.known.iter_mut().filter(|((namespace, ..), _)| concerned(namespace)) {
-            (state.tries, state.next) = (0, now);
-        }
+        let concerned = self.known.iter_mut().filter(|((of, ..), _)| of == namespace);
+        concerned.for_each(|(_, state)| state.start_anew(now));
     }
 }
 
@@ -283,11 +290,28 @@ mod tests {
         let tries = sweep(&mut schedule, start, 10, 600, &all);
         assert!(tries.len() > 80 && tries.iter().all(|(_, who)| who.len() == 1), "{tries:?}");
         // One has its Pods: the others at once, and then not again soon.
-        assert_eq!(names(&schedule.pick(&all[1..], start + Duration::from_secs(602))).len(), 3);
-        assert_eq!(names(&schedule.pick(&all[1..], start + Duration::from_secs(604))), "");
-        assert_eq!(names(&schedule.pick(&all[2..], start + Duration::from_secs(606))), "", "no second sign");
-        assert_eq!(names(&schedule.pick(&[], start + Duration::from_secs(608))), "");
+        let now = tries.last().map(|(at, _)| at + 4).unwrap();
+        let mut pick = |left: &[Stuck], later| names(&schedule.pick(left, start + Duration::from_secs(now + later)));
+        assert_eq!(pick(&all[1..], 0).len(), 3);
+        assert_eq!(pick(&all[1..], 2), "");
+        assert_eq!(pick(&all[2..], 4), "", "no second sign");
+        assert_eq!(pick(&[], 6), "");
         assert!(schedule.known.is_empty());
+    }
+
+    #[test]
+    fn who_was_nudged_a_moment_before_the_sign_is_not_nudged_at_once_again() {
+        let (start, mut schedule) = (Instant::now(), Schedule::default());
+        let all = ["a", "b", "c"].map(|name| stuck(name, Denied::Unreachable));
+        // Kimup is back before all of this, and the first one is slow to get its Pods.
+        let picked = sweep(&mut schedule, start, 0, 6, &all);
+        let (one, two) = (&picked[0].1, &picked[1].1);
+        assert_eq!(picked.iter().map(|(at, _)| *at).collect::<Vec<_>>(), [4, 6]);
+        let left = |gone: &[&String]| all.iter().filter(|s| !gone.contains(&&s.id.2)).cloned().collect::<Vec<_>>();
+        let three = left(&[one, two])[0].id.2.clone();
+        assert_eq!(sweep(&mut schedule, start, 8, 8, &left(&[one])), [(8, three)]);
+        // If that was not it, it has its turn soon.
+        assert_eq!(sweep(&mut schedule, start, 10, 10, &left(&[one])), [(10, two.clone())]);
     }
 
     #[test]
