@@ -11,7 +11,8 @@ use crate::policy::{Filter, Reference, Rule, RuleError};
 
 use super::annotations::{
     AnnotationError, CONTAINERS, ENABLED, ENABLED_PREFIX, IMAGE_PULL_SECRETS, INTERVAL, INTERVAL_PREFIX, Map,
-    NamespaceSettings, PATTERN, PATTERN_PREFIX, POLICY, POLICY_PREFIX, enabled, has_prefix, read_bool,
+    NamespaceSettings, PATTERN, PATTERN_PREFIX, POLICY, POLICY_PREFIX, container_enabled, enabled, has_prefix,
+    of_container,
 };
 use super::image::{Action, ActionType, FilterSpec, ImageSpec, NameRef, RuleSpec, RuleType, TriggerSpec, TriggerType};
 use super::schedule::Schedule;
@@ -69,7 +70,7 @@ pub struct Wanted {
 impl<'a> Levels<'a> {
     /// Whether the nearest of them, which Pods carry, has a policy that may mean a container.
     pub fn pods_carry_policy(&self, container: &str) -> bool {
-        let own = |map: &Map| map.contains_key(POLICY) || map.contains_key(&format!("{POLICY_PREFIX}{container}"));
+        let own = |map: &Map| map.contains_key(POLICY) || of_container(map, POLICY_PREFIX, container).is_some();
         self.0.first().is_some_and(|map| own(map))
     }
 
@@ -78,7 +79,7 @@ impl<'a> Levels<'a> {
     }
 
     fn own(&self, prefix: &str, container: &str) -> Option<&'a str> {
-        self.get(&format!("{prefix}{container}"))
+        self.0.iter().find_map(|map| of_container(map, prefix, container))
     }
 
     /// Whether any of them carries a policy: such an object is read with [`read`].
@@ -101,8 +102,7 @@ impl<'a> Levels<'a> {
         if wide == Some(false) {
             return Ok(false);
         }
-        let key = format!("{ENABLED_PREFIX}{container}");
-        if let Some(own) = self.0.iter().find_map(|map| read_bool(map, &key).transpose()).transpose()? {
+        if let Some(own) = self.0.iter().find_map(|map| container_enabled(map, container).transpose()).transpose()? {
             return Ok(own);
         }
         let implied = || self.get(POLICY).is_some() || self.own(POLICY_PREFIX, container).is_some();

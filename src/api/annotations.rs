@@ -131,10 +131,7 @@ impl Stamp {
 
     /// The stamp of `container` among the annotations of a Pod or Pod template.
     pub fn of(annotations: &Map, container: &str) -> Option<Self> {
-        if annotations.is_empty() {
-            return None; // nearly every Pod: no key need be made
-        }
-        annotations.get(&stamp_key(container)).and_then(|value| Self::parse(value))
+        of_container(annotations, STAMP_PREFIX, container).and_then(Self::parse)
     }
 }
 
@@ -184,18 +181,21 @@ impl FailurePolicy {
 
 /// Reads `enabled` from annotations or labels. `Ok(None)` if it is absent.
 pub fn enabled(map: &Map) -> Result<Option<bool>, AnnotationError> {
-    read_bool(map, ENABLED)
+    map.get(ENABLED).map(|value| read_bool(value, || ENABLED.to_owned())).transpose()
 }
 
-/// Reads a key that says `"true"` or `"false"`. `Ok(None)` if it is absent.
-pub(super) fn read_bool(map: &Map, key: &str) -> Result<Option<bool>, AnnotationError> {
-    match map.get(key).map(String::as_str) {
-        None => Ok(None),
-        Some("true") => Ok(Some(true)),
-        Some("false") => Ok(Some(false)),
-        Some(other) => {
-            Err(AnnotationError { key: key.to_owned(), value: other.to_owned(), allowed: "\"true\" or \"false\"" })
-        }
+/// Reads a container's own `enabled`. `Ok(None)` if it is absent.
+pub(super) fn container_enabled(map: &Map, container: &str) -> Result<Option<bool>, AnnotationError> {
+    let value = of_container(map, ENABLED_PREFIX, container);
+    value.map(|value| read_bool(value, || format!("{ENABLED_PREFIX}{container}"))).transpose()
+}
+
+/// Reads a value that says `"true"` or `"false"`.
+fn read_bool(value: &str, key: impl FnOnce() -> String) -> Result<bool, AnnotationError> {
+    match value {
+        "true" => Ok(true),
+        "false" => Ok(false),
+        other => Err(AnnotationError { key: key(), value: other.to_owned(), allowed: "\"true\" or \"false\"" }),
     }
 }
 
@@ -208,6 +208,12 @@ pub fn has_stamp(annotations: &Map) -> bool {
 pub(super) fn has_prefix(map: &Map, prefix: &str) -> bool {
     let from = (Bound::Included(prefix), Bound::Unbounded);
     map.range::<str, _>(from).next().is_some_and(|(key, _)| key.starts_with(prefix))
+}
+
+/// The value of the key made of `prefix` and a container's name. Cost: one look-up where no key begins so, which is nearly
+/// always: then no key need be made.
+pub(super) fn of_container<'a>(map: &'a Map, prefix: &str, container: &str) -> Option<&'a str> {
+    has_prefix(map, prefix).then(|| map.get(&format!("{prefix}{container}"))).flatten().map(String::as_str)
 }
 
 /// What a Namespace says, from its labels and annotations (a label wins over an annotation: the API server sees it too).

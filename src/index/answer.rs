@@ -110,7 +110,7 @@ pub fn answer(known: Option<&Namespace>, pod: &PodView<'_>, container: &str, tex
     let stamp = Stamp::of(pod.annotations(), container);
     // Stamps may have been put in before, by a MutatingAdmissionPolicy: then the container is taken as it came.
     let before = stamp.as_ref().filter(|stamp| stamp.reference == text).and_then(|stamp| {
-        let own = same_repository(&reference, &stamp.text)?;
+        let own = reference.sibling(&stamp.text)?;
         Some((stamp.text.as_str(), own))
     });
     let (text, reference) = before.unwrap_or((text, reference));
@@ -196,7 +196,8 @@ fn stamped(
         });
         return annotated.and_then(|entry| held(pod, container, reference, entry)).unwrap_or(KEEP);
     }
-    let Some(target) = same_repository(reference, &stamp.reference) else {
+    // Nobody who may write annotations or a status gets another image into a Pod.
+    let Some(target) = reference.sibling(&stamp.reference) else {
         return Answer::Keep {
             warning: Some(format!(
                 "container {container:?}: annotation {} names {:?}, which is no image of {}; the container keeps its \
@@ -209,13 +210,6 @@ fn stamped(
     };
     let image = entry.map(|entry| entry.name());
     run(container, reference, &target, image, stamp.reference.clone(), pod.rollout())
-}
-
-/// A reference that may be run for another: it parses and is of the same repository. Nobody who may write annotations
-/// or a status gets another image into a Pod that way.
-fn same_repository(of: &Reference, text: &str) -> Option<Reference> {
-    let target = Reference::parse(text).ok()?;
-    (target.repository() == of.repository()).then_some(target)
 }
 
 /// Whether admission answered for this container before and somebody sends the Pod again (reinvocation).
@@ -238,7 +232,7 @@ fn recorded<'s>(
     let elsewhere = || known.filter(|_| pod.may_be_on_record())?.on_record(uid).find_map(by_entry);
     let found = covering.into_iter().flatten().find_map(by_entry).or_else(elsewhere);
     let (entry, stamp) = found.filter(|(_, stamp)| stamp.text == text)?;
-    let target = same_repository(reference, &stamp.reference)?;
+    let target = reference.sibling(&stamp.reference)?;
     Some(run(container, reference, &target, Some(entry.name()), stamp.reference, None))
 }
 

@@ -32,8 +32,7 @@ impl Common for ByRepository {
 
 impl Common for ByOwner {
     fn has(entry: &Entry, key: &str) -> bool {
-        let name_in = |kind: &str| key.strip_prefix(kind)?.strip_prefix('/');
-        entry.owner.as_ref().is_some_and(|owner| name_in(&owner.0) == Some(&owner.1))
+        key.split_once('/').is_some_and(|(kind, name)| entry.is_owned_by(kind, name))
     }
 }
 

@@ -176,13 +176,18 @@ mod tests {
         assert!(both.to_pem().split(|byte| *byte == b'\n').all(|line| line.len() <= PEM_LINE));
     }
 
-    #[test]
-    fn the_first_ones_are_compared_in_order() {
+    /// Makes bundles of three CAs by their numbers: `"02"` is the first and the last.
+    fn numbered() -> impl Fn(&str) -> Bundle {
         let authorities: Vec<_> = (0..3).map(|_| authority("2026-01-01T00:00:00Z")).collect();
-        let bundle = |numbers: &str| {
+        move |numbers| {
             let ders = numbers.bytes().map(|number| authorities[usize::from(number - b'0')].der().clone());
             Bundle::default().and(ders)
-        };
+        }
+    }
+
+    #[test]
+    fn the_first_ones_are_compared_in_order() {
+        let bundle = numbered();
         let check = |whole: &str, first: &str, expected: bool| {
             assert_eq!(bundle(whole).begins_with(&bundle(first)), expected, "{whole} {first}");
         };
@@ -207,11 +212,7 @@ mod tests {
 
     #[test]
     fn carried_is_what_entries_have_in_common_and_in_all() {
-        let authorities: Vec<_> = (0..3).map(|_| authority("2026-01-01T00:00:00Z")).collect();
-        let bundle = |numbers: &str| {
-            let ders = numbers.bytes().map(|number| authorities[usize::from(number - b'0')].der().clone());
-            Bundle::default().and(ders)
-        };
+        let bundle = numbered();
         let check = |entries: &[&str], everywhere: &str, anywhere: &str| {
             let entries: Vec<Vec<u8>> = entries.iter().map(|numbers| bundle(numbers).to_pem()).collect();
             let found = Carried::of(entries.iter().map(Vec::as_slice));

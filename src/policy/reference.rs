@@ -109,19 +109,18 @@ impl Reference {
     /// Reads an image text. A missing tag stays missing: the caller decides that it means `latest`.
     pub fn parse(text: &str) -> Result<Self, ReferenceError> {
         let error = |problem| ReferenceError::new(text, problem);
-        let (rest, digest) = match text.split_once('@') {
-            Some((rest, digest)) => (rest, Some(digest)),
-            None => (text, None),
-        };
-        let (name, tag) = split_tag(rest);
-        if tag.is_some_and(|tag| !is_legal_tag(tag)) {
-            return Err(error(Problem::Tag));
-        }
-        if digest.is_some_and(|digest| !is_digest(digest)) {
-            return Err(error(Problem::Digest));
-        }
+        let (name, tag) = split(text).map_err(error)?;
         let repository = Repository::from_name(name).map_err(error)?;
-        Ok(Self { text: text.into(), name: name.len(), tag: tag.map(|_| rest.len()), repository })
+        Ok(Self { text: text.into(), name: name.len(), tag, repository })
+    }
+
+    /// Reads an image text of the same repository, however it is spelled; none if it is of another one or none at all.
+    pub fn sibling(&self, text: &str) -> Option<Self> {
+        let (name, tag) = split(text).ok()?;
+        // Mostly it is spelled alike: then it need not be checked and normalised again.
+        let other = (name != self.name()).then(|| Repository::from_name(name)).transpose().ok()?;
+        let repository = other.unwrap_or_else(|| self.repository.clone());
+        (repository == self.repository).then(|| Self { text: text.into(), name: name.len(), tag, repository })
     }
 
     /// The name as written, without tag and digest.
@@ -214,6 +213,22 @@ pub fn is_legal_tag(tag: &str) -> bool {
     tag.len() <= MAX_TAG_LENGTH
         && tag.bytes().next().is_some_and(word)
         && tag.bytes().fold(true, |legal, byte| legal & (word(byte) | (byte == b'.') | (byte == b'-')))
+}
+
+/// The name of an image text, not checked yet, and where its tag ends, if there is one.
+fn split(text: &str) -> Result<(&str, Option<usize>), Problem> {
+    let (rest, digest) = match text.split_once('@') {
+        Some((rest, digest)) => (rest, Some(digest)),
+        None => (text, None),
+    };
+    let (name, tag) = split_tag(rest);
+    if tag.is_some_and(|tag| !is_legal_tag(tag)) {
+        return Err(Problem::Tag);
+    }
+    if digest.is_some_and(|digest| !is_digest(digest)) {
+        return Err(Problem::Digest);
+    }
+    Ok((name, tag.map(|_| rest.len())))
 }
 
 /// Splits at the last colon of the last path component: an earlier one belongs to a port.

@@ -145,6 +145,27 @@ fn references_are_refused() {
 }
 
 #[test]
+fn siblings_are_of_the_same_repository() {
+    let check = |text: &str, other: &str, expected: bool| {
+        let (own, parsed) = (Reference::parse(text).unwrap(), Reference::parse(other).ok());
+        let by_both = parsed.filter(|parsed| parsed.repository() == own.repository());
+        assert_eq!(own.sibling(other), by_both, "{text} {other}");
+        assert_eq!(own.sibling(other).is_some(), expected, "{text} {other}");
+    };
+    check("alpine:3", "alpine:4", true);
+    check("alpine", &format!("alpine:4@{SHA256}"), true);
+    check("alpine:3", "docker.io/library/alpine:4", true);
+    check("registry:5000/app", "registry:05000/app:1", true);
+    check("registry:5000/app", "registry:5001/app:1", false);
+    check("alpine:3", "alpines:4", false);
+    check("alpine:3", "evil.example/alpine:4", false);
+    check("alpine:3", "alpine:-", false);
+    check("alpine:3", "alpine@sha256:0", false);
+    check("alpine:3", "Alpine:4", false);
+    check("alpine:3", "", false);
+}
+
+#[test]
 fn tags() {
     for tag in ["a", "1", "_", "v1.2.3", "A-b_c.d", &"a".repeat(128)] {
         assert!(is_legal_tag(tag), "{tag}");
