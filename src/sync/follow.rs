@@ -110,7 +110,8 @@ impl Sync {
                 self.delete(key, image).await?;
                 let note = format!(
                     "container {container} has no policy any more: Image {key} is removed, Pods that run stay as they \
-                     are, new ones start with the manifest's own tag unless another Image covers them"
+                     are, new ones start with the manifest's own tag unless another Image covers them or, where they are \
+                     opted in still, a rollout has stamped them"
                 );
                 self.events.say(&source.reference(), Reason::OptedOut, &note).await;
             }
