@@ -3,6 +3,7 @@
 use kube::ResourceExt;
 use serde_json::json;
 
+use crate::own::admits;
 use crate::support::{Bed, ENABLED, image_of, opted_in, pod};
 
 #[tokio::test]
@@ -14,6 +15,7 @@ async fn an_old_deployment_starts_on_the_newest_allowed_tag() {
     let image = registry.image("b-web");
     shop.create_image("web", &json!({"spec": {"image": image}})).await;
     let text = format!("{image}:1.0.0");
+    admits(&shop, &text, &format!("{image}:1.10.0")).await;
     shop.create_deployment("web", &text, &opted_in()).await;
     let pods = shop.pods_run("web", 2, &format!("{image}:1.10.0")).await;
     for pod in &pods {

@@ -145,7 +145,7 @@ async fn a_bare_pod_has_its_image_as_long_as_it_lives() {
     let image = registry.image("a-bare");
     let bare =
         |name: &str| with_annotations(pod(name, &format!("{image}:1.0.0")), &[(POLICY, "semver"), (INTERVAL, "1h")]);
-    let created = shop.create_pod(&bare("one")).await.unwrap();
+    let created = shop.create_asked(&bare("one")).await;
     assert_eq!(image_of(&created, "app"), format!("{image}:1.1.0"), "{:?}", created.metadata.annotations);
     let made = eventually(DEADLINE, "its Image is made", async || {
         let made = images(&shop).await;

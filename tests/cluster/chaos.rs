@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use futures::TryStreamExt as _;
+use futures::StreamExt as _;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
@@ -17,13 +17,14 @@ use kimup::api::{Applied, Image, ImageStatus};
 use kimup_testbed::{Balancer, FaultReply, KimupProcess, ScriptedRegistry, WebhookUrl, eventually};
 use kube::ResourceExt as _;
 use kube::api::{Api, DeleteParams, ListParams, PostParams};
+use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, Event};
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::task::JoinSet;
 
-use crate::own::{Own, SYSTEM, admits, leads};
-use crate::support::{DEADLINE, ENABLED, FAILURE_POLICY, Shop, image_of, is_ready};
+use crate::own::{Own, SYSTEM, admits, one_leads};
+use crate::support::{ENABLED, FAILURE_POLICY, Shop, image_of, is_ready};
 
 /// After the last action: rollouts wait for each other, and controllers pause after denials.
 const CONVERGES_WITHIN: Duration = Duration::from_secs(75);
@@ -165,13 +166,13 @@ impl Record {
         K: kube::Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
     {
         let events = watcher::watcher(Api::<K>::all(client), watcher::Config::default());
-        let seen = events.try_for_each(async |event| {
-            if let Event::Apply(object) | Event::InitApply(object) = event {
+        // One that fails begins anew, from where it was or with a list.
+        let seen = events.default_backoff().for_each(async |event| {
+            if let Ok(Event::Apply(object) | Event::InitApply(object)) = event {
                 self.with(|checker| see(checker, &object));
             }
-            Ok(())
         });
-        let _: Result<(), _> = seen.await.inspect_err(|e| self.with(|c| c.fault(&format!("the watch ended: {e}"))));
+        seen.await;
     }
 }
 
@@ -218,7 +219,7 @@ impl Storm {
         let (newest, floors, rng) = (BTreeMap::new(), Vec::new(), Rng::with_seed(seed));
         let mut storm = Self { own, registry, balancer, kimups, shops, newest, floors, record, rng };
         storm.aim();
-        leads(&storm.kimups[0].0, DEADLINE).await;
+        one_leads(storm.kimups.iter().map(|(kimup, _)| kimup)).await;
         storm.fill().await;
         (storm, watches)
     }

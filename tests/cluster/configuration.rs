@@ -247,7 +247,7 @@ async fn edit(live: &Api<MutatingWebhookConfiguration>, operations: serde_json::
 fn requests(cluster: &Cluster, verb: &str) -> usize {
     let log = cluster.audit_log().unwrap();
     log.iter()
-        .filter(|e| e["verb"] == verb)
+        .filter(|e| e["verb"] == verb && e["responseStatus"]["code"] != 409)
         .filter(|e| e["objectRef"]["resource"] == "mutatingwebhookconfigurations")
         .filter(|e| e["user"]["username"] == "system:serviceaccount:kimup-system:kimup")
         .count()

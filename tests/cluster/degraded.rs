@@ -21,7 +21,7 @@ const RATE: u32 = 50;
 /// What `docs/operations.md` gives a process to end.
 const STOPS_WITHIN: Duration = Duration::from_secs(25);
 /// From the API server's return until a change has come.
-const FOLLOWS_WITHIN: Duration = Duration::from_secs(10);
+const FOLLOWS_WITHIN: Duration = Duration::from_secs(30);
 
 struct Scene {
     own: Own,

@@ -22,7 +22,7 @@ pub struct Kubelet {
 impl Kubelet {
     pub async fn runs(self, pods: Api<Pod>) {
         loop {
-            for pod in pods.list(&ListParams::default()).await.unwrap() {
+            for pod in pods.list(&ListParams::default()).await.into_iter().flatten() {
                 let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
                 let image = image_of(&pod, "app");
                 if phase != Some("Pending") || pod.spec.as_ref().is_none_or(|spec| spec.node_name.is_none()) {
@@ -67,7 +67,7 @@ impl Stage {
         let (image, shop) = (bed.registries.open.image(repository), bed.shop(repository, &[]).await);
         let kubelet = Kubelet::default();
         tokio::spawn(kubelet.clone().runs(shop.api()));
-        let mut patch = json!({"spec": {"image": image, "rollout": {"deadline": "4s"}}});
+        let mut patch = json!({"spec": {"image": image, "rollout": {"deadline": "10s"}}});
         json_patch::merge(&mut patch["spec"], spec);
         shop.create_image("img", &patch).await;
         let annotations = json!({ENABLED: "true", READY_AFTER: "1h"});

@@ -71,6 +71,7 @@ async fn a_digest_that_moves_under_its_tag_rolls() {
     let history: Vec<_> =
         status.history.iter().map(|h| (h.tag.as_str(), h.from.as_deref(), h.digest.as_deref())).collect();
     assert_eq!(history, [("latest", Some("latest"), Some(&*second)), ("latest", None, Some(&*first))]);
+    stage.shop.sync("img").await; // the Events of a turn follow its status
     let moved = format!("latest@{} -> latest@{} by rule follow", &first[..19], &second[..19]);
     assert_eq!(stage.events(&["TagSelected", &moved]).await, 1);
     assert_eq!(stage.events(&["RolloutSettled", &second[..19]]).await, 1);

@@ -20,8 +20,8 @@ use kube::api::{Api, DeleteParams, ListParams, PostParams};
 use kube::runtime::watcher::{self, Event};
 use serde_json::{Value, json};
 
-use crate::own::{Own, SYSTEM, leads};
-use crate::support::{DEADLINE, ENABLED, Shop, deployment, image_of};
+use crate::own::{Own, SYSTEM, one_leads};
+use crate::support::{ENABLED, Shop, deployment, image_of};
 
 /// Runs that share a wave of trouble.
 const AT_ONCE: u64 = 10;
@@ -107,7 +107,7 @@ impl Trouble {
         }
         let trouble = Self { own, balancer, replicas, rate, count };
         trouble.aim();
-        leads(&trouble.replicas[0].kimup, DEADLINE).await;
+        one_leads(trouble.replicas.iter().map(|replica| &replica.kimup)).await;
         crate::support::configured(&trouble.own.cluster).await;
         trouble
     }
@@ -196,9 +196,12 @@ impl Run {
         run.shop.create_image("app", &spec).await;
         run.shop.settles("app", "1.0.0").await;
         let text = format!("{repository}:1.0.0");
-        run.shop.create_deployment("web", &text, &json!({})).await;
-        run.shop.create_deployment("api", &text, &json!({"spec": {"replicas": 1}})).await;
-        let mut set = serde_json::to_value(deployment("db", &text, &json!({"spec": {"serviceName": "db"}}))).unwrap();
+        // No revision of many rollouts is forgotten.
+        let all = 100;
+        run.shop.create_deployment("web", &text, &json!({"spec": {"revisionHistoryLimit": all}})).await;
+        run.shop.create_deployment("api", &text, &json!({"spec": {"revisionHistoryLimit": all, "replicas": 1}})).await;
+        let spec = json!({"spec": {"revisionHistoryLimit": all, "serviceName": "db"}});
+        let mut set = serde_json::to_value(deployment("db", &text, &spec)).unwrap();
         set["kind"] = json!("StatefulSet");
         let set: StatefulSet = serde_json::from_value(set).unwrap();
         run.shop.api::<StatefulSet>().create(&PostParams::default(), &set).await.unwrap();

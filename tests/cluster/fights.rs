@@ -81,8 +81,13 @@ impl Scene {
         let namespace = self.shop.namespace.as_str();
         let kubectl = async |args: &[&str]| {
             let args = [&["-n", namespace], args, &["-f", "-"]].concat();
-            let output = self.bed.cluster.kubectl_with_stdin(&args, &manifest.to_string()).await.unwrap();
-            assert!(output.success, "{tool:?}: {}", output.stderr);
+            // `replace` reads first, and a controller may write before it does.
+            eventually(DEADLINE, "no conflict", async || {
+                let output = self.bed.cluster.kubectl_with_stdin(&args, &manifest.to_string()).await.unwrap();
+                assert!(output.success || output.stderr.contains("Conflict"), "{tool:?}: {}", output.stderr);
+                if output.success { Ok(()) } else { Err(output.stderr) }
+            })
+            .await;
         };
         let name = manifest["metadata"]["name"].as_str().unwrap();
         let exists = apps(&self.shop, "Deployment").get_opt(name).await.unwrap().is_some();
@@ -168,8 +173,12 @@ async fn does_not_drift(scene: &Scene, tool: Tool, annotations: Annotations, obj
     }
     let mut diff = vec!["-n", &scene.shop.namespace, "diff", "-f", "-"];
     diff.extend((tool == Tool::ServerSide).then_some("--server-side"));
-    let diff = scene.bed.cluster.kubectl_with_stdin(&diff, &object.to_string()).await.unwrap();
-    assert!(diff.success && diff.stdout.is_empty(), "{tool:?} {annotations:?}: {} {}", diff.stdout, diff.stderr);
+    // A controller may write between the two that it compares.
+    eventually(DEADLINE, &format!("{tool:?} {annotations:?} finds no difference"), async || {
+        let diff = scene.bed.cluster.kubectl_with_stdin(&diff, &object.to_string()).await.unwrap();
+        if diff.success && diff.stdout.is_empty() { Ok(()) } else { Err(diff.stdout + &diff.stderr) }
+    })
+    .await;
 }
 
 #[tokio::test]

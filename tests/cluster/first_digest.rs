@@ -37,7 +37,7 @@ async fn is_rejected(repository: &str, follows_first: bool) {
     if follows_first {
         opt_in().await;
     }
-    let mut spec = json!({"spec": {"image": image, "rollout": {"deadline": "4s", "minInterval": "0s"}}});
+    let mut spec = json!({"spec": {"image": image, "rollout": {"deadline": "10s", "minInterval": "0s"}}});
     json_patch::merge(&mut spec["spec"], &follows());
     shop.create_image("img", &spec).await;
     if !follows_first {

@@ -278,6 +278,7 @@ async fn steps_are_waited_for(shop: &Shop, registries: &Registries, text: &str, 
         let applied = format!("app: 1.0.0 -> 1.2.0 (Image app, rollout {id})");
         assert_eq!((pod.annotations()[APPLIED].as_str(), image_of(&pod, "app")), (&*applied, newest.clone()));
     }
+    shop.sync("app").await; // the Events of a turn follow its status
     let events = shop.events("Rollout", "web").await;
     let said = |reason: &str| events.iter().filter(|event| event.starts_with(reason)).count();
     assert_eq!((said("RolloutStarted"), said("RolloutSettled")), (2, 1), "{events:?}");

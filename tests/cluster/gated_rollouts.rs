@@ -64,7 +64,7 @@ async fn what_has_started_ends_and_nothing_starts() {
     assert_eq!(stamped(&shop).await, [first], "the other one did not start");
 
     // From one gate to the next, which opens by itself: the interval is an hour.
-    let end = soon(10);
+    let end = soon(25);
     edit(&shop, &json!({"suspend": false, "windows": denied_until(end)})).await;
     let waits = format!("OutsideWindow: 1.1.0 waits: spec.windows let no rollout start now, until {end:.0}");
     shop.status_is("web", "it waits for the window", |s| conditions(s).0.as_ref() == Some(&waits)).await;
@@ -94,7 +94,7 @@ async fn a_window_opens_while_kimup_is_down() {
     shop.create_deployment("web", &format!("{image}:1.0.0"), &opted_in()).await;
     shop.pods_run("web", 2, &format!("{image}:1.0.0")).await;
 
-    let end = soon(25);
+    let end = soon(60);
     edit(&shop, &json!({"windows": denied_until(end)})).await;
     own.registry.push("app", "1.1.0").await.unwrap();
     let before = shop.sync("web").await.pending.expect("it waits");

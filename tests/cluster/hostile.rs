@@ -206,6 +206,13 @@ async fn edits_are_possible(shop: &Shop) {
 async fn a_missing_role_binding_is_named(cluster: &Cluster, shop: &Shop, registries: &crate::support::Registries) {
     registries.private.push("i-binding", "1.0.0").await.unwrap();
     cluster.kubectl_ok(&["delete", "clusterrolebinding", "kimup-pull-secrets"]).await.unwrap();
+    let account = "--as=system:serviceaccount:kimup-system:kimup";
+    eventually(DEADLINE, "the API server knows that it is gone", async || {
+        let answer =
+            cluster.kubectl(&["-n", &shop.namespace, "auth", "can-i", "get", "secrets", account]).await.unwrap();
+        if answer.stdout.trim() == "no" { Ok(()) } else { Err(answer.stdout) }
+    })
+    .await;
     let (server, user, password) = (
         format!("--docker-server={}", registries.private.host()),
         format!("--docker-username={}", USER.0),

@@ -83,7 +83,7 @@ async fn is_alone_at(stage: &Stage, at: &str, left: &str) {
 
 #[tokio::test]
 async fn it_goes_back_alone_and_is_held_there() {
-    let stage = with_late("late", "3s").await;
+    let stage = with_late("late", "10s").await;
     let shop = &stage.shop;
 
     comes_late_to(&stage, "1.4.0").await;
@@ -125,7 +125,7 @@ async fn it_goes_back_alone_and_is_held_there() {
 /// A newer tag is on its way and may not go yet: it goes back at once, and takes that one in its turn.
 #[tokio::test]
 async fn it_goes_back_although_a_newer_tag_waits() {
-    let stage = with_late("late-newer", "10s").await;
+    let stage = with_late("late-newer", "20s").await;
     let shop = &stage.shop;
 
     comes_late_to(&stage, "1.4.0").await;

@@ -141,7 +141,7 @@ async fn a_soak_goes_on_after_a_restart_and_begins_anew_when_its_workload_fails(
     let mut kimup = KimupProcess::start(own.options("kimup").await).await.unwrap();
     own.registry.push_all("app", &["1.0.0"]).await.unwrap();
     let (image, shop) = (own.registry.image("app"), own.shop("soak").await);
-    stage(&shop, &image, &json!({"soak": "10s"})).await;
+    stage(&shop, &image, &json!({"soak": "30s"})).await;
     deploy(&shop, "small", &image, 1, &json!({})).await;
     deploy(&shop, "large", &image, 2, &json!({})).await;
     all_run(&shop, "2/2", "1.0.0").await;
@@ -162,7 +162,7 @@ async fn a_soak_goes_on_after_a_restart_and_begins_anew_when_its_workload_fails(
     assert_eq!(first_ready_at(&status), Some(again), "a restart forgets nothing");
     assert_eq!(stamped(&shop, "1.1.0").await.into_keys().collect::<Vec<_>>(), ["small"]);
     let times = all_stamped(&shop, "1.1.0", &["large"]).await;
-    let soaked = again + Duration::from_secs(10);
+    let soaked = again + Duration::from_secs(30);
     let late = times["large"].duration_since(soaked).as_secs();
     assert!((0..10).contains(&late), "{times:?}, soaked {soaked}");
     all_run(&shop, "2/2", "1.1.0").await;
@@ -266,7 +266,7 @@ async fn stamp(shop: &Shop, kind: &str) -> String {
 /// A thousand tags a minute in one repository, of which kimup is told at the same time.
 #[tokio::test]
 async fn a_storm_of_tags_rolls_a_workload_once_per_interval() {
-    const LENGTH: Duration = Duration::from_secs(15);
+    const TAGS: usize = 250;
     let bed = Bed::shared().await;
     let registry = &bed.registries.scripted;
     let mut tags = vec!["1.0.0".to_owned()];
@@ -282,7 +282,7 @@ async fn a_storm_of_tags_rolls_a_workload_once_per_interval() {
     // What a busy machine is late with, it makes up for.
     let mut ticks = tokio::time::interval(Duration::from_secs(60) / 1000);
     let began = Instant::now();
-    while began.elapsed() < LENGTH {
+    while tags.len() <= TAGS {
         ticks.tick().await;
         tags.push(format!("1.0.{}", tags.len()));
         push(&tags);
@@ -290,7 +290,7 @@ async fn a_storm_of_tags_rolls_a_workload_once_per_interval() {
             shop.annotate_image("img", "kimup.cloudavenue.io/requestedAt", Some(&tags.len().to_string())).await;
         }
     }
-    let (pushed, took) = (tags.len() - 1, began.elapsed());
+    let took = began.elapsed();
     shop.sync("img").await;
     let last = tags.last().unwrap();
     all_run(&shop, "1/1", last).await;
@@ -299,11 +299,11 @@ async fn a_storm_of_tags_rolls_a_workload_once_per_interval() {
     let mut made: Vec<Timestamp> = sets.iter().filter_map(|s| s.creation_timestamp().map(|t| t.0)).collect();
     made.sort_unstable();
     let gaps: Vec<i64> = made.windows(2).map(|pair| pair[1].duration_since(pair[0]).as_secs()).collect();
-    println!("{pushed} tags in {took:.1?}, rollouts after seconds: {gaps:?}");
-    let each = took / u32::try_from(pushed).unwrap();
-    assert!(each <= Duration::from_secs(60) / 1000, "no storm: {pushed} tags in {took:?}");
+    println!("{TAGS} tags in {took:.1?}, rollouts after seconds: {gaps:?}");
+    // The 15 s that they are meant to take, and what a busy machine wakes late for the last of them.
+    assert!(took < Duration::from_secs(20), "no storm: {TAGS} tags in {took:?}");
     // It does not stand still meanwhile either: 3 s of rest, of which the API server tells whole ones.
-    assert!((4..=7).contains(&gaps.len()), "{gaps:?}");
+    assert!((4..=8).contains(&gaps.len()), "{gaps:?}");
     // The first stamp replaces no other.
     assert!(gaps[1..].iter().all(|gap| *gap >= 3), "{gaps:?}");
 }

@@ -101,6 +101,15 @@ pub async fn leads(kimup: &KimupProcess, within: Duration) {
         .await;
 }
 
+/// Waits until one of them leads.
+pub async fn one_leads(kimups: impl Iterator<Item = &KimupProcess> + Clone) {
+    eventually(DEADLINE, "one leads", async || {
+        let leads = kimups.clone().map(|kimup| async { kimup.metric("kimup_leader", &[]).await.unwrap_or_default() });
+        futures::future::join_all(leads).await.iter().any(|leads| *leads > 0.0)
+    })
+    .await;
+}
+
 /// Waits until the API server calls the webhook: a Pod of this Image's repository is changed.
 pub async fn admits(shop: &Shop, text: &str, wanted: &str) {
     let params = kube::api::PostParams { dry_run: true, ..Default::default() };

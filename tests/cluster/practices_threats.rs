@@ -14,7 +14,7 @@ use crate::sides::pull_secret;
 use crate::support::{Bed, DEADLINE, ENABLED, Shop, USER, image_of, pod, with_annotations};
 
 /// Far more than an answer takes on a busy machine, far less than one that grows with the square of its input.
-const PROMPT: Duration = Duration::from_secs(10);
+const PROMPT: Duration = Duration::from_secs(20);
 
 /// Somebody in the cluster's network who speaks with the webhook directly.
 pub struct Peer {

@@ -4,6 +4,7 @@ use kimup::api::SyncResult;
 use kimup_testbed::FaultReply;
 use serde_json::json;
 
+use crate::own::admits;
 use crate::support::{Bed, ENABLED, image_of, opted_in, pod, with_annotations};
 
 #[tokio::test]
@@ -16,6 +17,7 @@ async fn versions_order_as_numbers_and_prereleases_are_no_upgrade() {
     let rule = json!([{"name": "major", "type": "semver-major", "actions": [{"type": "apply"}]},
         {"name": "minor", "type": "semver-minor", "actions": [{"type": "apply"}]}]);
     shop.create_image("img", &json!({"spec": {"image": image, "rules": rule}})).await;
+    admits(&shop, &format!("{image}:1.8.0"), &format!("{image}:1.9.0")).await;
     shop.create_deployment("web", &format!("{image}:1.8.0"), &opted_in()).await;
     shop.pods_run("web", 2, &format!("{image}:1.9.0")).await;
     shop.settles("img", "1.9.0").await;
@@ -38,9 +40,9 @@ async fn a_registry_that_fails_changes_nothing() {
     let image = registry.image("d-fails");
     let shop = bed.shop("d-fails", &[]).await;
     shop.create_image("img", &json!({"spec": {"image": image}})).await;
-    let text = format!("{image}:1.0.0");
+    let (text, wanted) = (format!("{image}:1.0.0"), format!("{image}:1.1.0"));
+    admits(&shop, &text, &wanted).await;
     shop.create_deployment("web", &text, &opted_in()).await;
-    let wanted = format!("{image}:1.1.0");
     let pods = shop.pods_run("web", 2, &wanted).await;
     shop.settles("img", "1.1.0").await;
     let uid = |p: &k8s_openapi::api::core::v1::Pod| p.metadata.uid.clone();
@@ -94,6 +96,7 @@ async fn a_newer_own_tag_is_kept_and_nobody_else_gets_it() {
     let image = registry.image("d-own");
     let shop = bed.shop("d-own", &[]).await;
     shop.create_image("img", &json!({"spec": {"image": image}})).await;
+    admits(&shop, &format!("{image}:1.0.0"), &format!("{image}:1.1.0")).await;
     // 3.0.0 is beyond the rules, and the registry does not list it.
     shop.create_deployment("ahead", &format!("{image}:3.0.0"), &opted_in()).await;
     shop.create_deployment("web", &format!("{image}:1.0.0"), &opted_in()).await;

@@ -6,7 +6,7 @@ use kube::api::{Api, Patch, PatchParams};
 use serde_json::{Value, json};
 
 use crate::holds::{self, HOLD, is_held, nothing_happens, nothing_is_held, object, said};
-use crate::rollback::{BROKEN, OURS, Stage, condition, count};
+use crate::rollback::{BROKEN, Stage, condition, count};
 use crate::support::Shop;
 
 const REJECT: &str = "kimup.cloudavenue.io/reject";
@@ -88,7 +88,8 @@ async fn a_tag_that_is_gone_is_no_way_back() {
 }
 
 async fn goes_back(name: &str, gone: &[&str]) {
-    let stage = Stage::new(name, &json!({"rollout": {"deadline": OURS, "minInterval": "1s"}})).await;
+    // What is prepared below must be done before the rollout has failed.
+    let stage = Stage::new(name, &json!({"rollout": {"deadline": "20s", "minInterval": "1s"}})).await;
     let shop = &stage.shop;
     stage.workload("Deployment", "web", &json!({})).await;
     stage.push("1.2.5").await;

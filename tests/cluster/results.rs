@@ -26,6 +26,7 @@ async fn results_until(shop: &Shop, since: &Image, wanted: SyncResult) -> Vec<Sy
         while seen.last() != Some(&wanted) {
             match events.try_next().await.unwrap() {
                 Some(WatchEvent::Modified(image)) => seen.extend(image.status.and_then(|s| s.result)),
+                Some(WatchEvent::Bookmark(_)) => {}
                 other => panic!("{other:?} after {seen:?}"),
             }
         }

@@ -8,6 +8,7 @@ use kube::api::{Api, ApiResource, DynamicObject, ListParams, Patch, PatchParams,
 use kube::core::GroupVersionKind;
 use serde_json::{Value, json};
 
+use crate::own::admits;
 use crate::support::{Bed, DEADLINE, DEPLOYED, ENABLED, Registries, Shop, configured, options};
 
 const STAMP: &str = "stamp.kimup.cloudavenue.io/app";
@@ -74,6 +75,7 @@ impl Stage {
     /// An opted-in workload with two Pods that run 1.2.0 without a stamp.
     pub async fn workload(&self, kind: &str, name: &str, spec: &Value) {
         let text = format!("{}:1.0.0", self.image);
+        admits(&self.shop, &text, &format!("{}:1.2.0", self.image)).await;
         let mut object = json!({
             "apiVersion": "apps/v1", "kind": kind, "metadata": {"name": name},
             "spec": {
@@ -141,6 +143,7 @@ impl Stage {
     }
 
     pub async fn said_once(&self, kind: &str, name: &str) {
+        self.shop.sync("img").await; // the Events of a turn follow its status
         let on_image = self.shop.events("Image", "img").await;
         assert_eq!(count(&on_image, &["TagRejected: ", BROKEN, "action=retry"]), 1, "{on_image:?}");
         assert_eq!(count(&on_image, &["RolledBack: ", "-> 1.2.0"]), 1, "{on_image:?}");
@@ -209,6 +212,7 @@ async fn nothing_delays_a_rollback_and_retry_tries_again() {
     stage.is_rolled_back("Deployment", "web", "ImagePullBackOff").await;
     let image = stage.shop.api::<kimup::api::Image>().get("img").await.unwrap();
     assert!(kube::ResourceExt::annotations(&image).get("kimup.cloudavenue.io/action").is_none());
+    stage.shop.sync("img").await;
     let events = stage.shop.events("Image", "img").await;
     assert_eq!(count(&events, &["Retried: ", BROKEN]), 1, "{events:?}");
     assert_eq!(count(&events, &["TagRejected: ", BROKEN]), 2, "{events:?}");

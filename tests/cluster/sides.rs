@@ -347,7 +347,7 @@ async fn a_private_registry_by_the_service_accounts_secret_alone() {
     // A bare Pod of that account.
     let mut bare = with_annotations(pod("bare", &reference("1.0.0")), &[(POLICY, "semver"), (INTERVAL, "1h")]);
     bare.spec.as_mut().unwrap().service_account_name = Some("robot".to_owned());
-    let created = shop.create_pod(&bare).await.unwrap();
+    let created = shop.create_asked(&bare).await;
     assert_eq!(image_of(&created, "app"), reference("1.2.0"));
 
     // Removed: said, and no version back.
@@ -410,7 +410,7 @@ impl Flight {
 async fn watch(shop: &Shop, from: &str, count: usize) -> Flight {
     let api = shop.api::<Deployment>();
     let mut flight = Flight::default();
-    let mut changes = api.watch(&WatchParams::default().timeout(120), from).await.unwrap().boxed();
+    let mut changes = api.watch(&WatchParams::default().timeout(290), from).await.unwrap().boxed();
     while let Some(change) = changes.next().await {
         match change.unwrap() {
             WatchEvent::Added(deployment) | WatchEvent::Modified(deployment) => flight.see(&deployment),

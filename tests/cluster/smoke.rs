@@ -84,10 +84,11 @@ async fn a_broken_image_never_starts() {
             assert_eq!(reason, "ImagePullBackOff", "{name}");
         }
     }
-    assert_eq!(
-        condition(&deployments.get("fine").await.unwrap(), "Progressing").as_deref(),
-        Some("NewReplicaSetAvailable")
-    );
+    let fine = async || {
+        let reason = condition(&deployments.get("fine").await.unwrap(), "Progressing");
+        if reason.as_deref() == Some("NewReplicaSetAvailable") { Ok(()) } else { Err(format!("{reason:?}")) }
+    };
+    eventually(DEADLINE, "the other one is complete", fine).await;
 }
 
 #[tokio::test]
@@ -138,10 +139,7 @@ async fn a_service_account_may_do_what_its_role_says() {
 #[tokio::test]
 async fn requests_of_kimup_are_in_the_audit_log() {
     let cluster = Cluster::shared().await;
-    cluster
-        .apply(&[], r#"{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "kimup-system"}}"#)
-        .await
-        .unwrap();
+    cluster.apply_deploy(&["Namespace"]).await.unwrap();
     let account = r#"{"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "smoke-audit", "namespace": "kimup-system"}}"#;
     cluster.apply(&[], account).await.unwrap();
     let kubeconfig = cluster.kubeconfig_for("kimup-system", "smoke-audit").await.unwrap();

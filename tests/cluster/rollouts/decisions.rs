@@ -4,6 +4,7 @@ use kimup::api::Held;
 use serde_json::json;
 
 use super::{count, create, nothing_happens, writes};
+use crate::own::admits;
 use crate::support::{Bed, Shop};
 
 /// A Deployment `web` with an Image `img`, and what the registry has pushed.
@@ -23,6 +24,7 @@ impl Stage {
         let image = registry.image(name);
         let shop = bed.shop(name, &[]).await;
         shop.create_image("img", &json!({"spec": {"image": image}})).await;
+        admits(&shop, &format!("{image}:1.0.0"), &format!("{image}:1.1.0")).await;
         create(&shop, "Deployment", "web", &json!([{"name": "app", "image": format!("{image}:1.0.0")}])).await;
         let stage = Self { bed, shop, repository: name.to_owned(), image };
         stage.runs("1.1.0").await;

@@ -4,12 +4,12 @@ mod decisions;
 mod limits;
 mod newer;
 
-use kimup_testbed::eventually;
 use kube::api::{Api, ApiResource, DynamicObject, ListParams, PostParams};
 use kube::core::GroupVersionKind;
 use serde_json::{Value, json};
 
-use crate::support::{Bed, DEADLINE, Shop};
+use crate::holds::{at_rest, done_to, object};
+use crate::support::{Bed, Shop};
 
 /// The audit log's name for kimup.
 const KIMUP: &str = "system:serviceaccount:kimup-system:kimup";
@@ -18,10 +18,6 @@ const KIMUP: &str = "system:serviceaccount:kimup-system:kimup";
 fn apps(shop: &Shop, kind: &str) -> Api<DynamicObject> {
     let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("apps", "v1", kind));
     Api::namespaced_with(shop.client.clone(), &shop.namespace, &resource)
-}
-
-async fn object(shop: &Shop, kind: &str, name: &str) -> Value {
-    serde_json::to_value(apps(shop, kind).get(name).await.unwrap()).unwrap()
 }
 
 /// A workload with two Pods (a DaemonSet has one on each of the two Nodes), opted in by its Pod template.
@@ -68,27 +64,15 @@ fn writes(bed: &Bed, shop: &Shop, name: &str) -> usize {
     ours.count()
 }
 
-/// Waits until a workload's controllers have nothing more to write: its resource version after a whole sync is the one
-/// before.
-async fn quiet(shop: &Shop, kind: &str, name: &str, image: &str) -> Value {
-    eventually(DEADLINE, &format!("{kind} {}/{name} is at rest", shop.namespace), async || {
-        let before = object(shop, kind, name).await;
-        shop.sync(image).await;
-        let after = object(shop, kind, name).await;
-        if before == after { Ok(after) } else { Err(after["status"].to_string()) }
-    })
-    .await
-}
-
 /// Shows that nothing happens to a workload in `count` further syncs of an Image.
 async fn nothing_happens(shop: &Shop, kind: &str, name: &str, image: &str, count: usize) {
-    let before = quiet(shop, kind, name, image).await;
+    let before = at_rest(shop, kind, name, image).await;
     let status = shop.status(image).await;
     for _ in 0..count {
         shop.sync(image).await;
     }
     let after = object(shop, kind, name).await;
-    assert_eq!(before["metadata"]["resourceVersion"], after["metadata"]["resourceVersion"], "{before} {after}");
+    assert_eq!(done_to(&before), done_to(&after), "{before} {after}");
     let timeless = |mut status: kimup::api::ImageStatus| {
         (status.time, status.last_handled_request) = (None, None);
         status

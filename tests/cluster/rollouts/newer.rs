@@ -10,6 +10,7 @@ use kube::api::ListParams;
 use serde_json::json;
 
 use super::{count, create, nothing_happens, object, revisions, writes};
+use crate::own::admits;
 use crate::support::{Bed, DEADLINE, Shop, image_of};
 
 #[tokio::test]
@@ -42,6 +43,8 @@ async fn a_newer_tag_rolls(bed: &Bed, kind: &str) {
     assert!(uids(&first).is_disjoint(&uids(&second)), "every Pod is replaced");
     check_status(&status);
     check_pods(&shop, kind, &second, &text).await;
+    // The Events of a turn follow its status; when the next turn is over, they are there.
+    shop.sync("img").await;
     check_events(&shop, kind, &image).await;
     check_kubectl(bed, &shop, &lower).await;
 
@@ -159,6 +162,7 @@ async fn who_runs_the_wanted_image_already_is_not_rolled() {
     shop.pods_run("own", 2, &text).await;
     shop.pods_run("latecomer", 2, &text).await;
     shop.create_image("img", &json!({"spec": {"image": image}})).await;
+    admits(&shop, &format!("{image}:1.0.0"), &text).await;
     create(&shop, "Deployment", "web", &json!([{"name": "app", "image": format!("{image}:1.0.0")}])).await;
     shop.pods_run("web", 2, &text).await;
     shop.settles("img", "1.1.0").await;
