@@ -32,7 +32,9 @@ impl Common for ByRepository {
 
 impl Common for ByOwner {
     fn has(entry: &Entry, key: &str) -> bool {
-        key.split_once('/').is_some_and(|(kind, name)| entry.is_owned_by(kind, name))
+        // Not split at the slash: nobody checks the kind that somebody writes into an ownerReference.
+        let name_in = |kind: &str| key.strip_prefix(kind)?.strip_prefix('/');
+        entry.owner.as_ref().is_some_and(|owner| name_in(&owner.0) == Some(&owner.1))
     }
 }
 
@@ -44,7 +46,7 @@ impl Common for ByRecord {
 
 /// The key of a workload among owners.
 pub(super) fn owner_key(kind: &str, name: &str) -> String {
-    format!("{kind}/{name}") // no kind has a slash
+    format!("{kind}/{name}")
 }
 
 /// Images by what they have in common.

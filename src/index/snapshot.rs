@@ -244,7 +244,7 @@ impl Entry {
         (self.group() == before.group() && past.rejected == known.rejected).then(|| Arc::clone(&known.of_group))
     }
 
-    pub(super) fn is_owned_by(&self, kind: &str, name: &str) -> bool {
+    fn is_owned_by(&self, kind: &str, name: &str) -> bool {
         self.owner.as_ref().is_some_and(|owner| (owner.0.as_str(), owner.1.as_str()) == (kind, name))
     }
 

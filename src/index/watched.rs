@@ -39,7 +39,10 @@ fn begun_anew<K: Send + 'static>(
 }
 
 fn is_gone(error: &Error) -> bool {
-    matches!(error, Error::WatchStartFailed(kube::Error::Api(status)) if status.code == 410)
+    let (Error::WatchStartFailed(cause) | Error::WatchFailed(cause)) = error else {
+        return false;
+    };
+    matches!(cause, kube::Error::Api(status) if status.code == 410)
 }
 
 /// Waits between the attempts of a failing watch: at most 2 seconds, so that a restarted API server is followed again

@@ -119,7 +119,7 @@ pub struct PullAccess {
 /// How a status tells that Pods are wanted and not there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Denied {
-    /// A condition says that kimup's webhook could not be called.
+    /// A condition says that kimup's webhook could not be called, or that it did not see a Pod.
     Unreachable,
     /// A condition says that kimup's webhook denied a Pod.
     ByUs,
@@ -127,9 +127,12 @@ pub enum Denied {
     Perhaps,
 }
 
-/// Whether the message of a controller speaks of an entry of kimup's webhook configuration.
+/// The policy of `deploy/overlays/stamp-check`, with the quotes of the API server. It may refuse a Pod that kimup did not see.
+const STAMP_CHECK: &str = "'kimup-stamp-check'";
+
+/// Whether the message of a controller speaks of an entry of kimup's webhook configuration, or of its policy.
 pub(super) fn blames_us(message: &str) -> bool {
-    message.contains(".kimup.cloudavenue.io\"")
+    message.contains(".kimup.cloudavenue.io\"") || message.contains(STAMP_CHECK)
 }
 
 /// A workload as kimup sees it.
@@ -337,7 +340,8 @@ impl Denied {
     /// From what a controller says that could not create a Pod.
     pub(super) fn of_message(message: &str) -> Option<Self> {
         let ours = blames_us(message);
-        ours.then(|| if message.contains("failed calling webhook") { Self::Unreachable } else { Self::ByUs })
+        let unseen = message.contains("failed calling webhook") || message.contains(STAMP_CHECK);
+        ours.then_some(if unseen { Self::Unreachable } else { Self::ByUs })
     }
 }
 

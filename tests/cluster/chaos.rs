@@ -14,11 +14,11 @@ use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
 use kimup::api::annotations::STAMP_PREFIX;
 use kimup::api::{Applied, Image, ImageStatus};
+use kimup::index::watched;
 use kimup_testbed::{Balancer, FaultReply, KimupProcess, ScriptedRegistry, WebhookUrl, eventually};
 use kube::ResourceExt as _;
 use kube::api::{Api, DeleteParams, ListParams, PostParams};
-use kube::runtime::WatchStreamExt as _;
-use kube::runtime::watcher::{self, Event};
+use kube::runtime::watcher::{Config, Event};
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::task::JoinSet;
@@ -165,9 +165,8 @@ impl Record {
     where
         K: kube::Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
     {
-        let events = watcher::watcher(Api::<K>::all(client), watcher::Config::default());
         // One that fails begins anew, from where it was or with a list.
-        let seen = events.default_backoff().for_each(async |event| {
+        let seen = watched(Api::<K>::all(client), Config::default()).for_each(async |event| {
             if let Ok(Event::Apply(object) | Event::InitApply(object)) = event {
                 self.with(|checker| see(checker, &object));
             }

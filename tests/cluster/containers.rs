@@ -147,12 +147,12 @@ async fn a_pod_wide_policy_must_say_which_container_it_means() {
     patch_deployment(&shop, "web", &on_template(&json!({CONTAINERS: "app"}))).await;
     settles(&shop, &image_name("Deployment", "web", "app"), "1.1.0").await;
     run(&shop, "web", &[("app", &newest), ("web", &text), ("init", &text)]).await;
-    patch_deployment(&shop, "web", &json!({"metadata": {"annotations": {CONTAINERS: "web"}}})).await;
-    patch_deployment(&shop, "web", &on_template(&json!({CONTAINERS: "web, init"}))).await;
     // On a busy machine its Pods may have come before its Image, and then it was rolled: that is not taken back.
     let template = shop.api::<Deployment>().get("web").await.unwrap().spec.template.metadata.unwrap();
     let is_stamped = template.annotations.unwrap().contains_key("stamp.kimup.cloudavenue.io/app");
     let app = if is_stamped { &newest } else { &text };
+    patch_deployment(&shop, "web", &json!({"metadata": {"annotations": {CONTAINERS: "web"}}})).await;
+    patch_deployment(&shop, "web", &on_template(&json!({CONTAINERS: "web, init"}))).await;
     run(&shop, "web", &[("app", app), ("web", &newest), ("init", &newest)]).await;
 }
 

@@ -118,6 +118,7 @@ async fn the_other_follows(scene: &mut Scene) {
     // Admission does not wait for a leader, only for the API server to find its connections to the killed one broken.
     scene.push("1.2.0").await;
     eventually(DEADLINE, "the other admits", async || scene.pods_get("1.1.0").await).await;
+    assert!(scene.second.metric("kimup_leader", &[]).await.unwrap() < 1.0, "before anybody leads");
     leads(&scene.second, DEADLINE).await;
     let took = killed.elapsed();
     println!("the second replica leads {:.1} s after the first was killed", took.as_secs_f64());

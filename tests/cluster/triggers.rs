@@ -50,8 +50,9 @@ async fn at_rest(shop: &Shop, name: &str, tag: &str) {
     .await;
     // Which the API server logs a moment after it has answered.
     let cluster = Bed::shared().await.cluster;
-    let logged = async || said(&writes(cluster, &shop.namespace)).iter().any(|write| write.contains(" events"));
-    eventually(DEADLINE, "it is logged", logged).await;
+    let there = shop.events("Image", name).await.len();
+    let logged = || said(&writes(cluster, &shop.namespace)).iter().filter(|write| write.contains(" events")).count();
+    eventually(DEADLINE, "its Events are logged", async || logged() >= there).await;
 }
 
 async fn syncs_by_itself(name: &str, trigger: Value) {

@@ -67,6 +67,9 @@ fn a_workload_whose_pods_were_denied() {
     deployed(&format!("Internal error occurred: failed calling {entry}: refused"), Some(Denied::Unreachable));
     deployed(&format!("admission {entry} denied the request: kimup: no tag yet"), Some(Denied::ByUs));
     deployed(r#"admission webhook "other.io" denied the request: kimup.cloudavenue.io"#, None);
+    let check =
+        "ValidatingAdmissionPolicy 'kimup-stamp-check' with binding 'kimup-stamp-check' denied request: container app";
+    deployed(&format!("pods \"web-1\" is forbidden: {check}"), Some(Denied::Unreachable));
     deployed("exceeded quota", None);
 }
 
