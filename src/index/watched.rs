@@ -14,28 +14,23 @@ use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
 /// Lists and watches objects, again and again, with a [`Pause`] after each error.
+///
+/// Goes on with another of kube's watchers where one would ask for ever: "clients must handle [410 Gone] by clearing their
+/// local cache, performing a new get or list operation" (Kubernetes API concepts), but kube's does so only if an event of an
+/// open watch says it. Asked for a watch of a version that is gone, an API server may answer with the status.
 pub fn watched<K>(api: Api<K>, config: Config) -> BoxStream<'static, Result<Event<K>, Error>>
 where
     K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
 {
-    begun_anew(move || watcher::watcher(api.clone(), config.clone()).boxed()).backoff(Pause::default()).boxed()
-}
-
-/// Goes on with another watcher where one would ask for ever: "clients must handle [410 Gone] by clearing their local
-/// cache, performing a new get or list operation" (Kubernetes API concepts), but kube's does so only if an event of an
-/// open watch says it. Asked for a watch of a version that is gone, an API server may answer with the status.
-fn begun_anew<K: Send + 'static>(
-    watcher: impl Fn() -> BoxStream<'static, Result<Event<K>, Error>> + Send + 'static,
-) -> BoxStream<'static, Result<Event<K>, Error>> {
-    let state = (watcher(), watcher);
-    futures::stream::unfold(state, |(mut running, watcher)| async move {
+    let begin = move || watcher::watcher(api.clone(), config.clone()).boxed();
+    let events = futures::stream::unfold((begin(), begin), |(mut running, begin)| async move {
         let event = running.next().await?;
         if event.as_ref().is_err_and(is_gone) {
-            running = watcher();
+            running = begin();
         }
-        Some((event, (running, watcher)))
-    })
-    .boxed()
+        Some((event, (running, begin)))
+    });
+    events.backoff(Pause::default()).boxed()
 }
 
 fn is_gone(error: &Error) -> bool {

@@ -66,8 +66,8 @@ struct State {
 }
 
 impl State {
-    fn start_anew(&mut self, now: Instant) {
-        (self.tries, self.next) = (0, now);
+    fn start_anew(&mut self, at: Instant) {
+        (self.tries, self.next) = (0, at);
     }
 }
 
@@ -92,9 +92,8 @@ impl Schedule {
         if freed && !signed {
             self.sign = Some(now);
             for state in self.known.values_mut() {
-                state.start_anew(now);
                 // Whoever was nudged a moment ago, as the next to be tried, may be getting its Pods as well.
-                state.next = state.last.map_or(now, |last| now.max(last + FIRST));
+                state.start_anew(state.last.map_or(now, |last| now.max(last + FIRST)));
             }
         }
         let signed = signed || freed;

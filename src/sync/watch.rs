@@ -167,9 +167,8 @@ impl Each<'_> {
             None => Api::all(client),
         };
         for (within, api) in scopes(self.sync, api) {
-            let stream = watched(api, watcher::Config::default());
             self.first.push(follow(
-                stream,
+                api,
                 self.sync.clone(),
                 self.shutdown.clone(),
                 kind,
@@ -190,12 +189,11 @@ fn watch_namespaces(sync: &Arc<Sync>, shutdown: &CancellationToken, first: &mut 
         return;
     }
     let api: Api<PartialObjectMeta<Namespace>> = Api::all(sync.client.clone());
-    let stream = watched(api, watcher::Config::default());
     let saw = |sync: &Sync, namespace: PartialObjectMeta<Namespace>| {
         sync.saw_namespace(&namespace.name_any(), &namespace.metadata);
     };
     let gone = |sync: &Sync, _: &str, name: &str| sync.world.remove_namespace(name);
-    first.push(follow(stream, sync.clone(), shutdown.clone(), Kind::Namespaces, None, saw, gone));
+    first.push(follow(api, sync.clone(), shutdown.clone(), Kind::Namespaces, None, saw, gone));
 }
 
 fn poll_namespace(sync: Arc<Sync>, shutdown: CancellationToken, name: String) -> Receiver<bool> {
@@ -242,7 +240,7 @@ fn poll_namespace(sync: Arc<Sync>, shutdown: CancellationToken, name: String) ->
 /// Follows one watch, of the namespace `within` or of all. A failed one keeps what is known; a new list replaces it when
 /// it is complete: what went meanwhile is `gone` like what is deleted before our eyes.
 fn follow<K>(
-    mut stream: futures::stream::BoxStream<'static, Result<Event<K>, watcher::Error>>,
+    api: Api<K>,
     sync: Arc<Sync>,
     shutdown: CancellationToken,
     kind: Kind,
@@ -251,9 +249,10 @@ fn follow<K>(
     gone: impl Fn(&Sync, &str, &str) + Send + 'static,
 ) -> Receiver<bool>
 where
-    K: Resource + Send + 'static,
+    K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
 {
     let (listed, receiver) = tokio::sync::watch::channel(false);
+    let mut stream = watched(api, watcher::Config::default());
     tokio::spawn(async move {
         let mut seen = HashSet::new();
         loop {

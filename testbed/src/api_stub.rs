@@ -166,15 +166,13 @@ impl ApiStub {
 
     /// Forgets what happened so far: whoever asks to watch from there gets the status 410 `Expired`.
     pub fn forget(&self) {
-        let mut state = lock(&self.shared.state);
-        state.version += 1;
-        state.forgotten = state.version;
+        lock(&self.shared.state).forget();
     }
 
     /// Forgets what happened so far and says so to those who watch (410 `Expired`): they must list anew.
     pub fn expire_watches(&self) {
-        self.forget();
         let mut state = lock(&self.shared.state);
+        state.forget();
         let line = Bytes::from(format!("{}\n", json!({"type": "ERROR", "object": status(410, "Expired")})));
         for (_, watch) in state.kinds.values_mut().flat_map(|kind| kind.watches.drain(..)) {
             let _ = watch.send(line.clone()); // who is gone needs no telling
@@ -218,6 +216,11 @@ fn key(object: &Value) -> Key {
 }
 
 impl Cluster {
+    fn forget(&mut self) {
+        self.version += 1;
+        self.forgotten = self.version;
+    }
+
     /// The object as it is stored.
     fn put(&mut self, plural: &'static str, key: Key, mut object: Value) -> Arc<str> {
         self.version += 1;

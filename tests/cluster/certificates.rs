@@ -106,9 +106,9 @@ impl Scene {
 
     /// All endpoints serve what the configuration trusted a moment ago.
     async fn trusted_is_served(&self) {
+        let mut carried = self.carried().await;
         let endpoints = self.endpoints.lock().unwrap().clone();
         for endpoint in endpoints {
-            let mut carried = self.carried().await;
             while let Err(error) = handshake(endpoint, carried.clone()).await {
                 let now = self.carried().await;
                 assert!(now != carried, "{endpoint} serves what nobody trusts: {error}");

@@ -12,7 +12,7 @@ use kube::api::{Api, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 
 use crate::annotated::{INTERVAL, POLICY, images, on_template, patch_deployment, settles};
-use crate::policies::{complained, kubectl_create};
+use crate::policies::{complained, kubectl_create, kubectl_creates};
 use crate::support::{Bed, DEADLINE, Shop, image_of, is_ready, pod};
 
 const CONTAINERS: &str = "kimup.cloudavenue.io/containers";
@@ -135,13 +135,7 @@ async fn a_pod_wide_policy_must_say_which_container_it_means() {
 
     // Named, it works.
     let named = json!({POLICY: "semver", INTERVAL: "1h", CONTAINERS: "web"});
-    // Where many ask the same registry at once, a question may come too late: then it is asked again.
-    eventually(DEADLINE, "the Pod is admitted", async || {
-        let (success, said) = kubectl_create(bed.cluster, &shop, &bare("clear", &named)).await;
-        assert!(if success { said.is_empty() } else { said.contains("did not answer") }, "{said}");
-        if success { Ok(()) } else { Err(said) }
-    })
-    .await;
+    kubectl_creates(bed.cluster, &shop, &bare("clear", &named)).await;
     let created = shop.api::<Pod>().get("clear").await.unwrap();
     assert_eq!((image_of(&created, "app"), image_of(&created, "web")), (text.clone(), newest.clone()));
     patch_deployment(&shop, "web", &on_template(&json!({CONTAINERS: "app"}))).await;

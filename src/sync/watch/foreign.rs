@@ -6,11 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kube::api::{Api, DynamicObject, ListParams};
-use kube::runtime::watcher;
 use tokio::sync::watch::{Receiver, Sender};
 use tokio_util::sync::CancellationToken;
 
-use crate::index::{Pause, watched};
+use crate::index::Pause;
 use crate::rollout::{Kind, Workload};
 use crate::sync::engine::Sync;
 use crate::sync::world;
@@ -152,11 +151,10 @@ impl Followed {
                 continue;
             }
             let token = shutdown.child_token();
-            let stream = watched(api, watcher::Config::default());
             let saw = move |sync: &Sync, object: DynamicObject| saw(sync, kind, &object);
             let gone = move |sync: &Sync, namespace: &str, name: &str| workload_gone(sync, kind, namespace, name);
             let of = world::Kind::Workloads(kind);
-            let first = follow(stream, sync.clone(), token.clone(), of, within.clone(), saw, gone);
+            let first = follow(api, sync.clone(), token.clone(), of, within.clone(), saw, gone);
             sync.served().0.insert((kind, within.clone()), first.clone());
             self.running.insert(within, (token, first));
         }

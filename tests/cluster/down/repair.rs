@@ -7,6 +7,7 @@ use kimup_testbed::{Balancer, KimupProcess, WebhookUrl, eventually};
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 
+use crate::holds::said;
 use crate::own::{Own, admits};
 use crate::support::{DEADLINE, ENABLED, FAILURE_POLICY, Shop, image_of, pod};
 
@@ -127,8 +128,7 @@ async fn pods_that_came_to_be_without_kimup_are_replaced_once() {
 /// A Pod alone and a Job's are named, both in one Event, and stay; one that kimup answered for is not named.
 async fn nobody_replaces(shop: &Shop, wrong: &[String]) {
     let words: Vec<&str> = wrong.iter().map(String::as_str).collect();
-    let named = async || shop.events("Image", "broken").await.iter().any(|e| e.starts_with("PodsUnmutated"));
-    eventually(DEADLINE, "they are named", named).await;
+    said(shop, "Image", "broken", &["PodsUnmutated"]).await;
     told_once(shop, "Image", "broken", &words).await;
     told_once(shop, "Image", "broken", &["no rollout replaces them"]).await;
     let events = shop.events("Image", "broken").await;
